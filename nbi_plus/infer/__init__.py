@@ -1,0 +1,1 @@
+"""How we answer: weights, posteriors and the ladder of corrections."""

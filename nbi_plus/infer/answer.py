@@ -1,0 +1,141 @@
+"""Answers: the way from observations to posteriors, for a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.infer import verdict
+from nbi_plus.infer.ladder import Ladder, climb, unweighted
+from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.infer.proposals import FlowProposal
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import preserved_random_state
+from nbi_plus.problem.simulator import BoundSimulator
+from nbi_plus.problem.target import Target
+
+_ROWS_AT_ONCE = 2**17  # draws of all objects of one batch: bounds the memory of a survey
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A trained model, the problem it was trained for, and how to compute.
+
+    Attributes
+    ----------
+    prior, noise : Prior, Noise
+        The noise is bound.
+    simulator : BoundSimulator or None
+        None, or a stochastic one: answers stay uncorrected.
+    model : TrainedModel
+    ladder : Ladder
+    device : torch.device
+    n_jobs, client
+        How a numpy simulator is run.
+    """
+
+    prior: Prior
+    noise: Noise
+    simulator: BoundSimulator | None
+    model: TrainedModel
+    ladder: Ladder
+    device: torch.device
+    n_jobs: int | None = None
+    client: object | None = None
+
+    def posteriors(self, observations: Observations, n_samples: int, keep: int | None, seed: int) -> Posteriors:
+        """Return posteriors of many objects, in batches of bounded memory."""
+        if not n_samples >= 1:
+            raise ValueError(f"n_samples must be at least 1, but is {n_samples}.")
+        if keep is not None and not keep >= 0:
+            raise ValueError(f"keep must be None or at least 0, but is {keep}.")
+        self.check_grid(observations)
+        ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
+        request = verdict.Request(self.prior, keep, ladder.gate, seed)
+        weighted = self._can_weight(observations)
+        proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
+        step = max(1, _ROWS_AT_ONCE // ladder.n_draws)
+        parts = []
+        for start in range(0, len(observations), step):
+            piece = observations[start : start + step]
+            batch, features = self.features(piece)
+            objects = self._objects(piece, batch, features)
+            if weighted:
+                target = Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
+                with preserved_random_state():
+                    outcomes = climb(target, proposal, features, objects.keys, ladder, seed)
+                parts.append(verdict.corrected(outcomes, objects, request))
+            else:
+                pool = unweighted(proposal, features, objects.keys, ladder.n_draws, seed)
+                parts.append(verdict.amortized(pool, objects, request))
+        return Posteriors.concatenate(parts)
+
+    def draws(self, observations: Observations, n: int, seed: int) -> NDArray[np.float64]:
+        """Return draws (N, n, D) of the network alone."""
+        self.check_grid(observations)
+        _, features = self.features(observations)
+        keys = torch.as_tensor(observations.keys, device=features.device)
+        z = self.proposal(0.0).draw(features, keys, n, seed, "sample").z
+        return self.prior.from_latent(z).cpu().numpy()
+
+    def log_prob(self, theta: NDArray[np.float64], observations: Observations) -> NDArray[np.float64]:
+        """Return log q(theta | x), shape (n,), of theta (n, D) and one object, or n objects."""
+        self.check_grid(observations)
+        if len(observations) not in (1, len(theta)):
+            raise ValueError(f"x must hold one object, or one for each of {len(theta)} theta, but holds "
+                             f"{len(observations)}.")
+        features = self.features(observations)[1].expand(len(theta), -1)
+        z = torch.as_tensor(self.prior.to_latent(theta), device=features.device)
+        latent = self.proposal(0.0).log_prob(z[:, None], features)[:, 0]
+        change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).cpu().numpy()
+        return latent.cpu().numpy() + change
+
+    def proposal(self, defensive_share: float) -> FlowProposal:
+        """Return the network's flow as a proposal."""
+        network = self.model.network
+        return FlowProposal(network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width)
+
+    def features(self, observations: Observations) -> tuple[Batch, Tensor]:
+        """Return a batch on the device, and its features (n, F)."""
+        batch = observations.batch().to(self.device)
+        return batch, self.model.network.features(batch)
+
+    def check_grid(self, observations: Observations) -> None:
+        """Refuse data of another shape, or on another shared grid, than the network was trained for."""
+        shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
+        trained = self.model.conditions
+        if shape != self.model.shape:
+            raise ValueError(f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
+                             "Fit again for these data.")
+        if trained.x_err is not None and observations.errors is None:
+            raise ValueError("x_err must be given, for the network was trained with errors, but is missing.")
+        for name, values in trained.coords.items():
+            if values.ndim != 1:
+                continue
+            if not (observations.shared_grid and name in observations.points):
+                raise ValueError(f"{name} must be given as one grid of shape ({shape[1]},), as in training.")
+            if not np.allclose(observations.points[name], values.numpy()):
+                raise ValueError(f"{name} must be the grid of the training, but differs from it. "
+                                 "Fit again for these data.")
+
+    def _can_weight(self, observations: Observations) -> bool:
+        known = self.noise.has_likelihood(observations.errors is not None)
+        return self.simulator is not None and not self.simulator.stochastic and known
+
+    def _objects(self, observations: Observations, batch: Batch, features: Tensor) -> verdict.Objects:
+        reference = self.model.reference
+        return verdict.Objects(
+            ids=observations.ids,
+            keys=torch.as_tensor(observations.keys, device=features.device),
+            ood=reference.flag(features, batch),
+            p_value=reference.p_value(features),
+            n_masked=observations.n_masked,
+            n_valid=batch.mask.sum((1, 2)).cpu().numpy(),
+        )

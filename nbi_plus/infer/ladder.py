@@ -1,0 +1,169 @@
+"""The ladder: rungs that correct the network's draws until each object passes its gate.
+
+A rung is a function ``run(target, pool) -> Outcome`` over the objects that are still open. Here
+stand the first two, reweighting and topping up; adapted proposals, HMC and ensembles come after.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.assemble import CleanWeights, Failure, clean
+from nbi_plus.infer.proposals import FlowProposal
+from nbi_plus.infer.weights import Gate, Grade, WeightSummary, summarise
+from nbi_plus.problem.target import Target
+
+Batched = TypeVar("Batched", CleanWeights, WeightSummary)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Chosen state of the ladder.
+
+    Attributes
+    ----------
+    n_draws : int
+        Draws evaluated for each object at least.
+    gate : Gate
+    defensive_share, defensive_width : float
+        The part of the draws from the same flow with a wider base, and how much wider.
+    top_up_draws : int
+        To how many draws an object is topped up that nearly passed.
+    top_up_seconds : float
+        Only while one simulation costs less than this.
+    """
+
+    n_draws: int = 2048
+    gate: Gate = field(default_factory=Gate)
+    defensive_share: float = 0.2
+    defensive_width: float = 2.0
+    top_up_draws: int = 16_384
+    top_up_seconds: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Everything known of the draws of b objects, each (b, S); z is (b, S, D).
+
+    ``index`` (b,) says which objects of the target they are; ``failed`` draws do not count.
+    """
+
+    index: Tensor
+    z: Tensor
+    log_q: Tensor
+    log_prior: Tensor
+    log_likelihood: Tensor
+    failed: Tensor
+
+    @classmethod
+    def join(cls, first: Pool, second: Pool) -> Pool:
+        """Return the draws of both pools, of the same objects."""
+        names = ("z", "log_q", "log_prior", "log_likelihood", "failed")
+        return cls(first.index, *(torch.cat([getattr(first, k), getattr(second, k)], 1) for k in names))
+
+    def select(self, rows: Tensor) -> Pool:
+        """Return some of the objects."""
+        names = ("index", "z", "log_q", "log_prior", "log_likelihood", "failed")
+        return Pool(*(getattr(self, k)[rows] for k in names))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rung found for its objects: draws, weights and grades."""
+
+    rung: str
+    pool: Pool
+    cleaned: CleanWeights
+    summary: WeightSummary
+    grade: Tensor
+
+    @property
+    def passed(self) -> Tensor:
+        """Which objects need no further rung, bool (b,)."""
+        return self.grade > Grade.F
+
+    @property
+    def can_improve(self) -> Tensor:
+        """Which objects another rung may help: a broken simulator is no matter of draws."""
+        return ~self.passed & (self.cleaned.failure != Failure.SIMULATOR)
+
+    def select(self, rows: Tensor) -> Outcome:
+        """Return some of the objects."""
+        return Outcome(self.rung, self.pool.select(rows), _rows(self.cleaned, rows),
+                       _rows(self.summary, rows), self.grade[rows])
+
+
+@torch.no_grad()
+def climb(
+    target: Target, proposal: FlowProposal, features: Tensor, keys: Tensor, ladder: Ladder, seed: int
+) -> list[Outcome]:
+    """Return outcomes that together hold every object once, under the last rung it took.
+
+    Parameters
+    ----------
+    target : Target
+        Of B objects.
+    proposal : FlowProposal
+    features : Tensor, shape (B, F)
+    keys : Tensor of int64, shape (B,)
+        What the randomness of each object is keyed by.
+    ladder : Ladder
+    seed : int
+    """
+    index = torch.arange(len(features), device=features.device)
+    first = grade("reweight", _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict"),
+                  ladder, seed)
+    cheap = target.simulator.seconds_per_row <= ladder.top_up_seconds
+    more = ladder.top_up_draws - ladder.n_draws
+    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
+    if not near.any():
+        return [first]
+    rows = near.nonzero()[:, 0]
+    added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
+    second = grade("top up", Pool.join(first.pool.select(rows), added), ladder, seed)
+    done = [second, first.select((~near).nonzero()[:, 0])]
+    return [outcome for outcome in done if len(outcome.pool.index)]
+
+
+def grade(rung: str, pool: Pool, ladder: Ladder, seed: int) -> Outcome:
+    """Weigh the draws of a pool and judge them."""
+    keep = ~pool.failed
+    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, keep)
+    summary = summarise(cleaned.log_weights, pool.z, keep, seed=seed)
+    return Outcome(rung, pool, cleaned, summary, ladder.gate.grade(summary))
+
+
+def _draw(
+    target: Target, proposal: FlowProposal, features: Tensor, keys: Tensor, index: Tensor, n: int,
+    seed: int, stage: str,
+) -> Pool:  # fmt: skip
+    draws = proposal.draw(features[index], keys[index], n, seed, stage)
+    found = target.evaluate(draws.z, index)
+    return Pool(index, draws.z, draws.log_q, found.log_prior, found.log_likelihood, found.failed)
+
+
+def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
+    """Say which objects more draws of the same proposal can certify (grade B)."""
+    s = outcome.summary
+    near = (s.efficiency >= gate.eff_min_low) & (s.k_hat <= s.k_hat_threshold)
+    return outcome.can_improve & near
+
+
+def unweighted(proposal: FlowProposal, features: Tensor, keys: Tensor, n: int, seed: int) -> Pool:
+    """Return the network's own draws, where there is no likelihood to weigh them with."""
+    draws = proposal.draw(features, keys, n, seed, "predict")
+    log_prior = -0.5 * (draws.z.square() + math.log(2 * math.pi)).sum(-1)
+    nothing = torch.full_like(draws.log_q, math.nan)
+    index = torch.arange(len(features), device=features.device)
+    return Pool(index, draws.z, draws.log_q, log_prior, nothing, torch.zeros_like(nothing, dtype=torch.bool))
+
+
+def _rows(value: Batched, rows: Tensor) -> Batched:
+    """Return some rows of a dataclass of tensors (None stays None)."""
+    picked = {k: None if v is None else v[rows] for k, v in vars(value).items()}
+    return type(value)(**picked)

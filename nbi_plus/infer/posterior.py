@@ -1,0 +1,325 @@
+"""Posterior: the answer for one object, with its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from nbi_plus.infer import export
+from nbi_plus.infer.weights import summarise, systematic_resample
+from nbi_plus.io.archive import read_archive, write_archive
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+    from nbi_plus.problem.prior import Prior
+
+Array = NDArray[np.float64]
+
+
+class Status(Enum):
+    """How the posterior of one object was found; the value is the sentence to read."""
+
+    AMORTIZED = "Network draws, not corrected: no likelihood was given."
+    REWEIGHTED = "Network draws, corrected by importance weights that passed the gate."
+    REFINED = "Draws of a proposal adapted to this object; their weights passed the gate."
+    HMC = "Importance weights were unreliable; refined by HMC."
+    ENSEMBLE = "Importance weights were unreliable; refined by an ensemble of walkers."
+    UNCERTIFIED = "No method passed its gate; the best effort is kept and is not to be trusted."
+    FAILED = "No reliable posterior was found; see report."
+
+    @property
+    def certified(self) -> bool:
+        """Whether an independent check stands behind the draws."""
+        return self in (Status.REWEIGHTED, Status.REFINED, Status.HMC, Status.ENSEMBLE)
+
+
+class Flag(str, Enum):
+    """What a reader of a posterior should know besides its status."""
+
+    OOD = "OOD"
+    LOW_EFF = "LOW_EFF"
+    LOW_ESS = "LOW_ESS"
+    HIGH_KHAT = "HIGH_KHAT"
+    TAIL = "TAIL"
+    DOMINATED = "DOMINATED"
+    EVIDENCE_SOFT = "EVIDENCE_SOFT"
+    MULTIMODAL = "MULTIMODAL"
+    EDGE = "EDGE"
+    MISFIT = "MISFIT"
+    SIM_ERRORS = "SIM_ERRORS"
+    SOURCES_DISAGREE = "SOURCES_DISAGREE"
+    DIVERGENCES = "DIVERGENCES"
+    BAD_INPUT = "BAD_INPUT"
+
+    @property
+    def sentence(self) -> str:
+        """What the flag says."""
+        return _FLAG_SENTENCES[self.name]
+
+
+_FLAG_SENTENCES = {
+    "OOD": "The data are unlike the simulations the network was trained on.",
+    "LOW_EFF": "Fewer than the wanted share of the draws are effective.",
+    "LOW_ESS": "Too few effective draws.",
+    "HIGH_KHAT": "The tail of the weights is too heavy for the number of draws.",
+    "TAIL": "The tail of the weights is too heavy for second moments.",
+    "DOMINATED": "One draw carries more than half of the weight.",
+    "EVIDENCE_SOFT": "The error of the evidence was widened, or its bias removed.",
+    "MULTIMODAL": "The posterior has separate modes.",
+    "EDGE": "A share of the posterior lies at the edge of the prior.",
+    "MISFIT": "The model does not describe the data.",
+    "SIM_ERRORS": "The simulator failed, or was not finite, for some draws.",
+    "SOURCES_DISAGREE": "Two certified methods disagree.",
+    "DIVERGENCES": "HMC trajectories diverged.",
+    "BAD_INPUT": "The data cannot be used: no valid point.",
+}
+
+FOOTER = "Weights cannot see a mode or tail that no draw has visited."
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Names (D,), display labels (D,) and units of the parameters."""
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prior: Prior) -> Parameters:
+        """Return those of a prior."""
+        return cls(tuple(prior.names), tuple(prior.labels), dict(prior.units))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one rung of the ladder did for one object."""
+
+    name: str
+    n_draws: int
+    ess: float
+    efficiency: float
+    k_hat: float
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Weighted draws of one object, and how far they can be trusted.
+
+    Unpacks as ``samples, weights = posterior``.
+
+    Attributes
+    ----------
+    parameters : Parameters
+    samples : ndarray, shape (S, D)
+    log_weights : ndarray, shape (S,)
+        Raw and unnormalised; -inf is a weight of zero.
+    weights : ndarray, shape (S,)
+        Smoothed (PSIS) and normalised.
+    log_q, log_prior : ndarray, shape (S,)
+        Densities in the space of ``samples`` (latent, when the prior is a bare transform).
+    log_likelihood : ndarray, shape (S,)
+        NaN where there is no likelihood, or none could be computed.
+    status : Status
+    flags : frozenset of Flag
+    ess, ess_low, efficiency, k_hat : float
+        Kish's effective sample size, its 5 % bootstrap quantile, ess / S, the Pareto shape.
+    log_evidence, log_evidence_err : float
+    evidence_reliable : bool
+    ood_p_value : float
+        Share of held-out simulations whose features lie further out.
+    rungs : tuple of Rung
+        What was tried.
+    derived : dict of ndarray, shape (S,)
+    id : str
+    """
+
+    parameters: Parameters
+    samples: Array
+    log_weights: Array
+    weights: Array
+    log_q: Array
+    log_prior: Array
+    log_likelihood: Array
+    status: Status
+    flags: frozenset[Flag] = frozenset()
+    ess: float = 0.0
+    ess_low: float = 0.0
+    efficiency: float = 0.0
+    k_hat: float = np.inf
+    log_evidence: float = np.nan
+    log_evidence_err: float = np.nan
+    evidence_reliable: bool = False
+    ood_p_value: float = np.nan
+    rungs: tuple[Rung, ...] = ()
+    derived: dict[str, Array] = field(default_factory=dict)
+    id: str = "0"
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.samples, self.weights))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __repr__(self) -> str:
+        flags = " ".join(sorted(f.name for f in self.flags)) or "none"
+        return (
+            f"Posterior({self.id}: {self.status.name}, {len(self)} draws of {self.names}, "
+            f"ess={self.ess:.0f}, k_hat={self.k_hat:.2f}, "
+            f"log_evidence={self.log_evidence:.3f}+-{self.log_evidence_err:.3f}, flags: {flags})"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return self.parameters.names
+
+    @property
+    def certified(self) -> bool:
+        """Whether the weights, or chains, of this posterior passed their gate."""
+        return self.status.certified
+
+    @property
+    def best(self) -> Array:
+        """The draw of highest posterior density, shape (D,); NaN when there is none."""
+        score = self.log_q if self.status is Status.AMORTIZED else self.log_prior + self.log_likelihood
+        score = np.where(self.weights > 0, score, -np.inf)
+        if not np.isfinite(score).any():
+            return np.full(len(self.names), np.nan)
+        return self.samples[np.argmax(score)]
+
+    @property
+    def report(self) -> str:
+        """Every rung tried, the flags in words, and what no diagnostic can see."""
+        lines = [f"{self.id}: {self.status.name}. {self.status.value}"]
+        for r in self.rungs:
+            verdict = "passed" if r.passed else "not passed"
+            lines.append(f"  {r.name}: {verdict}; {r.n_draws} draws, ess {r.ess:.0f}, "
+                         f"efficiency {r.efficiency:.3f}, k_hat {r.k_hat:.2f}. {r.reason}".rstrip())
+        lines += [f"  {f.name}: {f.sentence}" for f in sorted(self.flags)]
+        return "\n".join([*lines, f"  {FOOTER}"])
+
+    def mean(self) -> Array:
+        """Return the weighted mean, shape (D,)."""
+        return self._require_weights() @ self.samples
+
+    def std(self) -> Array:
+        """Return the weighted standard deviation, shape (D,)."""
+        return np.sqrt(self._require_weights() @ (self.samples - self.mean()) ** 2)
+
+    def quantile(self, q: ArrayLike) -> Array:
+        """Return weighted quantiles of each parameter, shape (D,) or (len(q), D)."""
+        levels = np.asarray(q, np.float64)
+        if not ((levels >= 0) & (levels <= 1)).all():
+            raise ValueError(f"q must lie in [0, 1], but is {q}.")
+        columns = [weighted_quantile(c, self._require_weights(), levels) for c in self.samples.T]
+        return np.stack(columns, -1)
+
+    def summary(self) -> QTable:
+        """Return a table with one row per parameter: mean, std, quantiles, unit."""
+        return export.parameter_table(self)
+
+    def resample(self, n: int, rng: np.random.Generator | int | None = None) -> Array:
+        """Return n draws of equal weight, shape (n, D): systematic resampling, shuffled."""
+        rng = np.random.default_rng(rng)
+        weights = torch.from_numpy(self._require_weights())
+        picked = systematic_resample(weights, n, torch.tensor(rng.random())).numpy()
+        return self.samples[rng.permutation(picked)]
+
+    def reweight(self, new_prior: Prior) -> Posterior:
+        """Return the posterior under another prior on the same parameters.
+
+        The draws stay; ESS, k-hat, evidence and the verdict are judged anew by the caller's eye:
+        a prior that moves the mass to where few draws are lowers ``ess`` and raises ``k_hat``.
+        """
+        if tuple(new_prior.names) != self.names:
+            raise ValueError(f"new_prior must be of parameters {self.names}, but is of {new_prior.names}.")
+        log_prior = np.asarray(new_prior.log_prob(self.samples))
+        ratio = np.where(np.isfinite(self.log_weights), log_prior - self.log_prior, -np.inf)
+        log_weights = np.where(np.isneginf(ratio), -np.inf, self.log_weights + np.nan_to_num(ratio))
+        s = summarise(log_weights[None])
+        return replace(
+            self, log_prior=log_prior, log_weights=log_weights, weights=s.weights[0].numpy(),
+            ess=float(s.ess), ess_low=float(s.ess_low), efficiency=float(s.efficiency),
+            k_hat=float(s.k_hat), log_evidence=float(s.log_evidence),
+            log_evidence_err=float(s.log_evidence_err), evidence_reliable=bool(s.evidence_reliable),
+        )
+
+    def to_arviz(self) -> Any:  # noqa: ANN401 - arviz is optional
+        """Return an arviz InferenceData of resampled draws."""
+        return export.to_arviz(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to an HDF5 file of JSON and numbers."""
+        arrays = {k: getattr(self, k) for k in _ARRAYS}
+        arrays |= {f"derived/{k}": v for k, v in self.derived.items()}
+        write_archive(Path(path), "posterior", self._meta(), arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Posterior:
+        """Read a posterior; nothing in the file is executed."""
+        archive = read_archive(Path(path), "posterior")
+        meta = dict(archive.meta)
+        derived = {k[8:]: v for k, v in archive.arrays.items() if k.startswith("derived/")}
+        p = meta.pop("parameters")
+        return cls(
+            parameters=Parameters(tuple(p["names"]), tuple(p["labels"]), p["units"]),
+            **{k: archive.arrays[k] for k in _ARRAYS},
+            status=Status[meta.pop("status")],
+            flags=frozenset(Flag[f] for f in meta.pop("flags")),
+            rungs=tuple(Rung(**_floats(r)) for r in meta.pop("rungs")),
+            derived=derived,
+            id=meta.pop("id"),
+            **_floats(meta),
+        )
+
+    def _meta(self) -> dict[str, object]:
+        numbers = ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
+                   "evidence_reliable", "ood_p_value")
+        p = self.parameters
+        return {
+            "parameters": {"names": list(p.names), "labels": list(p.labels), "units": dict(p.units)},
+            "status": self.status.name,
+            "flags": sorted(f.name for f in self.flags),
+            "rungs": [_plain({f.name: getattr(r, f.name) for f in fields(r)}) for r in self.rungs],
+            "id": self.id,
+            **_plain({k: getattr(self, k) for k in numbers}),
+        }
+
+    def _require_weights(self) -> Array:
+        if not len(self.weights) or not self.weights.sum() > 0:
+            raise ValueError(f"{self.id} must have draws of positive weight for this, but its status is "
+                             f"{self.status.name} with {len(self.weights)} draws. See posterior.report.")
+        return self.weights
+
+
+_ARRAYS = ("samples", "log_weights", "weights", "log_q", "log_prior", "log_likelihood")
+
+
+def weighted_quantile(values: Array, weights: Array, levels: Array) -> Array:
+    """Return quantiles of weighted values (S,), linear between the middles of their steps."""
+    order = np.argsort(values)
+    steps = weights[order]
+    middle = (np.cumsum(steps) - 0.5 * steps) / steps.sum()
+    return np.interp(levels, middle, values[order])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return JSON-able values; floats that JSON does not know become strings."""
+    return {k: repr(float(v)) if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
+def _floats(values: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_plain`."""
+    special = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+    return {k: special.get(v, v) if isinstance(v, str) else v for k, v in values.items()}

@@ -1,0 +1,68 @@
+"""Proposals: densities that draws come from, always with a broad defensive part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.assemble import defensive_log_prob
+from nbi_plus.learn.flows import Flow
+from nbi_plus.problem.random import keyed_normal, keyed_uniform
+
+
+class Draws(NamedTuple):
+    """Latent draws z (B, S, D) and their log-density log_q (B, S), both float64."""
+
+    z: Tensor
+    log_q: Tensor
+
+
+@dataclass(frozen=True)
+class FlowProposal:
+    """The network's posterior, mixed with the same flow from a wider base.
+
+    Attributes
+    ----------
+    flow : Flow
+        Draws; float32 is enough, since densities are evaluated afresh.
+    exact : Flow
+        The same flow in float64: the density of a stored draw is always this forward pass.
+    share, width : float
+        Of the defensive part. A share of 0 gives the plain network.
+    """
+
+    flow: Flow
+    exact: Flow
+    share: float = 0.2
+    width: float = 2.0
+
+    @torch.no_grad()
+    def draw(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Draws:
+        """Draw n for each object; the draws of one depend on its key alone.
+
+        Parameters
+        ----------
+        features : Tensor, shape (B, F)
+        keys : Tensor of int64, shape (B,)
+        n : int
+            The last ``share`` of them come from the wide part.
+        seed, stage
+            Of the randomness.
+        """
+        noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
+        wide = torch.arange(n, device=noise.device) >= n - int(self.share * n)
+        noise = torch.where(wide[:, None], self.width * noise, noise)
+        needs_choice = self.flow.config.n_mog > 1
+        choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:]) if needs_choice else None
+        z = self.flow.sample(noise, features, choice)
+        return Draws(z, self.log_prob(z, features))
+
+    @torch.no_grad()
+    def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
+        """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
+        if not self.share:
+            return self.exact.log_prob(z, features)
+        return defensive_log_prob(*self.exact.log_probs(z, features, (1.0, self.width)), self.share)

@@ -1,0 +1,246 @@
+"""Verdicts: from graded draws to Posteriors with statuses, flags and moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.infer.assemble import Failure
+from nbi_plus.infer.ladder import Outcome, Pool
+from nbi_plus.infer.posterior import Flag, Parameters, Posterior, Rung, Status
+from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.infer.weights import Gate, Grade, systematic_resample
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import keyed_uniform
+
+_EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
+_DOMINATED = 0.5
+_LEVELS = (0.16, 0.5, 0.84)
+_REASONS = {Failure.SIMULATOR: "FAIL_SIMULATOR", Failure.NUMERIC: "FAIL_NUMERIC",
+            Failure.NO_SUPPORT: "FAIL_NO_SUPPORT"}
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is known of N objects besides their draws.
+
+    Attributes
+    ----------
+    ids : ndarray, shape (N,)
+    keys : Tensor of int64, shape (N,)
+    ood, p_value : Tensor, shape (N,)
+        Flag and p-value of the feature distance.
+    n_masked, n_valid : ndarray of int, shape (N,)
+    """
+
+    ids: NDArray
+    keys: Tensor
+    ood: Tensor
+    p_value: Tensor
+    n_masked: NDArray[np.int64]
+    n_valid: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the answers are wanted: the prior to translate with, draws to keep, gate and seed."""
+
+    prior: Prior
+    keep: int | None
+    gate: Gate
+    seed: int
+
+
+def corrected(outcomes: list[Outcome], objects: Objects, request: Request) -> Posteriors:
+    """Return weighted posteriors in the order of the objects."""
+    parts, order = [], []
+    for outcome in outcomes:
+        parts.append(_weighted(outcome, objects, request))
+        order.append(outcome.pool.index.cpu().numpy())
+    back = np.argsort(np.concatenate(order))
+    return Posteriors.concatenate(parts)[back]
+
+
+def amortized(pool: Pool, objects: Objects, request: Request) -> Posteriors:
+    """Return the network's own posteriors, status AMORTIZED."""
+    n, n_draws = pool.log_q.shape
+    weights = torch.full_like(pool.log_q, 1.0 / n_draws)
+    valid = objects.n_valid > 0
+    status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
+    flags = tuple(
+        frozenset({Flag.OOD} if o else set()) | (set() if v else {Flag.BAD_INPUT})
+        for o, v in zip(objects.ood.tolist(), valid, strict=True)
+    )
+    nan = np.full(n, np.nan)
+    numbers = {
+        "ess": np.full(n, float(n_draws)), "ess_low": nan, "efficiency": nan, "k_hat": nan,
+        "log_evidence": nan, "log_evidence_err": nan, "evidence_reliable": np.zeros(n, bool),
+        "n_simulated": np.zeros(n, np.int64), "n_failed": np.zeros(n, np.int64),
+    }
+    rungs = tuple((Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False),) for _ in valid)
+    return _collect(pool, torch.zeros_like(weights), weights, numbers, (status, flags, rungs), objects, request)
+
+
+def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
+    rows = outcome.pool.index.cpu().numpy()
+    s, cleaned = outcome.summary, outcome.cleaned
+    numbers = {
+        k: _numpy(getattr(s, k))
+        for k in ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
+                  "evidence_reliable")
+    }
+    numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
+    numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
+    failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
+    failure = [r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)]
+    status = tuple(
+        Status.FAILED if reason else Status.REWEIGHTED if g > Grade.F else Status.UNCERTIFIED
+        for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
+    )
+    numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
+    flags = _flags(outcome, objects, rows, failure, request.gate)
+    rungs = tuple(
+        (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
+        for n, e, f, k, st, reason in zip(
+            s.n_draws.tolist(), numbers["ess"], numbers["efficiency"], numbers["k_hat"], status, failure,
+            strict=True)
+    )
+    return _collect(outcome.pool, cleaned.log_weights, s.weights, numbers, (status, flags, rungs),
+                    objects, request)
+
+
+def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> dict[str, NDArray]:
+    """Return the figures with a failed object's ess 0, k_hat inf and evidence unreliable."""
+    null = {"ess": 0.0, "ess_low": 0.0, "efficiency": 0.0, "k_hat": np.inf, "evidence_reliable": False,
+            "log_evidence_err": np.nan}
+    return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
+
+
+def _flags(
+    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], failure: list[str], gate: Gate
+) -> tuple[frozenset[Flag], ...]:
+    """Return the flags of each object: every rule is evaluated for all objects at once."""
+    s, pool = outcome.summary, outcome.pool
+    at_edge = (s.weights[..., None] * (pool.z.abs() > _EDGE_Z)).sum(1).amax(-1) > _EDGE_MASS
+    nothing = s.ess <= 0
+    rules = {
+        Flag.OOD: objects.ood[pool.index],
+        Flag.LOW_EFF: (s.efficiency < gate.eff_min) & ~nothing,
+        Flag.LOW_ESS: s.ess < gate.ess_min,
+        Flag.HIGH_KHAT: s.k_hat > s.k_hat_threshold,
+        Flag.TAIL: (s.k_hat_moment > gate.k_hat_moment_max) & ~nothing,
+        Flag.DOMINATED: s.max_share > _DOMINATED,
+        Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
+        Flag.EDGE: at_edge,
+        Flag.SIM_ERRORS: outcome.cleaned.many_nan | pool.failed.any(1),
+        Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
+    }
+    table = torch.stack(list(rules.values()), 1).tolist()
+    names = list(rules)
+    return tuple(frozenset(n for n, on in zip(names, row, strict=True) if on) for row in table)
+
+
+def _collect(
+    pool: Pool,
+    log_weights: Tensor,
+    weights: Tensor,
+    numbers: dict[str, NDArray],
+    verdicts: tuple[tuple[Status, ...], tuple[frozenset[Flag], ...], tuple[tuple[Rung, ...], ...]],
+    objects: Objects,
+    request: Request,
+) -> Posteriors:
+    """Translate draws to parameters, take moments, and keep as many draws as are wanted."""
+    rows = pool.index.cpu().numpy()
+    theta = request.prior.from_latent(pool.z)
+    status, flags, rungs = verdicts
+    mean, std, quantiles = _moments(theta, weights)
+    # a failed object has no moments, not those of whatever draws came last
+    failed = np.array([s is Status.FAILED for s in status])[:, None]
+    result = Posteriors(
+        parameters=Parameters.of(request.prior), ids=objects.ids[rows], status=status, flags=flags, rungs=rungs,
+        **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
+        mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
+        quantiles=np.where(failed[..., None], np.nan, quantiles),
+    )  # fmt: skip
+    if request.keep == 0:
+        return result
+    return Posteriors(**{**vars(result), "draws": _draws(result, pool, theta, log_weights, weights, objects, request)})
+
+
+def _draws(
+    result: Posteriors, pool: Pool, theta: Tensor, log_weights: Tensor, weights: Tensor,
+    objects: Objects, request: Request,
+) -> tuple[Posterior, ...]:  # fmt: skip
+    """Return one Posterior for each object, of all draws or of ``keep`` resampled ones."""
+    log_prior, log_q = _in_theta(pool, theta, request.prior)
+    columns = [theta, log_weights, weights, log_q, log_prior, pool.log_likelihood]
+    if request.keep is not None:
+        columns = _resampled(columns, objects.keys[pool.index], request)
+    samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
+    derived = _derived(request.prior, samples)
+    keys = ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err", "evidence_reliable",
+            "ood_p_value")
+    return tuple(  # results are one object each: the only loop over objects
+        Posterior(
+            result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
+            result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
+            derived={k: v[i] for k, v in derived.items()},
+            **{k: getattr(result, k)[i].item() for k in keys},
+        )
+        for i in range(len(samples))
+    )  # fmt: skip
+
+
+def _resampled(columns: list[Tensor], keys: Tensor, request: Request) -> list[Tensor]:
+    """Return ``keep`` draws of equal weight (an object without weights keeps its first draws)."""
+    weights = columns[2]
+    usable = torch.where(weights.sum(1, keepdim=True) > 0, weights, torch.ones_like(weights))
+    comb = keyed_uniform(request.seed, "resample", keys, (1,))[:, 0]
+    pick = systematic_resample(usable, request.keep, comb)
+    picked = [c.gather(1, pick) if c.ndim == 2 else c.gather(1, pick[..., None].expand(-1, -1, c.shape[2]))
+              for c in columns]
+    alive = weights.sum(1, keepdim=True) > 0
+    picked[1] = torch.where(alive, torch.zeros_like(picked[1]), -torch.inf)
+    picked[2] = torch.where(alive, torch.full_like(picked[2], 1.0 / request.keep), 0.0)
+    return picked
+
+
+def _in_theta(pool: Pool, theta: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+    """Return log prior and log q as densities of theta, where theta has a density."""
+    if not prior.has_inverse:
+        return pool.log_prior, pool.log_q
+    log_prior = torch.as_tensor(prior.log_prob(theta), device=theta.device)
+    inside = torch.isfinite(pool.log_prior)
+    latent = prior.log_prob_latent(pool.z)
+    return torch.where(inside, log_prior, -torch.inf), pool.log_q + log_prior - latent
+
+
+def _moments(theta: Tensor, weights: Tensor) -> tuple[NDArray, NDArray, NDArray]:
+    """Return weighted mean and std (b, D) and quantiles (b, 3, D) of all objects."""
+    finite = torch.where(weights[..., None] > 0, theta, 0.0)
+    mean = (weights[..., None] * finite).sum(1)
+    var = (weights[..., None] * (finite - mean[:, None]).square()).sum(1)
+    ordered, order = theta.transpose(1, 2).sort(-1)
+    steps = weights[:, None].expand_as(ordered).gather(-1, order)
+    middle = steps.cumsum(-1) - 0.5 * steps
+    levels = torch.tensor(_LEVELS, dtype=theta.dtype, device=theta.device) * weights.sum(-1)[:, None, None]
+    right = torch.searchsorted(middle, levels.expand(*ordered.shape[:2], -1).contiguous())
+    right = right.clamp(1, ordered.shape[-1] - 1)
+    low, high = ordered.gather(-1, right - 1), ordered.gather(-1, right)
+    a, b = middle.gather(-1, right - 1), middle.gather(-1, right)
+    share = ((levels - a) / (b - a).clamp(min=1e-300)).clamp(0.0, 1.0)
+    return _numpy(mean), _numpy(var.sqrt()), _numpy((low + share * (high - low)).transpose(1, 2))
+
+
+def _derived(prior: Prior, samples: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return derived parameters of draws (b, S, D), each (b, S)."""
+    flat = prior.derive(samples.reshape(-1, samples.shape[-1]))
+    return {k: np.asarray(v).reshape(samples.shape[:2]) for k, v in flat.items()}
+
+
+def _numpy(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

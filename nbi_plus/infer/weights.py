@@ -1,0 +1,388 @@
+"""Importance weights: what they are worth, for many objects at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from nbi_plus.infer.psis import (
+    NumericArray,
+    check_log_weights,
+    k_hat_moment,
+    like_input,
+    psis,
+    row_chunks,
+    threshold,
+)
+from nbi_plus.problem.random import generator
+
+_N_BOOTSTRAP = 100
+_BOOTSTRAP_RANK = 5  # the fifth smallest of a hundred is the 5 % quantile
+_HONEST_K_HAT = 0.5  # up to here the error of log Z means what it says
+_SOFT_ERROR = 1.5  # factor on the error between there and the threshold
+_BIAS_ERROR = 0.3  # above this error the first-order bias of log Z is removed
+
+
+def normalise(log_weights: Tensor) -> Tensor:
+    """Return weights that sum to one over the last axis, or are all zero where none is positive."""
+    total = log_weights.logsumexp(-1, keepdim=True)
+    return torch.where(total == -torch.inf, 0.0, (log_weights - total).exp())
+
+
+def effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | NumericArray:
+    r"""Return Kish's effective sample size of importance weights.
+
+    With normalised weights :math:`w_i`, :math:`n_\mathrm{eff} = 1 / \sum_i w_i^2`: ``n_draws`` for
+    equal weights, 1 when one draw carries all the weight, 0 when none carries any.
+
+    Parameters
+    ----------
+    log_weights : array_like or Tensor, shape (..., n_draws)
+        Unnormalised log-weights; ``-inf`` is a weight of zero.
+
+    Returns
+    -------
+    ndarray, or Tensor for a Tensor, shape (...)
+        The effective sample size, in ``[0, n_draws]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(effective_sample_size([0.0, 0.0, -np.inf]))
+    2.0
+    """
+    return like_input(_kish(check_log_weights(log_weights)), log_weights)
+
+
+def nbi_effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | NumericArray:
+    r"""Return the effective sample size as nbi defines it: :math:`1 / \sum_i w_i^2 - 1`.
+
+    Parameters
+    ----------
+    log_weights : array_like or Tensor, shape (..., n_draws)
+        Unnormalised log-weights; ``-inf`` is a weight of zero.
+
+    Returns
+    -------
+    ndarray, or Tensor for a Tensor, shape (...)
+        0 (not nbi's infinity) when no draw carries any weight.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(nbi_effective_sample_size([0.0, 0.0, -np.inf]))
+    1.0
+    """
+    kish = _kish(check_log_weights(log_weights))
+    return like_input((kish - 1.0).clamp(min=0.0), log_weights)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log-evidence from raw weights, all of shape (B,)."""
+
+    log_evidence: Tensor
+    log_evidence_err: Tensor  # NaN where not reliable
+    evidence_reliable: Tensor  # k-hat within its threshold
+    evidence_soft: Tensor  # reliable, with an error widened by one half for a k-hat above 0.5
+    evidence_corrected: Tensor  # first-order bias removed, for the error is above 0.3
+
+
+def log_evidence(log_weights: Tensor, k_hat: Tensor, n_draws: Tensor | None = None) -> Evidence:
+    r"""Return log Z of each object: the mean of the raw weights over all draws.
+
+    The error is :math:`\sqrt{(S - n_\mathrm{eff}) / (S\, n_\mathrm{eff})}` (delta method), the bias
+    :math:`-\frac{1}{2}` of its square. PSIS lowers the scatter of log Z but not its honesty, so
+    smoothed weights have no place here.
+
+    Parameters
+    ----------
+    log_weights : Tensor, shape (B, S)
+        Raw and unnormalised, zero weights included.
+    k_hat : Tensor, shape (B,)
+        From `psis`.
+    n_draws : Tensor, shape (B,), optional
+        Draws that count; default S.
+
+    Returns
+    -------
+    Evidence
+    """
+    if n_draws is None:
+        n_draws = torch.full_like(k_hat, log_weights.shape[-1])
+    n_draws = n_draws.to(log_weights.dtype)
+    ess = _kish(log_weights)
+    error = ((n_draws - ess).clamp(min=0.0) / (n_draws * ess)).sqrt()
+    limit = threshold(n_draws)
+    reliable = (k_hat <= limit) & (ess > 0)
+    soft = reliable & (k_hat > _HONEST_K_HAT)
+    corrected = (error > _BIAS_ERROR) & (ess > 0)
+    value = torch.where(ess > 0, log_weights.logsumexp(-1) - n_draws.log(), -torch.inf)
+    widened = torch.where(soft, _SOFT_ERROR * error, error)
+    return Evidence(
+        log_evidence=torch.where(corrected, value + 0.5 * error**2, value),
+        log_evidence_err=torch.where(reliable, widened, torch.nan),
+        evidence_reliable=reliable,
+        evidence_soft=soft,
+        evidence_corrected=corrected,
+    )
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What the weights of each object are worth: tensors of shape (B,), ``weights`` of (B, S).
+
+    Attributes
+    ----------
+    weights
+        PSIS-smoothed and normalised; zero rows where no draw has a positive weight.
+    n_draws
+        Draws that count, those of zero weight included.
+    ess, ess_low
+        Kish's effective sample size of ``weights``, and the 5 % quantile of its bootstrap.
+    ess_nbi
+        nbi's number, of the raw weights.
+    efficiency, perplexity
+        ``ess / n_draws``, and the exponential of the weights' entropy over ``n_draws``.
+    k_hat, k_hat_threshold
+        Pareto shape of the raw weights, and the largest one to trust with ``n_draws``.
+    max_share
+        The largest of ``weights``.
+    log_evidence, log_evidence_err, evidence_reliable, evidence_soft, evidence_corrected
+        See `Evidence`.
+    log_evidence_psis
+        The same mean of the smoothed weights: less scatter, no honest error.
+    k_hat_moment
+        See `k_hat_moment`; None if no ``z`` was given.
+    """
+
+    weights: Tensor
+    n_draws: Tensor
+    ess: Tensor
+    ess_low: Tensor
+    ess_nbi: Tensor
+    efficiency: Tensor
+    perplexity: Tensor
+    k_hat: Tensor
+    k_hat_threshold: Tensor
+    max_share: Tensor
+    log_evidence: Tensor
+    log_evidence_err: Tensor
+    evidence_reliable: Tensor
+    evidence_soft: Tensor
+    evidence_corrected: Tensor
+    log_evidence_psis: Tensor
+    k_hat_moment: Tensor | None
+
+
+_FIELDS = fields(WeightSummary)
+
+
+def summarise(
+    log_weights: ArrayLike | Tensor,
+    z: Tensor | None = None,
+    keep: Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> WeightSummary:
+    """Return what the weights of each object are worth.
+
+    Parameters
+    ----------
+    log_weights : array_like or Tensor, shape (B, S)
+        Raw and unnormalised, as `clean` gives them.
+    z : Tensor, shape (B, S, D), optional
+        The draws; needed for ``k_hat_moment``.
+    keep : Tensor of bool, shape (B, S), optional
+        False for draws that do not count at all.
+    seed : int
+        For the bootstrap behind ``ess_low``.
+
+    Examples
+    --------
+    >>> summary = summarise(torch.zeros(1, 1000, dtype=torch.float64))
+    >>> float(summary.ess), float(summary.k_hat), float(summary.log_evidence)
+    (1000.0, 0.0, 0.0)
+    """
+    rows = check_log_weights(log_weights)
+    n_objects, n_each = rows.shape
+    kept = torch.ones_like(rows, dtype=torch.bool) if keep is None else keep.to(rows.device)
+    shares = _bootstrap_shares(n_each, seed, rows.device)
+    row_bytes = 8 * n_each * (8 + (0 if z is None else 4 * z.shape[2]))
+    parts = [
+        _summarise(
+            torch.where(kept[chunk], rows[chunk], -torch.inf),
+            None if z is None else z[chunk],
+            kept[chunk],
+            shares,
+        )
+        for chunk in row_chunks(max(n_objects, 1), row_bytes, rows.device)
+    ]
+    return WeightSummary(**{f.name: _join([getattr(p, f.name) for p in parts]) for f in _FIELDS})
+
+
+def _summarise(rows: Tensor, z: Tensor | None, kept: Tensor, shares: Tensor) -> WeightSummary:
+    n_draws = kept.sum(1)
+    count = n_draws.to(rows.dtype)
+    smoothed, k_hat = psis(rows, n_draws)
+    weights = normalise(smoothed)
+    ess = _kish(smoothed)
+    entropy = -torch.xlogy(weights, weights).sum(1)
+    evidence = log_evidence(rows, k_hat, n_draws)
+    return WeightSummary(
+        weights=weights,
+        n_draws=n_draws,
+        ess=ess,
+        ess_low=torch.minimum(_bootstrap_low(weights, kept, shares), ess),
+        ess_nbi=nbi_effective_sample_size(rows),
+        efficiency=ess / count.clamp(min=1.0),
+        perplexity=torch.where(ess > 0, entropy.exp() / count.clamp(min=1.0), 0.0),
+        k_hat=k_hat,
+        k_hat_threshold=threshold(count),
+        max_share=weights.amax(1),
+        log_evidence_psis=smoothed.logsumexp(1) - count.clamp(min=1.0).log(),
+        k_hat_moment=None if z is None else k_hat_moment(rows, z, weights, n_draws),
+        **{f.name: getattr(evidence, f.name) for f in fields(Evidence)},
+    )
+
+
+class Grade(IntEnum):
+    """How far the weights of one object can be trusted, as `Gate` sees it."""
+
+    F = 0  # not certified
+    B = 1  # certified by many draws at a low efficiency: flag LOW_EFF
+    A = 2
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The rules that weights must pass. k-hat alone is none: it passes wrong answers.
+
+    A passed gate is evidence, not proof: a mode or tail that the proposal never visits is invisible
+    to every diagnostic of weights. Judge draws that the proposal was not fitted to.
+
+    Attributes
+    ----------
+    ess_min, eff_min : float
+        Least effective sample size and efficiency for grade A.
+    eff_min_mix, k_hat_moment_max : float
+        What a fitted mixture proposal must reach besides.
+    eff_min_low, draws_min_low, ess_min_low : float
+        Grade B: a lower efficiency made up for by more draws.
+    """
+
+    ess_min: float = 400.0
+    eff_min: float = 0.2
+    eff_min_mix: float = 0.3
+    k_hat_moment_max: float = 1.0
+    eff_min_low: float = 0.1
+    draws_min_low: int = 16384
+    ess_min_low: float = 1000.0
+
+    def grade(self, summary: WeightSummary, mixture: bool = False) -> Tensor:
+        """Return values of `Grade`, uint8, shape (B,).
+
+        Parameters
+        ----------
+        summary : WeightSummary
+        mixture : bool
+            Whether the draws came from a mixture fitted to other draws of the same object.
+
+        Examples
+        --------
+        >>> summary = summarise(torch.zeros(1, 1000, dtype=torch.float64))
+        >>> Grade(int(Gate().grade(summary))).name
+        'A'
+        """
+        s = summary
+        passed = (s.k_hat <= s.k_hat_threshold) & (s.ess >= self.ess_min)
+        if mixture:
+            if s.k_hat_moment is None:
+                raise ValueError(
+                    "summary must hold k_hat_moment to grade a mixture proposal, but was made "
+                    "without draws. Call summarise(log_weights, z)."
+                )
+            tame = s.k_hat_moment <= self.k_hat_moment_max
+            passed = passed & tame & (s.efficiency >= self.eff_min_mix)
+        many = (s.n_draws >= self.draws_min_low) & (s.ess >= self.ess_min_low)
+        grade = torch.zeros_like(s.k_hat, dtype=torch.uint8)
+        grade[passed & many & (s.efficiency >= self.eff_min_low)] = Grade.B
+        grade[passed & (s.efficiency >= self.eff_min)] = Grade.A
+        return grade
+
+
+def systematic_resample(weights: Tensor, n: int, uniform: Tensor) -> Tensor:
+    """Return the indices of ``n`` draws of equal weight, chosen by one comb per object.
+
+    A draw appears ``n`` times its weight, rounded up or down; one of zero weight never does.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (S,) or (B, S)
+        Not negative, with a positive sum; need not be normalised.
+    n : int
+        Draws wanted of each object. More than its ESS repeats itself.
+    uniform : Tensor, shape () or (B,)
+        Where each comb starts, in [0, 1).
+
+    Returns
+    -------
+    Tensor of int64, shape (n,) or (B, n)
+        In ascending order.
+
+    Examples
+    --------
+    >>> systematic_resample(torch.tensor([0.5, 0.0, 0.5]), 4, torch.tensor(0.5)).tolist()
+    [0, 0, 2, 2]
+    """
+    total = weights.sum(-1)
+    if not bool((total > 0).all()):
+        raise ValueError(
+            f"weights must have a positive sum, but {int((~(total > 0)).sum())} of "
+            f"{total.numel()} objects have none. Leave out the objects that have no support."
+        )
+    edges = weights.double().cumsum(-1)
+    edges = edges / edges[..., -1:]
+    teeth = torch.arange(n, device=weights.device, dtype=torch.float64)
+    points = (teeth + uniform.to(teeth)[..., None]) / n
+    return torch.searchsorted(edges, points.clamp(max=1.0 - 2.0**-53), right=True)
+
+
+def _kish(log_weights: Tensor) -> Tensor:
+    """Return Kish's number, exact for equal weights and never above the positive ones."""
+    top = log_weights.amax(-1, keepdim=True).clamp(min=-torch.finfo(log_weights.dtype).max)
+    weights = (log_weights - top).exp()
+    kish = weights.sum(-1).square() / weights.square().sum(-1)
+    n_positive = (weights > 0).sum(-1)
+    return torch.where(n_positive > 0, torch.minimum(kish, n_positive.to(kish.dtype)), 0.0)
+
+
+def _bootstrap_shares(n_draws: int, seed: int, device: torch.device) -> Tensor:
+    """Return one Bayesian bootstrap, shared by all objects: exponential shares (S, R).
+
+    They are drawn on the CPU, so that every device sees the same.
+    """
+    shares = torch.empty(n_draws, _N_BOOTSTRAP, dtype=torch.float64)
+    return shares.exponential_(generator=generator(seed, "bootstrap")).to(device)
+
+
+def _bootstrap_low(weights: Tensor, kept: Tensor, shares: Tensor) -> Tensor:
+    """Return the 5 % quantile of Kish's number when the draws themselves are drawn again.
+
+    Only sums of w and w^2 matter, so three matrix products do it for all objects. Dividing by the
+    shares of the draws that count makes the number of equal weights exactly their number.
+    """
+    first, second = weights @ shares, weights.square() @ shares
+    size = kept.to(shares.dtype) @ shares
+    n_draws = kept.sum(1, keepdim=True)
+    replicates = torch.where(second > 0, n_draws * first.square() / (second * size), 0.0)
+    return replicates.kthvalue(_BOOTSTRAP_RANK, dim=1).values
+
+
+def _join(column: list[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in column if part is not None]
+    return torch.cat(tensors) if tensors else None

@@ -1,0 +1,1 @@
+"""Bytes on disk: simulations and model files."""

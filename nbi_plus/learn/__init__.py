@@ -1,0 +1,1 @@
+"""What is trained: encoder, featurizer, flow, and the one training loop."""

@@ -1,0 +1,240 @@
+"""Fitting: from simulations to a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nbi_plus.io.store import SimulationStore
+from nbi_plus.learn.encode import EncoderConfig
+from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
+from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.reference import FeatureReference
+from nbi_plus.learn.sources import (
+    COLUMNS,
+    NoisyBank,
+    Online,
+    Resident,
+    Rows,
+    Streamed,
+    noisy_copy,
+    to_device,
+)
+from nbi_plus.learn.training import History, Problem, TrainConfig, train
+from nbi_plus.problem.noise import CallableNoise, CustomNoise, Noise
+from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import generator, keyed_uniform, stage_key
+from nbi_plus.problem.simulations import Campaign
+
+_LOG = logging.getLogger("nbi_plus")
+_MAX_VALIDATION = 5000
+_N_ENCODER = 4096  # simulations that the encoder learns its scales from
+_N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
+_FLOAT32_STEP = 6e-8
+_SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
+
+_ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """All that a fit is a function of, besides the simulations.
+
+    Attributes
+    ----------
+    prior, noise
+        The noise is bound.
+    conditions : Batch
+        Float64, on the CPU.
+    own_grid : bool
+        See `nbi_plus.learn.training.Problem`.
+    featurizer : FeaturizerSpec
+    custom : nn.Module or None
+        The user's own featurizer.
+    flow : FlowConfig
+    train : TrainConfig
+    device : torch.device
+    seed : int
+    memory : int
+        Bytes of simulations that may be held on the device; more are streamed from disk.
+    """
+
+    prior: Prior
+    noise: Noise
+    conditions: Batch
+    own_grid: bool
+    featurizer: FeaturizerSpec
+    custom: nn.Module | None
+    flow: FlowConfig
+    train: TrainConfig
+    device: torch.device
+    seed: int
+    memory: int
+
+    def dtype(self, largest: float) -> torch.dtype:
+        """Return float64 where rounding the largest value to float32 would show in the errors."""
+        errors = self.conditions.x_err
+        smallest = float(errors[self.conditions.mask].min()) if errors is not None else np.inf
+        sigma = getattr(self.noise, "sigma", None)
+        if errors is None and sigma is not None:
+            smallest = float(np.min(sigma))
+        return torch.float64 if largest * _FLOAT32_STEP > _SMALL_STEP * smallest else torch.float32
+
+
+@dataclass(frozen=True)
+class Material:
+    """Simulations ready for training: the source, the held-out rows, and how many in all."""
+
+    source: Resident | Streamed | Online
+    validation: Rows
+    sample: Rows
+    n_sims: int
+
+
+def from_arrays(columns: Mapping[str, NDArray], parts: Ingredients) -> Material:
+    """Return material of columns in memory; every row is good."""
+    rows = np.arange(len(columns["z"]))
+    training, held_out = split(rows, parts)
+    everything = to_device(dict(columns), parts.prior, parts.device, parts.dtype(_largest(columns["x"])))
+    resident = Resident(everything.pick(torch.as_tensor(training, device=parts.device)))
+    validation = everything.pick(torch.as_tensor(held_out, device=parts.device))
+    return Material(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
+
+
+def from_store(store: SimulationStore, n: int, parts: Ingredients) -> Material:
+    """Return material of the good rows among the first ``n``: on the device if they fit there."""
+    rows = store.good_rows(n)
+    if store.nbytes <= parts.memory:
+        return from_arrays(store.read(rows, COLUMNS), parts)
+    _LOG.info("streaming %.1f GB of simulations from disk", store.nbytes / 1e9)
+    training, held_out = split(rows, parts)
+    sample = store.read(training[:_N_ENCODER], COLUMNS)
+    dtype = parts.dtype(_largest(sample["x"]))
+    source = Streamed(store, training, parts.prior, parts.device, dtype, parts.memory)
+    validation = to_device(store.read(held_out, COLUMNS), parts.prior, parts.device, dtype)
+    return Material(source, validation, to_device(sample, parts.prior, parts.device, dtype), len(rows))
+
+
+def online(campaign: Campaign, n: int, parts: Ingredients) -> Material:
+    """Return material that simulates ``n`` fresh rows for each epoch, and some to validate with."""
+    n_held_out = min(max(int(parts.train.val_fraction * n), 100), _MAX_VALIDATION)
+    held_out = campaign.simulate(np.arange(n_held_out))
+    dtype = parts.dtype(_largest(held_out["x"]))
+    source = Online(campaign.simulate, n, n_held_out, parts.prior, parts.device, dtype)
+    validation = to_device(held_out, parts.prior, parts.device, dtype)
+    return Material(source, validation, validation, n_held_out + n * parts.train.n_epochs)
+
+
+def split(rows: NDArray[np.int64], parts: Ingredients) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return training and held-out rows; which is which is keyed by the row number."""
+    u = keyed_uniform(parts.seed, "split", torch.as_tensor(rows), ())
+    order = rows[torch.argsort(u).numpy()]
+    n_held_out = min(max(int(round(parts.train.val_fraction * len(rows))), 1), _MAX_VALIDATION)
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def fit(
+    material: Material,
+    parts: Ingredients,
+    *,
+    start: TrainedModel | None = None,
+    folder: Path | None = None,
+    callback: Callable[[History], None] | None = None,
+    progress: bool | None = None,
+) -> TrainedModel:
+    """Train a network on the material, or go on with the one of ``start``."""
+    problem = _problem(material, parts)
+    network = _network(parts, problem, material) if start is None else start.network
+    checkpoint = None if folder is None else folder / f"training-{_fingerprint(parts, material)}.h5"
+    history = train(network, problem, parts.train, stage_key(parts.seed, "train") % 2**31,
+                    checkpoint=checkpoint, callback=callback, progress=progress)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)  # a finished run is no state to resume
+    return TrainedModel(
+        network=network,
+        featurizer=parts.featurizer,
+        reference=_reference(network, problem, parts),
+        conditions=parts.conditions,
+        history=(start.history if start is not None else []) + history,
+        n_sims=material.n_sims,
+    )
+
+
+def _problem(material: Material, parts: Ingredients) -> Problem:
+    """Return the training problem; a per-item noise is replaced by a bank of noisy copies."""
+    source, validation, noise = material.source, material.validation, parts.noise
+    if isinstance(noise, CallableNoise):
+        if not isinstance(source, Resident):
+            raise ValueError("noise must be one of nbi_plus's noise objects for simulations that are streamed "
+                             "or made online, but is a function of one item. Use CustomNoise.")
+        _LOG.warning("noise is a function of one item: %d noisy copies are drawn before each epoch, slowly. "
+                     "CustomNoise works on whole batches.", source.n_rows)
+        source = NoisyBank(source, noise, parts.prior)
+        seed = stage_key(parts.seed, "validation") % 2**32
+        validation, noise = noisy_copy(validation, noise, parts.prior, seed), _ALREADY_NOISY
+    conditions = parts.conditions.to(parts.device, validation.model.dtype)
+    return Problem(source, validation, noise, conditions, parts.own_grid)
+
+
+def _network(parts: Ingredients, problem: Problem, material: Material) -> PosteriorNetwork:
+    """Return an untrained network that knows the scales of the data."""
+    batch = problem.observe(material.sample, generator(parts.seed, "encoder", parts.device))
+
+    def make() -> PosteriorNetwork:
+        module = parts.featurizer.build(parts.custom)
+        return PosteriorNetwork(EncoderConfig.of(parts.conditions), module, parts.prior.n_dim, parts.flow)
+
+    network = without_global_rng(stage_key(parts.seed, "weights") % 2**63, make).to(parts.device)
+    network.encoder.fit(batch)
+    network.flow.whiten(material.sample.z)
+    return network
+
+
+@torch.no_grad()
+def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) -> FeatureReference:
+    """Return the feature distance, of held-out simulations under several draws of noise."""
+    rows = problem.validation
+    half = max(len(rows.z) // 2, 1)
+    halves = rows.pick(slice(0, half)), rows.pick(slice(-half, None))
+    features = [
+        torch.cat([
+            network.features(problem.observe(r, generator(parts.seed, f"reference {i} {k}", parts.device)))
+            for k in range(max(1, _N_REFERENCE // (2 * half)))
+        ])
+        for i, r in enumerate(halves)
+    ]  # fmt: skip
+    return FeatureReference.fit(*features, problem.conditions)
+
+
+def _largest(x: NDArray) -> float:
+    return float(np.abs(x).max(initial=0.0))
+
+
+def _fingerprint(parts: Ingredients, material: Material) -> str:
+    """Return a name for a training run: only the very same run may resume it."""
+    digest = hashlib.sha256()
+    described = {
+        "prior": parts.prior.manifest(),
+        "noise": parts.noise.fingerprint(),
+        "featurizer": asdict(parts.featurizer),
+        "flow": asdict(parts.flow),
+        "train": asdict(parts.train),
+        "seed": parts.seed,
+        "n_sims": material.n_sims,
+    }
+    digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
+    conditions = parts.conditions
+    for tensor in (conditions.x_err, conditions.mask, material.validation.z, material.validation.model):
+        digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

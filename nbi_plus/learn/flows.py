@@ -1,0 +1,318 @@
+"""Conditional autoregressive flows: densities of latent parameters given a context.
+
+Maps draws z to base noise u through blocks of masked autoregressive transforms. Objects and draws
+stay two axes: the context (B, F) of B objects meets the draws (B, S, D) by broadcasting, so that
+what depends on the context alone is computed once for each object.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from nflows.transforms.autoregressive import AutoregressiveTransform
+from nflows.transforms.splines import unconstrained_rational_quadratic_spline
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+LOG_SCALE_BOUND = 12.0  # one block may narrow the prior by e^-12; smooth, so the gradient never dies
+_TAIL_BOUND = 6.0
+_UNIT_SLOPE = math.log(math.expm1(1 - 1e-3))  # raw slope that makes an untrained spline the identity
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Chosen state of a flow.
+
+    Attributes
+    ----------
+    kind : {"maf", "nsf"}
+        Masked affine blocks, or masked rational-quadratic splines.
+    n_blocks, hidden, n_layers : int
+        Blocks, width and hidden layers of each block's conditioner.
+    n_mog : int
+        Components of the base, a conditional mixture of Gaussians; 1 is a standard normal.
+    n_bins : int
+        Bins of a spline.
+    perm_seed : int
+        Seed of the order of parameters in each block.
+    """
+
+    kind: str = "maf"
+    n_blocks: int = 5
+    hidden: int = 64
+    n_layers: int = 2
+    n_mog: int = 1
+    n_bins: int = 8
+    perm_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("maf", "nsf"):
+            raise ValueError(f"flow must be 'maf' or 'nsf', but is {self.kind!r}.")
+        for name in ("n_blocks", "hidden", "n_layers", "n_mog"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.n_bins < 2:
+            raise ValueError(f"n_bins must be at least 2, but is {self.n_bins}.")
+
+
+class Conditioner(nn.Module):
+    """A masked network: output d depends on inputs before d and, directly, on the context.
+
+    Hidden units are sorted by degree; those of degree m see inputs 0..m-1, so that units of
+    degree 0 see the context alone. A plain MADE gives its first output no path from the context
+    [1]_. Sorted units also let `step` compute each unit once while sampling.
+
+    References
+    ----------
+    .. [1] Germain et al. 2015, MADE, arXiv:1502.03509.
+    """
+
+    def __init__(self, n_dims: int, n_context: int, n_out: int, hidden: int, n_layers: int) -> None:
+        super().__init__()
+        self.n_dims, self.n_out, self.n_layers = n_dims, n_out, n_layers
+        hidden = max(hidden, n_dims)
+        degree = torch.arange(hidden) * n_dims // hidden
+        self.ends = [int((degree <= d).sum()) for d in range(n_dims)]  # units that output d may see
+        self.register_buffer("mask_in", (degree[:, None] > torch.arange(n_dims)).float())
+        self.register_buffer("mask_hidden", (degree[:, None] >= degree).float())
+        of_output = torch.arange(n_dims).repeat_interleave(n_out)
+        self.register_buffer("mask_out", (of_output[:, None] >= degree).float())
+        self.first = nn.Linear(n_dims, hidden)
+        self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(n_layers - 1))
+        self.out = nn.Linear(hidden, n_dims * n_out)
+        self.context = nn.Linear(n_context, n_layers * hidden + n_dims * n_out)
+        nn.init.normal_(self.out.weight, std=1e-2)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.context.weight[n_layers * hidden :] *= 0.1
+
+    def terms(self, context: Tensor) -> list[Tensor]:
+        """Return what the context (B, F) adds to each layer, each (B, 1, width)."""
+        added = self.context(context)[:, None, :]
+        hidden = self.first.out_features
+        return list(added.split([hidden] * self.n_layers + [self.n_dims * self.n_out], -1))
+
+    def forward(self, u: Tensor, terms: list[Tensor]) -> Tensor:
+        """Return the parameters (B, S, D, n_out) of all outputs for inputs (B, S, D)."""
+        h = F.silu(F.linear(u, self.first.weight * self.mask_in, self.first.bias) + terms[0])
+        for layer, term in zip(self.hidden, terms[1:-1], strict=True):
+            h = F.silu(F.linear(h, layer.weight * self.mask_hidden, layer.bias) + term)
+        out = F.linear(h, self.out.weight * self.mask_out, self.out.bias) + terms[-1]
+        return out.unflatten(-1, (self.n_dims, self.n_out))
+
+    def step(self, d: int, known: Tensor, terms: list[Tensor], cache: list[Tensor]) -> Tensor:
+        """Return the parameters (B, S, n_out) of output ``d``, given inputs 0..d-1.
+
+        ``cache`` holds the hidden units computed so far and is extended in place: all D steps
+        together cost one forward pass.
+        """
+        start, stop = self.ends[d - 1] if d else 0, self.ends[d]
+        weight, bias = self.first.weight[start:stop, :d], self.first.bias[start:stop]
+        new = F.silu(F.linear(known, weight, bias) + terms[0][..., start:stop])
+        for i, (layer, term) in enumerate(zip(self.hidden, terms[1:-1], strict=True)):
+            cache[i] = torch.cat([cache[i], new], -1)
+            weight, bias = layer.weight[start:stop, :stop], layer.bias[start:stop]
+            new = F.silu(F.linear(cache[i], weight, bias) + term[..., start:stop])
+        cache[-1] = torch.cat([cache[-1], new], -1)
+        rows = slice(d * self.n_out, (d + 1) * self.n_out)
+        return F.linear(cache[-1], self.out.weight[rows, :stop], self.out.bias[rows]) + terms[-1][..., rows]
+
+    def empty_cache(self, like: Tensor) -> list[Tensor]:
+        """Return the cache before the first `step`, for draws like ``like`` (B, S, D)."""
+        return [like.new_empty((*like.shape[:-1], 0)) for _ in range(self.n_layers)]
+
+
+class AffineBlock(AutoregressiveTransform):
+    """Masked affine autoregressive transform u = (z - shift) exp(-log_scale)."""
+
+    n_out = 2
+
+    def __init__(self, n_dims: int, n_context: int, config: FlowConfig, order: Tensor) -> None:
+        super().__init__(Conditioner(n_dims, n_context, self.n_out, config.hidden, config.n_layers))
+        self.register_buffer("order", order)
+        self.register_buffer("restore", order.argsort())
+
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, S, D) towards the base; also the log-determinant (B, S)."""
+        z = inputs[..., self.order]
+        params = self.autoregressive_net(z, self.autoregressive_net.terms(context))
+        u, log_det = self._elementwise_forward(z, params)
+        return u[..., self.restore], log_det.sum(-1)
+
+    def inverse(self, inputs: Tensor, context: Tensor) -> Tensor:
+        """Map (B, S, D) away from the base, at the cost of one forward pass."""
+        net = self.autoregressive_net
+        terms, cache = net.terms(context), net.empty_cache(inputs)
+        u, known = inputs[..., self.order], inputs[..., :0]
+        for d in range(net.n_dims):
+            params = net.step(d, known, terms, cache)
+            known = torch.cat([known, self._elementwise_inverse(u[..., d], params)[..., None]], -1)
+        return known[..., self.restore]
+
+    def _elementwise_forward(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = _bounded(params[..., 1])
+        return (inputs - params[..., 0]) * torch.exp(-log_scale), -log_scale
+
+    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> Tensor:
+        return inputs * torch.exp(_bounded(params[..., 1])) + params[..., 0]
+
+
+class SplineBlock(AffineBlock):
+    """The affine map of `AffineBlock`, then a monotone rational-quadratic spline [1]_.
+
+    The affine part narrows and places, which bins of a bounded spline cannot; outside its bound
+    the spline is the identity.
+
+    References
+    ----------
+    .. [1] Durkan et al. 2019, Neural spline flows, arXiv:1906.04032.
+    """
+
+    def __init__(self, n_dims: int, n_context: int, config: FlowConfig, order: Tensor) -> None:
+        self.n_bins = config.n_bins
+        self.n_out = 2 + 3 * config.n_bins - 1
+        super().__init__(n_dims, n_context, config, order)
+
+    def _elementwise_forward(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_det = super()._elementwise_forward(inputs, params)
+        u, more = self._spline(u, params, inverse=False)
+        return u, log_det + more
+
+    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> Tensor:
+        return super()._elementwise_inverse(self._spline(inputs, params, inverse=True)[0], params)
+
+    def _spline(self, u: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        widths, heights, slopes = params[..., 2:].split([self.n_bins, self.n_bins, self.n_bins - 1], -1)
+        return unconstrained_rational_quadratic_spline(
+            u, widths, heights, slopes + _UNIT_SLOPE, inverse=inverse, tails="linear", tail_bound=_TAIL_BOUND
+        )
+
+
+class NormalBase(nn.Module):
+    """The standard normal."""
+
+    def log_prob(self, u: Tensor, context: Tensor, scale: float) -> Tensor:  # noqa: ARG002
+        """Return log N(u; 0, scale^2), shape (B, S), of u (B, S, D)."""
+        n = u.shape[-1]
+        return -0.5 * (u / scale).square().sum(-1) - n * (math.log(scale) + 0.5 * _LOG_2PI)
+
+    def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the noise (B, S, D), already scaled, itself."""
+        return noise
+
+
+class MixtureBase(nn.Module):
+    """An autoregressive mixture of Gaussians given the context; a wide copy scales each component."""
+
+    def __init__(self, n_dims: int, n_context: int, config: FlowConfig) -> None:
+        super().__init__()
+        self.net = Conditioner(n_dims, n_context, 3 * config.n_mog, config.hidden, config.n_layers)
+        with torch.no_grad():  # components that start equal would stay equal
+            means = torch.linspace(-1.0, 1.0, config.n_mog)
+            self.net.out.bias.view(n_dims, 3, config.n_mog)[:, 1] += means
+
+    def log_prob(self, u: Tensor, context: Tensor, scale: float) -> Tensor:
+        """Return the log-density, shape (B, S), with every component ``scale`` times wider."""
+        logits, mean, log_sd = self._components(self.net(u, self.net.terms(context)))
+        log_sd = log_sd + math.log(scale)
+        each = -0.5 * ((u[..., None] - mean) * torch.exp(-log_sd)).square() - log_sd - 0.5 * _LOG_2PI
+        return torch.logsumexp(logits.log_softmax(-1) + each, -1).sum(-1)
+
+    def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:
+        """Return draws (B, S, D) made of scaled noise and uniforms that choose components."""
+        terms, cache, known = self.net.terms(context), self.net.empty_cache(noise), noise[..., :0]
+        for d in range(self.net.n_dims):
+            logits, mean, log_sd = self._components(self.net.step(d, known, terms, cache))
+            below = logits.softmax(-1).cumsum(-1)[..., :-1] < choice[..., d : d + 1]
+            k = below.sum(-1, keepdim=True)
+            draw = mean.gather(-1, k) + noise[..., d : d + 1] * torch.exp(log_sd.gather(-1, k))
+            known = torch.cat([known, draw], -1)
+        return known
+
+    def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, mean, raw = params.chunk(3, -1)
+        return logits, mean, _bounded(raw)
+
+
+class Flow(nn.Module):
+    """A conditional density q(z | context) of D latent parameters, after an affine whitening.
+
+    Parameters
+    ----------
+    n_dims, n_context : int
+        D and the length F of the context.
+    config : FlowConfig
+    """
+
+    def __init__(self, n_dims: int, n_context: int, config: FlowConfig) -> None:
+        super().__init__()
+        self.n_dims, self.config = n_dims, config
+        block = AffineBlock if config.kind == "maf" else SplineBlock
+        orders = _orders(n_dims, config.n_blocks, config.perm_seed)
+        self.blocks = nn.ModuleList(block(n_dims, n_context, config, order) for order in orders)
+        self.base = NormalBase() if config.n_mog == 1 else MixtureBase(n_dims, n_context, config)
+        self.register_buffer("mean", torch.zeros(n_dims, dtype=torch.float64))
+        self.register_buffer("chol", torch.eye(n_dims, dtype=torch.float64))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the blocks compute in; whitening is always float64."""
+        return self.blocks[0].autoregressive_net.first.weight.dtype
+
+    @torch.no_grad()
+    def whiten(self, z: Tensor, weights: Tensor | None = None) -> None:
+        """Set the affine map so that draws z (n, D) get mean 0 and covariance 1."""
+        z = z.to(torch.float64)
+        w = torch.full((len(z),), 1.0 / len(z), dtype=z.dtype, device=z.device) if weights is None else weights
+        mean = w @ z
+        cov = (z - mean).T @ ((z - mean) * w[:, None])
+        ridge = 1e-10 * cov.diagonal().mean().clamp(min=1e-30)
+        self.mean.copy_(mean)
+        self.chol.copy_(torch.linalg.cholesky(cov + ridge * torch.eye(self.n_dims, device=z.device)))
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        """Return log q(z | context), shape (B, S), of z (B, S, D) given context (B, F)."""
+        return self.log_probs(z, context, (1.0,))[0]
+
+    def log_probs(self, z: Tensor, context: Tensor, scales: tuple[float, ...]) -> tuple[Tensor, ...]:
+        """Return log q for several scales of the base, from one pass through the blocks."""
+        u, log_det = self._to_base(z, context.to(self.dtype))
+        return tuple(self.base.log_prob(u, context.to(self.dtype), s) + log_det for s in scales)
+
+    def sample(self, noise: Tensor, context: Tensor, choice: Tensor | None = None) -> Tensor:
+        """Return draws z (B, S, D), float64, of base noise (B, S, D).
+
+        ``noise`` is standard normal, or scaled for a wider base; ``choice`` is uniform noise, that
+        a mixture base needs.
+        """
+        context = context.to(self.dtype)
+        u = self.base.sample(noise.to(self.dtype), choice, context)
+        for block in reversed(self.blocks):
+            u = block.inverse(u, context)
+        return u.to(torch.float64) @ self.chol.T + self.mean
+
+    def _to_base(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        centred = (z.to(torch.float64) - self.mean).transpose(-1, -2)
+        white = torch.linalg.solve_triangular(self.chol, centred, upper=False).transpose(-1, -2)
+        u, total = white.to(self.dtype), -self.chol.diagonal().log().sum().to(self.dtype)
+        for block in self.blocks:
+            u, log_det = block(u, context)
+            total = total + log_det
+        return u, total
+
+
+def _bounded(raw: Tensor) -> Tensor:
+    return LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
+
+
+def _orders(n_dims: int, n_blocks: int, seed: int) -> list[Tensor]:
+    """Return the order of parameters in each block: a random one, then its reverse, and so on."""
+    rng = torch.Generator().manual_seed(seed)
+    orders: list[Tensor] = []
+    while len(orders) < n_blocks:
+        order = torch.randperm(n_dims, generator=rng)
+        orders += [order, order.flip(0)]
+    return orders[:n_blocks]

@@ -1,0 +1,136 @@
+"""The trained model: all that one fit has learned, and its file form (JSON and numbers)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import featurizers
+from nbi_plus.io.archive import Archive
+from nbi_plus.learn.encode import EncoderConfig
+from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.reference import FeatureReference
+from nbi_plus.learn.training import History
+from nbi_plus.problem.observations import Batch
+
+
+@dataclass(frozen=True)
+class FeaturizerSpec:
+    """Which featurizer: a registered name with its options, or ``"custom"`` for a module passed in."""
+
+    name: str
+    n_channels: int
+    length: int
+    n_params: int
+    options: dict[str, object]
+
+    def build(self, custom: nn.Module | None = None) -> nn.Module:
+        """Return the module, untrained."""
+        if self.name == "custom":
+            if custom is None:
+                raise ValueError("featurizer must be passed again, for the file holds none of your code. "
+                                 "Call Engine.load(path, simulator=..., featurizer=...).")
+            return featurizers.as_featurizer(custom, self.n_channels, self.length)
+        return featurizers.make(self.name, self.n_channels, self.length, self.n_params, **self.options)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What `Engine.fit` has learned.
+
+    Attributes
+    ----------
+    network : PosteriorNetwork
+        In evaluation mode.
+    featurizer : FeaturizerSpec
+    reference : FeatureReference
+    conditions : Batch
+        Of the training: errors, masks, coordinates and scalars, on the CPU.
+    history : list of dict
+    n_sims : int
+        Simulations trained on and validated with.
+    """
+
+    network: PosteriorNetwork
+    featurizer: FeaturizerSpec
+    reference: FeatureReference
+    conditions: Batch
+    history: History
+    n_sims: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and points of one object."""
+        return tuple(self.conditions.mask.shape[1:])
+
+    def meta(self) -> dict[str, object]:
+        """Return the chosen state as plain JSON."""
+        config = self.network.encoder.config
+        return {
+            "encoder": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+            "flow": asdict(self.network.flow.config),
+            "n_dims": self.network.flow.n_dims,
+            "featurizer": asdict(self.featurizer),
+            "n_sims": self.n_sims,
+            "coords": sorted(self.conditions.coords),
+            "scalars": sorted(self.conditions.scalars),
+        }
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Return the learned state as named arrays."""
+        c = self.conditions
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"reference/{k}": v for k, v in self.reference.arrays().items()}
+        tensors |= {"conditions/x": c.x, "conditions/mask": c.mask}
+        tensors |= {} if c.x_err is None else {"conditions/x_err": c.x_err}
+        tensors |= {f"coords/{k}": v for k, v in c.coords.items()}
+        tensors |= {f"scalars/{k}": v for k, v in c.scalars.items()}
+        history = {f"history/{k}": np.array([h[k] for h in self.history]) for k in self.history[0]}
+        return {k: v.detach().cpu().numpy() for k, v in tensors.items()} | history
+
+    @classmethod
+    def from_archive(
+        cls, archive: Archive, device: torch.device, custom: nn.Module | None = None
+    ) -> TrainedModel:
+        """Return the model that `meta` and `arrays` described."""
+        meta, arrays = archive.meta["model"], archive.arrays
+        part = _parts(arrays)
+        encoder = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["encoder"].items()}
+        spec = FeaturizerSpec(**meta["featurizer"])
+        network = without_global_rng(
+            0, lambda: PosteriorNetwork(EncoderConfig(**encoder), spec.build(custom), meta["n_dims"],
+                                        FlowConfig(**meta["flow"])))
+        network.load_state_dict(part["network"])
+        history = part["history"]
+        conditions = part["conditions"]
+        return cls(
+            network=network.to(device).eval(),
+            featurizer=spec,
+            reference=FeatureReference(**{k: v.to(device) for k, v in part["reference"].items()}),
+            conditions=Batch(conditions["x"], conditions.get("x_err"), conditions["mask"],
+                             {k: part["coords"][k] for k in meta["coords"]},
+                             {k: part["scalars"][k] for k in meta["scalars"]}),
+            history=[{k: float(v[i]) for k, v in history.items()} for i in range(len(history["val_nll"]))],
+            n_sims=meta["n_sims"],
+        )
+
+
+def without_global_rng(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """Return a module initialised from ``seed``; torch's global generators stay as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def _parts(arrays: dict[str, NDArray]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        part, key = name.split("/", 1)
+        parts.setdefault(part, {})[key] = torch.as_tensor(value)
+    return parts

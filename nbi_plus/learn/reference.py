@@ -1,0 +1,84 @@
+"""Feature distance: how far an object lies from the simulations the network was trained on.
+
+A flag, never a gate: on ordinary data it says nothing about whether importance weights will fail.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nbi_plus.problem.observations import Batch
+
+_SHRINK = 1e-3
+_CUT = 0.99  # the quantile of ordinary objects beyond which one is flagged
+_LOG_ERR_MARGIN = math.log(1.1)  # errors 10 % outside the trained range are still ordinary
+
+
+@dataclass(frozen=True)
+class FeatureReference:
+    """Mahalanobis distance in feature space, and the range of errors and lengths seen in training.
+
+    Attributes
+    ----------
+    mean, precision_root : Tensor, shape (F,), (F, F)
+        Of features of held-out noisy simulations; the distance is |precision_root^T (f - mean)|.
+    distances : Tensor, shape (m,)
+        Sorted distances of a second held-out set: they give the cut-off and the p-values.
+    ranges : Tensor, shape (2, 2)
+        Lowest and highest (log error, number of points) seen in training.
+    """
+
+    mean: Tensor
+    precision_root: Tensor
+    distances: Tensor
+    ranges: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, held_out: Tensor, conditions: Batch) -> FeatureReference:
+        """Fit to features (n, F), with the cut-off from other features (m, F)."""
+        f = features.to(torch.float64)
+        mean = f.mean(0)
+        cov = (f - mean).T @ (f - mean) / max(len(f) - 1, 1)
+        trace = (cov.diagonal().sum() / len(mean)).clamp(min=1e-12)
+        # fewer simulations than the covariance has room for: lean on its trace instead
+        shrink = min(1.0, _SHRINK + len(mean) / (50.0 * len(f)))
+        cov = (1 - shrink) * cov + shrink * trace * torch.eye(len(mean), dtype=cov.dtype, device=cov.device)
+        root = torch.linalg.inv(torch.linalg.cholesky(cov)).T
+        seen = _conditions(conditions)
+        ranges = torch.stack([seen.amin(0), seen.amax(0)])
+        bare = cls(mean, root, mean[:0], ranges)
+        return cls(mean, root, bare.distance(held_out).sort().values, ranges)
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Return the Mahalanobis distance of features (n, F), shape (n,)."""
+        return torch.linalg.vector_norm((features.to(torch.float64) - self.mean) @ self.precision_root, dim=-1)
+
+    def p_value(self, features: Tensor) -> Tensor:
+        """Return the share of held-out simulations further out than each object, shape (n,)."""
+        further = len(self.distances) - torch.searchsorted(self.distances, self.distance(features))
+        return (further + 1.0) / (len(self.distances) + 1.0)
+
+    def flag(self, features: Tensor, batch: Batch) -> Tensor:
+        """Say which objects are unlike the training set, bool (n,)."""
+        cut = torch.quantile(self.distances, _CUT)
+        margin = torch.tensor([_LOG_ERR_MARGIN, 0.5], dtype=torch.float64, device=cut.device)
+        seen = _conditions(batch).to(cut.device)
+        outside = ((seen < self.ranges[0] - margin) | (seen > self.ranges[1] + margin)).any(-1)
+        return (self.distance(features) > cut) | outside
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return the state as named tensors."""
+        return {k: getattr(self, k) for k in ("mean", "precision_root", "distances", "ranges")}
+
+
+def _conditions(batch: Batch) -> Tensor:
+    """Return (mean log error, number of points) of each object, shape (n, 2)."""
+    n_points = batch.mask.sum((-2, -1)).to(torch.float64)
+    if batch.x_err is None:
+        return torch.stack([torch.zeros_like(n_points), n_points], -1)
+    log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum((-2, -1)) / n_points.clamp(min=1)
+    return torch.stack([log_err, n_points], -1)

@@ -1,0 +1,145 @@
+"""Sources of training simulations: held on the device, streamed from disk, or made while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.io.store import SimulationStore
+from nbi_plus.problem.noise import CallableNoise
+from nbi_plus.problem.prior import Prior
+
+COLUMNS = ("z", "theta", "x", "owner")
+
+
+
+class Rows(NamedTuple):
+    """Training simulations on the device: z (n, D), theta (n, P), model (n, C, L), owner (n,).
+
+    ``owner`` is the object whose coordinates a simulation was made at.
+    """
+
+    z: Tensor
+    theta: Tensor
+    model: Tensor
+    owner: Tensor
+
+    def pick(self, index: Tensor) -> Rows:
+        """Return some of the rows."""
+        return Rows(*(column[index] for column in self))
+
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Simulations that stay on the device."""
+
+    rows: Rows
+
+    @property
+    def n_rows(self) -> int:
+        """Number of simulations."""
+        return len(self.rows.z)
+
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
+        """Yield whole batches in random order; the few rows left over have their turn another time."""
+        order = torch.randperm(self.n_rows, generator=rng, device=self.rows.z.device)
+        for start in range(0, self.n_rows - batch_size + 1, batch_size):
+            yield self.rows.pick(order[start : start + batch_size])
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Simulations on disk, read in shuffled chunks of at most ``buffer_bytes``."""
+
+    store: SimulationStore
+    rows: NDArray[np.int64]
+    prior: Prior
+    device: torch.device
+    dtype: torch.dtype
+    buffer_bytes: int
+
+    @property
+    def n_rows(self) -> int:
+        """Number of simulations."""
+        return len(self.rows)
+
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+        """Yield whole batches of shuffled chunks."""
+        chunks = self.store.stream(
+            self.rows, COLUMNS, buffer_bytes=self.buffer_bytes, seed=rng.initial_seed()
+        )
+        for chunk in chunks:
+            resident = Resident(to_device(chunk, self.prior, self.device, self.dtype))
+            yield from resident.batches(epoch, min(batch_size, resident.n_rows), rng)
+
+
+@dataclass(frozen=True)
+class Online:
+    """Simulations made for one epoch and never used again.
+
+    ``simulate(rows)`` returns the `COLUMNS` of numbered simulations.
+    """
+
+    simulate: Callable[[NDArray[np.int64]], dict[str, NDArray]]
+    n_rows: int
+    first_row: int
+    prior: Prior
+    device: torch.device
+    dtype: torch.dtype
+
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+        """Yield whole batches of this epoch's own simulations."""
+        rows = self.first_row + epoch * self.n_rows + np.arange(self.n_rows)
+        resident = Resident(to_device(self.simulate(rows), self.prior, self.device, self.dtype))
+        yield from resident.batches(epoch, min(batch_size, resident.n_rows), rng)
+
+
+@dataclass(frozen=True)
+class NoisyBank:
+    """A bank of noisy copies, redrawn before each epoch by a function that takes one item at a time."""
+
+    clean: Resident
+    noise: CallableNoise
+    prior: Prior
+
+    @property
+    def n_rows(self) -> int:
+        """Number of simulations."""
+        return self.clean.n_rows
+
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+        """Yield whole batches of noisy copies."""
+        seed = rng.initial_seed() % 2**32
+        noisy = noisy_copy(self.clean.rows, self.noise, self.prior, seed)
+        yield from Resident(noisy).batches(epoch, batch_size, rng)
+
+
+def noisy_copy(clean: Rows, noise: CallableNoise, prior: Prior, seed: int) -> Rows:
+    """Return rows whose model is noisy data; the function may change theta too."""
+    theta = prior.from_latent(clean.z).cpu().numpy()
+    x, changed = noise.pairs(clean.model.cpu().to(torch.float64).numpy(), theta, seed)
+    z = clean.z
+    if not np.array_equal(changed, theta):
+        z = torch.as_tensor(prior.to_latent(changed), device=z.device)
+    full = prior.complete(prior.from_latent(z))
+    return Rows(z, full, torch.as_tensor(x).to(clean.model), clean.owner)
+
+
+def to_device(
+    columns: dict[str, NDArray], prior: Prior, device: torch.device, dtype: torch.dtype
+) -> Rows:
+    """Return stored columns as tensors; the model in the dtype that the data need."""
+    theta = prior.complete(torch.as_tensor(columns["theta"], device=device))
+    return Rows(
+        torch.as_tensor(columns["z"], device=device),
+        theta,
+        torch.as_tensor(columns["x"], device=device).to(dtype),
+        torch.as_tensor(columns["owner"], device=device).long(),
+    )

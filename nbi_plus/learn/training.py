@@ -1,0 +1,353 @@
+"""Training: the only loop that changes a network's weights.
+
+Data, noise and shuffling stay on the device; nothing is done per item. All randomness of an epoch
+is keyed by (seed, epoch), so a run that was killed and resumed ends where an unbroken one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.sources import Rows
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.random import generator
+
+_LOG = logging.getLogger("nbi_plus")
+History = list[dict[str, float]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; ``history`` holds the epochs until then."""
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Chosen state of a training run.
+
+    Attributes
+    ----------
+    n_epochs, batch_size : int
+    lr : float
+        Peak learning rate of AdamW; it rises linearly over the first ``warmup`` of all steps and
+        falls to zero as a cosine.
+    weight_decay, clip : float
+        Decay of weights; largest norm of the gradient.
+    ema : float
+        Decay of the running average of the weights; the average of the best epoch is kept.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    val_fraction : float
+        Share of the simulations that is never trained on.
+    mixed_precision, compile : bool
+        bfloat16 autocast of the featurizer, and torch.compile: for GPUs.
+    """
+
+    n_epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    ema: float = 0.998
+    patience: int = 30
+    val_fraction: float = 0.1
+    mixed_precision: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_epochs", "batch_size", "patience"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)!r}.")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, but is {getattr(self, name)!r}.")
+        for name in ("warmup", "ema", "val_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), but is {getattr(self, name)!r}.")
+        if not (self.val_fraction > 0 and self.weight_decay >= 0):
+            raise ValueError("val_fraction must be positive and weight_decay not negative, but are "
+                             f"{self.val_fraction!r} and {self.weight_decay!r}.")
+
+
+class Source(Protocol):
+    """Where noise-free training simulations come from."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of simulations of one epoch."""
+
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+        """Yield batches of one epoch, on the device."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on: simulations, and the noise and conditions that make data of them.
+
+    Attributes
+    ----------
+    source : Source
+        Training simulations.
+    validation : Rows
+        Simulations that are never trained on.
+    noise : Noise
+        Bound noise model.
+    conditions : Batch
+        Errors, masks, coordinates and scalars of real or imagined objects, on the device.
+    own_grid : bool
+        Whether a simulation was made at its owner's coordinates, and must keep its conditions;
+        otherwise each gets those of a random object at every epoch.
+    """
+
+    source: Source
+    validation: Rows
+    noise: Noise
+    conditions: Batch
+    own_grid: bool = False
+
+    def observe(self, rows: Rows, rng: torch.Generator) -> Batch:
+        """Return noisy data of simulations."""
+        pick = torch.randint(
+            len(self.conditions), rows.owner.shape, generator=rng, device=rows.owner.device
+        )
+        seen = self.conditions.select(rows.owner if self.own_grid else pick)
+        return seen.with_data(self.noise.augment(rows.model, seen, rows.theta, rng))
+
+
+@dataclass
+class _Run:
+    """Everything that a checkpoint must bring back."""
+
+    network: PosteriorNetwork
+    average: PosteriorNetwork
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    history: History = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the lowest finite validation loss, -1 before there is one."""
+        losses = [h["val_nll"] for h in self.history]
+        finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
+        return min(finite, key=lambda i: losses[i], default=-1)
+
+
+def train(
+    network: PosteriorNetwork,
+    problem: Problem,
+    config: TrainConfig,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    callback: Callable[[History], None] | None = None,
+    progress: bool | None = None,
+) -> History:
+    """Train a network in place, to the averaged weights of its best epoch.
+
+    Parameters
+    ----------
+    network : PosteriorNetwork
+        On the device of the problem.
+    problem : Problem
+    config : TrainConfig
+    seed : int
+        Of batches and noise.
+    checkpoint : Path, optional
+        File written after each epoch; if it exists the run goes on from there.
+    callback : callable, optional
+        Called with the history after each epoch.
+    progress : bool, optional
+        Show a bar; by default only on a terminal.
+
+    Returns
+    -------
+    list of dict
+        One entry an epoch: ``train_nll``, ``val_nll``, ``lr``, ``seconds``, ``n_bad``.
+    """
+    with torch.enable_grad():
+        run = _start(network, config)
+        if checkpoint is not None and checkpoint.exists():
+            _restore(run, checkpoint)
+        held_out = _validation_data(problem, seed)
+        bar = tqdm(total=config.n_epochs, initial=len(run.history), desc="train",
+                   disable=None if progress is None else not progress)
+        with bar:
+            for epoch in range(len(run.history), config.n_epochs):
+                if epoch - 1 - run.best_epoch >= config.patience:
+                    _LOG.info("training stopped: no better epoch since %d", run.best_epoch)
+                    break
+                _epoch(run, problem, held_out, config, seed, epoch)
+                bar.update()
+                bar.set_postfix(train=f"{run.history[-1]['train_nll']:.3f}",
+                                val=f"{run.history[-1]['val_nll']:.3f}")
+                if checkpoint is not None:
+                    _save(run, checkpoint)
+                if callback is not None:
+                    callback(copy.deepcopy(run.history))
+    if run.best_epoch < 0:
+        raise TrainingError(
+            "training must reach a finite validation loss, but no epoch did "
+            f"({len(run.history)} epochs). Look for extreme simulations, or lower lr.", run.history)
+    network.load_state_dict(run.best)
+    network.eval()
+    return run.history
+
+
+def _start(network: PosteriorNetwork, config: TrainConfig) -> _Run:
+    network.train()
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    return _Run(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
+
+
+@torch.no_grad()
+def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
+    """Return held-out z and noisy data: noise unlike any in training, the same at every epoch."""
+    rows = problem.validation
+    return rows.z, problem.observe(rows, generator(seed, "validation", rows.z.device))
+
+
+def _epoch(
+    run: _Run,
+    problem: Problem,
+    held_out: tuple[Tensor, Batch],
+    config: TrainConfig,
+    seed: int,
+    epoch: int,
+) -> None:
+    """Train one epoch and append its figures to the history."""
+    began = time.perf_counter()
+    device = held_out[0].device
+    rng = generator(seed, f"epoch {epoch}", device)
+    size = min(config.batch_size, problem.source.n_rows)
+    n_batches = max(1, problem.source.n_rows // size)
+    loss_of = _loss(run.network, config)
+    total, n_good = torch.zeros((), device=device), torch.zeros((), device=device)
+    n_steps = 0
+    for rows in problem.source.batches(epoch, size, rng):
+        rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of(rows.z, problem.observe(rows, rng))
+        good = _step(run, loss, config)
+        total, n_good = total + torch.where(good, loss.detach(), 0.0), n_good + good
+        _average(run, config, epoch * n_batches + n_steps)
+        n_steps += 1
+    if n_good == 0:
+        raise TrainingError(f"training must have finite losses, but all {n_steps} batches of epoch "
+                            f"{epoch} gave NaN. Look for extreme simulations, or lower lr.", run.history)
+    entry = {
+        "train_nll": float(total / n_good),
+        "val_nll": evaluate(run.average, *held_out),
+        "lr": rate,
+        "seconds": time.perf_counter() - began,
+        "n_bad": n_steps - int(n_good),
+    }
+    run.history.append(entry)
+    if run.best_epoch == epoch:
+        run.best = copy.deepcopy(run.average.state_dict())
+    _LOG.info("epoch %d: %s", epoch, entry)
+
+
+def _loss(network: PosteriorNetwork, config: TrainConfig) -> Callable[[Tensor, Batch], Tensor]:
+    forward = torch.compile(network) if config.compile else network
+
+    def loss(z: Tensor, batch: Batch) -> Tensor:
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=config.mixed_precision):
+            features = forward(batch)
+        return -network.flow.log_prob(z[:, None], features.float()).mean()
+
+    return loss
+
+
+def _step(run: _Run, loss: Tensor, config: TrainConfig) -> Tensor:
+    """Take one optimizer step, with no gradient where the loss is not finite; say which it was.
+
+    The choice is made on the device: asking for its value would wait for the GPU at each step.
+    """
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for p in run.network.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+    good = torch.isfinite(norm) & torch.isfinite(loss)
+    for p in parameters:
+        p.grad = torch.where(good, p.grad, 0.0)
+    run.optimizer.step()
+    return good
+
+
+@torch.no_grad()
+def _average(run: _Run, config: TrainConfig, step: int) -> None:
+    """Move the averaged weights towards the present ones, faster in the beginning."""
+    decay = min(config.ema, (1 + step) / (10 + step))
+    for mean, now in zip(run.average.parameters(), run.network.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+
+
+def _rate(config: TrainConfig, done: float) -> float:
+    """Return the learning rate when a share ``done`` of the training is over."""
+    if done < config.warmup:
+        return config.lr * max(done / config.warmup, 1e-3)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+
+
+@torch.no_grad()
+def evaluate(network: PosteriorNetwork, z: Tensor, batch: Batch) -> float:
+    """Return the mean of -log q(z | data) in the latent space."""
+    features = network.features(batch)
+    return float(-network.flow.log_prob(z[:, None], features).to(torch.float64).mean())
+
+
+def _save(run: _Run, path: Path) -> None:
+    """Write a checkpoint; the file is replaced whole, so that a kill leaves the last one."""
+    arrays = {}
+    for name in ("network", "average"):
+        arrays |= {f"{name}/{k}": v for k, v in getattr(run, name).state_dict().items()}
+    arrays |= {f"best/{k}": v for k, v in run.best.items()}
+    for i, state in run.optimizer.state_dict()["state"].items():
+        arrays |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
+    numbers = {k: v.detach().cpu().numpy() for k, v in arrays.items()}
+    history = {f"history/{k}": np.array([h[k] for h in run.history]) for k in run.history[0]}
+    write_archive(path, "training", {}, numbers | history)
+
+
+def _restore(run: _Run, path: Path) -> None:
+    """Bring a run back to the end of the epoch that a checkpoint was written after."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in read_archive(path, "training").arrays.items():
+        part, key = name.split("/", 1)
+        parts.setdefault(part, {})[key] = value
+    run.network.load_state_dict({k: torch.as_tensor(v) for k, v in parts["network"].items()})
+    run.average.load_state_dict({k: torch.as_tensor(v) for k, v in parts["average"].items()})
+    run.best = {k: torch.as_tensor(v) for k, v in parts["best"].items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts["optimizer"].items():
+        i, key = name.split("/")
+        state.setdefault(int(i), {})[key] = torch.as_tensor(value)
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    keys, columns = list(parts["history"]), parts["history"].values()
+    run.history = [dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
+

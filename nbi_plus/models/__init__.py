@@ -1,0 +1,1 @@
+"""Forward models shipped for use; nothing inside the package imports them."""

@@ -1,0 +1,1 @@
+"""What we believe: prior, observations, noise, simulator and their product, the target."""

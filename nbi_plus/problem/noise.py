@@ -1,0 +1,409 @@
+"""Noise models: one object both makes the training noise and scores the residuals.
+
+A noise model has two methods, ``augment`` (what the network is trained on) and ``log_likelihood``
+(what its draws are weighted with), so that training and correction cannot disagree.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import CodeType
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.random import preserved_random_state
+
+Data = Batch | Observations
+Array = TypeVar("Array", Tensor, NDArray)
+
+
+class Noise(ABC):
+    """How data scatter about a model.
+
+    Subclasses write `_draw` and, where it is known, `_log_density`, for tensors whose leading axes
+    broadcast: model (..., C, L) against data (..., C, L).
+    """
+
+    per_item: ClassVar[bool] = False  # True: `augment` runs Python code row by row
+
+    def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
+        """Return noisy data of noise-free ``model``.
+
+        Parameters
+        ----------
+        model : Tensor or ndarray, shape (n, C, L)
+            Noise-free simulations.
+        obs : Batch or Observations
+            Errors and masks to imitate: one object for each row, or one for all.
+        theta : Tensor or ndarray, shape (n, P)
+            Parameters, as the simulator sees them.
+        rng : torch.Generator
+            On the device of ``model``.
+
+        Returns
+        -------
+        Tensor or ndarray, shape (n, C, L)
+        """
+        f, t = _tensor(model), _tensor(theta)
+        return _like(self._draw(f, _batch(obs, f), t, rng), model)
+
+    def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
+        """Return the normalised log-density of the data.
+
+        Parameters
+        ----------
+        theta : Tensor or ndarray, shape (n, P) or (n, S, P)
+            Parameters, as the simulator sees them.
+        model : Tensor or ndarray, shape (n, C, L) or (n, S, C, L)
+            Simulations: one, or S draws, for each object.
+        obs : Batch or Observations
+            The data of n objects (or of one).
+
+        Returns
+        -------
+        Tensor or ndarray, shape (n,) or (n, S)
+        """
+        f, t = _tensor(model), _tensor(theta)
+        data = _batch(obs, f)
+        mask = data.mask.unsqueeze(1) if f.ndim == 4 else data.mask
+        x = data.x.unsqueeze(1) if f.ndim == 4 else data.x
+        err = None if data.x_err is None else data.x_err.unsqueeze(1) if f.ndim == 4 else data.x_err
+        f = torch.where(mask, f, x)  # a masked point may be NaN, and must not spoil the gradient
+        density = self._log_density(x, f, err, t)
+        return _like(torch.where(mask, density, torch.zeros_like(density)).sum((-2, -1)), model)
+
+    def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002 - subclasses need it
+        """Say whether `log_likelihood` can be evaluated for data with or without errors."""
+        return True
+
+    def bind(self, has_errors: bool, names: tuple[str, ...]) -> Noise:  # noqa: ARG002
+        """Return this noise ready for such data and parameters, or raise a ValueError."""
+        return self
+
+    def meta(self) -> dict[str, object] | None:
+        """Return the arguments as plain JSON, or None when they hold the user's code."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the noise does; the user's code counts by its byte code."""
+        parts = [str(self.meta())]
+        for name, value in sorted(vars(self).items()):
+            code = getattr(value, "__code__", None)
+            parts.append(f"{name}: {type(value).__name__}")
+            if code is not None:
+                constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+                parts += [code.co_code.hex(), repr(constants)]
+        return " ".join(parts)
+
+    @abstractmethod
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor: ...
+
+    @abstractmethod
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        """Return the log-density of each point, shape (..., C, L)."""
+
+
+class GaussianNoise(Noise):
+    r"""Independent Gaussian noise of known standard deviation, optionally inflated.
+
+    The variance of a point is :math:`\sigma^2 + \sigma_\mathrm{jitter}^2 + (\eta f)^2`.
+
+    Parameters
+    ----------
+    sigma : float or array_like, shape broadcastable to (C, L), optional
+        Standard deviation for observations without ``x_err`` (theirs win).
+    jitter : str, optional
+        Name of the parameter that holds :math:`\sigma_\mathrm{jitter}`.
+    fractional : float
+        The relative error :math:`\eta` of the model.
+
+    Examples
+    --------
+    >>> obs = Observations.from_arrays([[0.0]], 2.0)
+    >>> GaussianNoise().log_likelihood(np.zeros((1, 1)), np.zeros((1, 1, 1)), obs).round(3)
+    array([-1.612])
+    """
+
+    def __init__(
+        self, sigma: ArrayLike | None = None, *, jitter: str | None = None, fractional: float = 0.0
+    ) -> None:
+        self.sigma = None if sigma is None else _positive("sigma", sigma)
+        self.jitter = jitter
+        self.fractional = float(fractional)
+        if not self.fractional >= 0:
+            raise ValueError(f"fractional must be >= 0, but is {fractional}.")
+        self._jitter_column: int | None = None
+
+    def bind(self, has_errors: bool, names: tuple[str, ...]) -> GaussianNoise:
+        """Return a copy that knows the column of its jitter; refuse data whose errors are unknown."""
+        if not has_errors and self.sigma is None:
+            raise ValueError(
+                f"{type(self).__name__} must know the size of the errors, but neither the "
+                f"observations have x_err nor was sigma given. Give x_err, or "
+                f"{type(self).__name__}(sigma=...)."
+            )
+        bound = copy.copy(self)
+        if self.jitter is not None:
+            if self.jitter not in names:
+                raise ValueError(
+                    f"jitter must name a parameter of {names}, but is {self.jitter!r}."
+                )
+            bound._jitter_column = names.index(self.jitter)
+        return bound
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        sigma = None if self.sigma is None else self.sigma.tolist()
+        return {
+            "type": "GaussianNoise",
+            "sigma": sigma,
+            "jitter": self.jitter,
+            "fractional": self.fractional,
+        }
+
+    def _sigma(self, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        sigma = (
+            torch.as_tensor(self.sigma, device=model.device, dtype=model.dtype)
+            if err is None
+            else err
+        )
+        if self.jitter is None and not self.fractional:
+            return sigma
+        variance = sigma.square() + (self.fractional * model).square()
+        if self.jitter is not None:
+            if self._jitter_column is None:
+                raise ValueError(
+                    f"{type(self).__name__} must know which column {self.jitter!r} is, but was not "
+                    "bound. Call noise = noise.bind(has_errors, names) first."
+                )
+            variance = variance + theta[..., self._jitter_column, None, None].square()
+        return variance.sqrt()
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(model.shape, generator=rng, device=model.device, dtype=model.dtype)
+        return model + self._sigma(model, obs.x_err, theta) * noise
+
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        sigma = self._sigma(model, err, theta)
+        return -0.5 * (((x - model) / sigma).square() + math.log(2 * math.pi)) - sigma.log()
+
+
+class StudentTNoise(GaussianNoise):
+    """Student-t noise: like `GaussianNoise`, with tails that forgive outliers.
+
+    Parameters
+    ----------
+    df : float
+        Degrees of freedom; 4 is a common choice.
+    sigma, jitter, fractional
+        As for `GaussianNoise`; they set the scale of the distribution.
+    """
+
+    def __init__(
+        self,
+        df: float = 4.0,
+        sigma: ArrayLike | None = None,
+        *,
+        jitter: str | None = None,
+        fractional: float = 0.0,
+    ) -> None:
+        super().__init__(sigma, jitter=jitter, fractional=fractional)
+        if not df > 0:
+            raise ValueError(f"df must be positive, but is {df}.")
+        self.df = float(df)
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return super().meta() | {"type": "StudentTNoise", "df": self.df}
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        # Bailey (1994): a polar method for Student-t, whose two uniforms any generator can give.
+        u = torch.rand((2, *model.shape), generator=rng, device=model.device, dtype=torch.float64)
+        u = u.clamp(1e-15, 1 - 1e-15)
+        radius = (self.df * torch.expm1(-2 / self.df * u[0].log())).sqrt()
+        noise = (radius * torch.cos(2 * math.pi * u[1])).to(model.dtype)
+        return model + self._sigma(model, obs.x_err, theta) * noise
+
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        sigma = self._sigma(model, err, theta)
+        nu = self.df
+        constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(nu * math.pi)
+        tail = torch.log1p(((x - model) / sigma).square() / nu)
+        return constant - sigma.log() - (nu + 1) / 2 * tail
+
+
+class PoissonNoise(Noise):
+    """Counts: data are Poisson with mean ``exposure * model + background``.
+
+    Parameters
+    ----------
+    exposure, background : float or array_like, shape broadcastable to (C, L)
+        The model is a rate; counts are what is observed. A negative mean has zero likelihood.
+    """
+
+    def __init__(self, exposure: ArrayLike = 1.0, background: ArrayLike = 0.0) -> None:
+        self.exposure = _positive("exposure", exposure)
+        self.background = np.asarray(background, np.float64)
+        if not (self.background >= 0).all():
+            raise ValueError(
+                f"background must be >= 0, but goes down to {self.background.min():g}."
+            )
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return {
+            "type": "PoissonNoise",
+            "exposure": self.exposure.tolist(),
+            "background": self.background.tolist(),
+        }
+
+    def _mean(self, model: Tensor) -> Tensor:
+        exposure = torch.as_tensor(self.exposure, device=model.device, dtype=model.dtype)
+        return exposure * model + torch.as_tensor(
+            self.background, device=model.device, dtype=model.dtype
+        )
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        return torch.poisson(self._mean(model).clamp(min=0.0), generator=rng)
+
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:  # noqa: ARG002
+        mean = self._mean(model)
+        positive = mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        density = torch.xlogy(x, positive) - positive - torch.lgamma(x + 1)
+        impossible = (mean < 0) | (x < 0) | (x != x.round()) | ((mean == 0) & (x > 0))
+        return density.masked_fill(impossible, -math.inf)
+
+
+class CustomNoise(Noise):
+    """A noise model of your own.
+
+    Parameters
+    ----------
+    augment : callable
+        ``augment(model, obs, theta, rng) -> x``, tensors (n, C, L); ``obs`` is a `Batch`.
+    log_likelihood : callable, optional
+        ``log_likelihood(theta, model, obs) -> (n,) or (n, S)``, normalised. Without it posteriors
+        are not corrected and have status AMORTIZED.
+    """
+
+    def __init__(
+        self,
+        augment: Callable[[Tensor, Batch, Tensor, torch.Generator], Tensor],
+        log_likelihood: Callable[[Tensor, Tensor, Batch], Tensor] | None = None,
+    ) -> None:
+        self._augment = augment
+        self._log_likelihood = log_likelihood
+
+    def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002
+        """Say whether a log_likelihood was given."""
+        return self._log_likelihood is not None
+
+    def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
+        """Return what the given function returns."""
+        if self._log_likelihood is None:
+            raise ValueError(
+                "CustomNoise cannot weight draws: it has no log_likelihood. "
+                "Give CustomNoise a log_likelihood, or read status AMORTIZED."
+            )
+        f = _tensor(model)
+        return _like(self._log_likelihood(_tensor(theta), f, _batch(obs, f)), model)
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        x = self._augment(model, obs, theta, rng)
+        if not isinstance(x, Tensor) or x.shape != model.shape:
+            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"augment must return a tensor of shape {tuple(model.shape)}, but gave {came}."
+            )
+        return x
+
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        raise NotImplementedError  # log_likelihood is given whole
+
+
+class CallableNoise(Noise):
+    """nbi's noise: a function ``(x, y) -> (x, y)`` of one simulation, in numpy.
+
+    A slow path: it runs row by row, between epochs. As in nbi, draws are weighted with independent
+    Gaussian errors when the observation has ``x_err``, and not at all when it has none.
+    """
+
+    per_item = True
+
+    def __init__(self, function: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]]) -> None:
+        self.function = function
+
+    def has_likelihood(self, has_errors: bool) -> bool:
+        """Say whether the observation has errors to weight with."""
+        return has_errors
+
+    def pairs(self, model: NDArray, theta: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+        """Return a noisy copy of every row (n, C, L) and its, perhaps changed, parameters (n, P)."""
+        x, y = model.copy(), theta.copy()
+        with preserved_random_state():
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - nbi's functions draw from numpy's global state
+            torch.manual_seed(seed)
+            for i in range(len(x)):  # the function takes one item at a time
+                row = x[i, 0] if x.shape[1] == 1 else x[i]
+                noisy, y[i] = self.function(row.copy(), y[i].copy())
+                x[i] = np.reshape(noisy, x[i].shape)
+        return x, y
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        x, _ = self.pairs(model.cpu().numpy(), theta.cpu().numpy(), seed)
+        return torch.as_tensor(x, device=model.device, dtype=model.dtype)
+
+    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        return GaussianNoise()._log_density(x, model, err, theta)
+
+
+def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
+    """Return a noise model of anything the public doors accept."""
+    if isinstance(noise, Noise):
+        return noise
+    if noise is None:
+        return GaussianNoise()
+    if callable(noise):
+        return CallableNoise(noise)
+    return GaussianNoise(noise)
+
+
+def noise_from_meta(meta: Mapping[str, object]) -> Noise:
+    """Return the shipped noise model that `Noise.meta` described."""
+    shipped = {c.__name__: c for c in (GaussianNoise, StudentTNoise, PoissonNoise)}
+    options = dict(meta)
+    kind = options.pop("type", None)
+    if kind not in shipped:
+        raise ValueError(
+            f"noise must be one of {sorted(shipped)}, but the file says {kind!r}. Pass noise=."
+        )
+    return shipped[kind](**options)
+
+
+def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(value, np.float64)
+    if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(f"{name} must be finite and positive, but is {value!r}.")
+    return array
+
+
+def _tensor(array: Tensor | NDArray) -> Tensor:
+    return array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array, np.float64))
+
+
+def _batch(obs: Data, model: Tensor) -> Batch:
+    """Return the data on the device of the model."""
+    return obs.batch().to(model.device) if isinstance(obs, Observations) else obs
+
+
+def _like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:
+    return result if isinstance(original, Tensor) else result.numpy()

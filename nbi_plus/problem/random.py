@@ -1,0 +1,133 @@
+"""Random numbers that depend on (seed, stage, row) alone, never on how rows are batched."""
+
+from __future__ import annotations
+
+import random
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # the two multipliers of the splitmix64 finaliser
+_MIX_2 = -7723592293110705685
+
+
+def stage_key(seed: int, stage: str) -> int:
+    """Return a 63-bit key for one use of randomness; different stages are independent."""
+    return (zlib.crc32(stage.encode()) << 31 ^ (int(seed) * 2654435761)) & (2**63 - 1)
+
+
+def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a torch generator for one stage, for streams that no other batch layout must repeat."""
+    return torch.Generator(device=device).manual_seed(stage_key(seed, stage))
+
+
+def _shift(bits: Tensor, n: int) -> Tensor:
+    """Shift right without copying the sign bit, which torch's int64 would do."""
+    return (bits >> n) & ((1 << (64 - n)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scramble 64-bit counters: the splitmix64 finaliser of Steele, Lea and Flood (2014)."""
+    bits = (bits ^ _shift(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift(bits, 27)) * _MIX_2
+    return bits ^ _shift(bits, 31)
+
+
+def keyed_uniform(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Draw uniforms in (0, 1) for each row, whatever other rows are drawn beside it.
+
+    Parameters
+    ----------
+    seed, stage : int, str
+        What the numbers are for; another stage gives independent numbers.
+    rows : Tensor of int64, shape (n,)
+        Keys of the rows (simulation numbers or object keys). The device is theirs.
+    shape : tuple of int
+        Shape of the draws of one row.
+
+    Returns
+    -------
+    Tensor of float64, shape (n, *shape)
+
+    Examples
+    --------
+    >>> rows = torch.arange(10)
+    >>> u = keyed_uniform(0, "demo", rows, (3,))
+    >>> bool((u[4:6] == keyed_uniform(0, "demo", rows[4:6], (3,))).all())
+    True
+    """
+    n_each = 1
+    for size in shape:
+        n_each *= size
+    key = _mix(_mix(rows + stage_key(seed, stage)) * _GOLDEN)
+    counter = torch.arange(1, n_each + 1, device=rows.device, dtype=torch.int64)
+    bits = _mix(_mix(key[:, None] + counter * _GOLDEN) ^ key[:, None])
+    uniform = (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+    return uniform.reshape(len(rows), *shape)
+
+
+def keyed_normal(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Draw standard normals for each row; see `keyed_uniform`."""
+    return torch.special.ndtri(keyed_uniform(seed, stage, rows, shape))
+
+
+class _GlobalGenerators:
+    """The global generators of Python, numpy and torch, which user code may draw from."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._found: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+                legacy = np.random.get_state(legacy=False)  # noqa: NPY002  that is the one to save
+                self._found = random.getstate(), legacy, torch.get_rng_state(), cuda
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                python, legacy, cpu, cuda = self._found
+                random.setstate(python)
+                np.random.set_state(legacy)  # noqa: NPY002
+                torch.set_rng_state(cpu)
+                if cuda:
+                    torch.cuda.set_rng_state_all(cuda)
+
+
+_global_generators = _GlobalGenerators()
+
+
+def preserved_random_state() -> _GlobalGenerators:
+    """Return a context that leaves the global generators as they were found.
+
+    For calls of user code. Contexts may be nested and may overlap in several threads: what the
+    first one found is put back when the last one ends.
+
+    Examples
+    --------
+    >>> before = random.getstate()
+    >>> with preserved_random_state():
+    ...     _ = random.random()
+    >>> random.getstate() == before
+    True
+    """
+    return _global_generators
+
+
+def reseed_global_generators(seed: int) -> None:
+    """Seed the global generators for user code; only inside `preserved_random_state`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

@@ -1,0 +1,179 @@
+"""Simulations from the prior: numbered rows, made in parallel, kept in a store, never made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.parallel import check_failures, simulate_rows
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import keyed_normal
+from nbi_plus.problem.simulator import FAILED, OK, BoundSimulator, SimulationBlock
+
+_LOG = logging.getLogger("nbi_plus")
+_N_CHECKED = 8  # stored rows simulated again when a store is reused
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is simulated: rows of prior draws, under conditions that the row number decides.
+
+    Attributes
+    ----------
+    prior, simulator
+        The problem.
+    conditions : Batch
+        Coordinates and scalars; row ``i`` takes object ``i mod N`` where they differ by object.
+    seed : int
+        Of the prior draws.
+    n_jobs, client, progress
+        How the simulator is run.
+    """
+
+    prior: Prior
+    simulator: BoundSimulator
+    conditions: Batch
+    seed: int
+    n_jobs: int | None = None
+    client: object | None = None
+    progress: bool | None = None
+
+    def latent(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the latent prior draws z (n, D) of numbered rows."""
+        keys = torch.as_tensor(rows, dtype=torch.int64)
+        return keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,)).numpy()
+
+    def owner(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the object whose coordinates each row is simulated at."""
+        return rows % len(self.conditions)
+
+    def manifest(self) -> dict[str, object]:
+        """Return what must agree before stored simulations are used again."""
+        return {
+            "parameters": list(self.prior.full_names),
+            "prior": self.prior.manifest(),
+            "coordinates": {k: _digest(v.numpy()) for k, v in self._coords().items()},
+            "shape": list(self.simulator.shape),
+            "seed": self.seed,
+        }
+
+    def file_name(self) -> str:
+        """Return the name of the store: another problem never meets this one's simulations."""
+        text = json.dumps(self.manifest(), sort_keys=True)
+        return f"simulations-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
+
+    def open(self, folder: Path | None, n: int) -> SimulationStore:
+        """Open the store of this campaign with room for ``n`` rows, in memory without a folder."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        d = self.prior.n_dim
+        columns = {"z": (d,), "theta": (d,), "x": tuple(self.simulator.shape), "owner": ()}
+        path = None if folder is None else folder / self.file_name()
+        return SimulationStore.open(path, self.manifest(), columns, n)
+
+    def fill(self, store: SimulationStore, n: int, max_failed: float) -> None:
+        """Simulate what is missing of the first ``n`` rows; raise when too many fail."""
+        if store.n_done and not self.simulator.stochastic:
+            self._check_reuse(store)
+        missing = store.missing(n)
+        failed: list[dict[str, object]] = []
+        n_failed = 0
+
+        def keep(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+            nonlocal n_failed
+            z = self.latent(rows)
+            theta = self.prior.from_latent(z)
+            store.write(
+                int(rows[0]), block.state, z=z, theta=theta, x=block.x, owner=self.owner(rows)
+            )
+            n_failed += int((block.state == FAILED).sum())
+            room = max(0, 100 - len(failed))
+            failed.extend(
+                {
+                    "row": int(rows[i]),
+                    "theta": dict(zip(self.prior.names, theta[i].tolist(), strict=True)),
+                    "error": message,
+                }
+                for i, message in block.errors[:room]
+            )
+
+        self._run(missing, keep)
+        state = store.read(slice(0, n), ["state"])["state"]
+        check_failures(int((state != OK).sum()), n, max_failed, failed)
+
+    def simulate(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
+        """Return the stored columns of numbered rows that came out well."""
+        z = self.latent(rows)
+        x = np.full((len(rows), *self.simulator.shape), np.nan)
+        state = np.full(len(rows), FAILED, np.uint8)
+        first = int(rows[0])
+
+        def keep(done: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+            x[done - first], state[done - first] = block.x, block.state
+
+        self._run(rows, keep)
+        good = state == OK
+        return {
+            "z": z[good],
+            "theta": self.prior.from_latent(z[good]),
+            "x": x[good],
+            "owner": self.owner(rows[good]),
+        }
+
+    def _run(self, rows: NDArray[np.int64], keep: object) -> None:
+        simulate_rows(
+            self.simulator,
+            self._make_rows,
+            rows,
+            keep,
+            n_jobs=self.n_jobs,
+            client=self.client,
+            progress=self.progress,
+        )
+
+    def _coords(self) -> Mapping[str, torch.Tensor]:
+        wanted = self.conditions.arguments()
+        return {k: v for k, v in wanted.items() if k in self.simulator.arguments}
+
+    def _make_rows(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray], frozenset[str]]:
+        theta = self.prior.complete(self.prior.from_latent(self.latent(rows)))
+        per_row = self.conditions.per_object() & set(self._coords())
+        owner = self.owner(rows)
+        coords = {
+            k: v.numpy()[owner] if k in per_row else v.numpy() for k, v in self._coords().items()
+        }
+        return theta, coords, per_row
+
+    def _check_reuse(self, store: SimulationStore) -> None:
+        """Simulate some stored rows again: an edited simulator must not meet old simulations."""
+        good = store.good_rows(store.capacity)
+        if not len(good):
+            return
+        rows = good[np.linspace(0, len(good) - 1, min(_N_CHECKED, len(good))).astype(int)]
+        old = store.read(rows, ["x"])["x"]
+        block = self.simulator.run(*self._make_rows(rows))
+        size = np.abs(old).max(initial=0.0)
+        if not np.allclose(block.x, old, rtol=1e-6, atol=1e-9 * size):
+            worst = np.abs(block.x - old).max() if np.isfinite(block.x).all() else np.nan
+            raise StoreError(
+                f"{store.path} must hold simulations of this simulator, but {len(rows)} of them, "
+                f"simulated again, differ by up to {worst:g}. Was the simulator edited? Use another "
+                "path, or delete the file."
+            )
+        _LOG.info("using %d stored simulations of %s", store.n_done, store.path)
+
+
+def _digest(array: NDArray) -> str:
+    return f"{list(array.shape)} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]}"

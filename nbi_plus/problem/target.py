@@ -1,0 +1,192 @@
+"""The target: log prior + log likelihood of many draws for many objects, the one central function."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.parallel import simulate_rows
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.simulator import FAILED, BoundSimulator, SimulationBlock
+
+_LOG = logging.getLogger("nbi_plus")
+
+Z_MAX = 8.0  # draws further out in the latent space have weight zero, and are not simulated
+_ROWS_PER_LAUNCH = 16_384  # more rows fall out of a CPU's cache and cost five times as much each
+_BYTES_PER_LAUNCH = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+_COPIES = 6  # tensors of the size of the simulations that are alive at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of the target found, each of shape (b, n).
+
+    Attributes
+    ----------
+    log_prior : Tensor
+        Log prior density in the latent space; -inf beyond `Z_MAX`.
+    log_likelihood : Tensor
+        Log likelihood; NaN where the simulation is not finite, -inf where not simulated.
+    failed : Tensor of bool
+        True where the simulator raised twice, or ran out of time: such draws do not exist.
+    errors : tuple of str
+        The first messages of the simulator.
+    """
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+    failed: Tensor
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Prior, simulator and noise for a batch of objects.
+
+    Parameters
+    ----------
+    prior, simulator, noise
+        The problem; the noise is bound.
+    data : Batch
+        N objects, float64, on the device where the answer is wanted.
+    n_jobs, client
+        How a numpy simulator is run; see `nbi_plus.problem.parallel.simulate_rows`.
+    """
+
+    prior: Prior
+    simulator: BoundSimulator
+    noise: Noise
+    data: Batch
+    n_jobs: int | None = 1
+    client: object | None = None
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return the unnormalised log posterior density in the latent space.
+
+        Parameters
+        ----------
+        z : Tensor of float64, shape (b, n, D)
+            Latent draws; differentiable when the simulator is.
+        index : Tensor of int64, shape (b,)
+            Which objects they belong to.
+
+        Returns
+        -------
+        Tensor of float64, shape (b, n)
+            -inf for draws that are impossible, failed or not finite.
+        """
+        found = self.evaluate(z, index)
+        value = found.log_prior + found.log_likelihood
+        return torch.where(torch.isnan(value) | found.failed, -math.inf, value)
+
+    def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
+        """Return prior, likelihood and failures of draws; shapes as for `log_prob`."""
+        n_each = z.shape[1]
+        inside = (z.abs() <= Z_MAX).all(-1)
+        log_prior = self.prior.log_prob_latent(z).masked_fill(~inside, -math.inf)
+        objects = max(1, self._rows_per_launch() // max(n_each, 1))
+        parts = [
+            self._likelihood(z[i : i + objects], index[i : i + objects], inside[i : i + objects])
+            for i in range(0, len(z), objects)
+        ]
+        return Evaluation(
+            log_prior=log_prior,
+            log_likelihood=torch.cat([p[0] for p in parts]),
+            failed=torch.cat([p[1] for p in parts]),
+            errors=tuple(message for p in parts for message in p[2])[:10],
+        )
+
+    def simulate(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return noise-free models, shape (b, n, C, L), NaN where the simulator failed."""
+        theta = self.prior.complete(self.prior.from_latent(z))
+        inside = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+        return self._models(theta, index, inside)[0]
+
+    def _rows_per_launch(self) -> int:
+        device = self.data.x.device.type
+        budget = _BYTES_PER_LAUNCH.get(device, _BYTES_PER_LAUNCH["cpu"])
+        rows = budget // (8 * _COPIES * math.prod(self.data.x.shape[1:]))
+        return max(1, min(rows, _ROWS_PER_LAUNCH) if device == "cpu" else rows)
+
+    def _likelihood(
+        self, z: Tensor, index: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        theta = self.prior.complete(self.prior.from_latent(z))
+        model, failed, errors = self._models(theta, index, inside)
+        value = self.noise.log_likelihood(theta, model, self.data.select(index))
+        return value.masked_fill(~inside | failed, -math.inf), failed, errors
+
+    def _models(
+        self, theta: Tensor, index: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Simulate the draws ``inside``; the others get NaN."""
+        rows = inside.reshape(-1).nonzero()[:, 0]
+        flat = theta.reshape(-1, theta.shape[-1])[rows]
+        owner = index.repeat_interleave(theta.shape[1])[rows]
+        per_row = self.data.per_object()
+        coords = {
+            k: v[owner] if k in per_row else v
+            for k, v in self.data.arguments().items()
+            if k in self.simulator.arguments
+        }
+        per_row &= set(coords)
+        failed = torch.zeros(inside.numel(), dtype=torch.bool, device=theta.device)
+        errors: tuple[str, ...] = ()
+        model = self._torch(flat, coords, per_row) if self.simulator.backend == "torch" else None
+        if model is None:
+            block = self._run(flat.detach().cpu().numpy(), coords, per_row)
+            model = torch.as_tensor(block.x, device=theta.device)
+            failed[rows] = torch.as_tensor(block.state == FAILED, device=theta.device)
+            errors = tuple(message for _, message in block.errors)
+        whole = torch.full(
+            (inside.numel(), *model.shape[1:]), math.nan, dtype=theta.dtype, device=theta.device
+        )
+        whole = whole.index_copy(0, rows, model.to(theta.dtype))
+        return whole.reshape(*inside.shape, *model.shape[1:]), failed.reshape(inside.shape), errors
+
+    def _torch(
+        self, theta: Tensor, coords: dict[str, Tensor], per_row: frozenset[str]
+    ) -> Tensor | None:
+        """Run a torch simulator on all rows at once, or return None when a row makes it raise."""
+        try:
+            return self.simulator.torch(theta, coords, per_row)
+        except Exception as error:  # noqa: BLE001 - user code; `_run` finds the row and keeps the error
+            _LOG.debug("simulator raised on %d rows, trying them one by one: %r", len(theta), error)
+            return None
+
+    def _run(
+        self, theta: np.ndarray, coords: dict[str, Tensor], per_row: frozenset[str]
+    ) -> SimulationBlock:
+        """Run a numpy simulator on all rows, in parallel where that pays."""
+        arrays = {k: v.cpu().numpy() for k, v in coords.items()}
+        x = np.full((len(theta), *self.simulator.shape), np.nan)
+        state = np.full(len(theta), FAILED, np.uint8)
+        errors: list[tuple[int, str]] = []
+
+        def make_rows(rows: np.ndarray) -> tuple:
+            return (
+                theta[rows],
+                {k: v[rows] if k in per_row else v for k, v in arrays.items()},
+                per_row,
+            )
+
+        def keep(rows: np.ndarray, _: np.ndarray, block: SimulationBlock) -> None:
+            x[rows], state[rows] = block.x, block.state
+            errors.extend(block.errors)
+
+        simulate_rows(
+            self.simulator,
+            make_rows,
+            np.arange(len(theta)),
+            keep,
+            n_jobs=self.n_jobs,
+            client=self.client,
+        )
+        return SimulationBlock(x=x, state=state, errors=errors)

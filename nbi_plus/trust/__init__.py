@@ -1,0 +1,1 @@
+"""When to doubt: calibration of many posteriors against known truths."""

@@ -1,0 +1,640 @@
+"""Laws of importance weights: closed forms, invariances, special values, and measured honesty."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nbi_plus.infer import psis as psis_module
+from nbi_plus.infer.assemble import Failure, clean, defensive_log_prob, log_mixture
+from nbi_plus.infer.psis import k_hat_moment, psis, sample_size_needed, threshold
+from nbi_plus.infer.weights import (
+    Gate,
+    Grade,
+    effective_sample_size,
+    log_evidence,
+    nbi_effective_sample_size,
+    normalise,
+    summarise,
+    systematic_resample,
+)
+
+INF = math.inf
+REFERENCE = Path(__file__).parent / "fixtures" / "psis_reference.npz"
+laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def normals(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniforms(seed, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian_log_prob(x, sd=1.0):
+    """Return log N(x; 0, sd^2 I) over the last axis."""
+    return -0.5 * (x / sd).square().sum(-1) - x.shape[-1] * math.log(sd * math.sqrt(2 * math.pi))
+
+
+def gaussian_log_weights(seed, n_objects, n_draws, n_dim, sd):
+    """Return weights of N(0, I) against N(0, sd^2 I): log Z is 0, the asymptotic k is 1 - sd^2."""
+    z = sd * normals(seed, n_objects, n_draws, n_dim)
+    return gaussian_log_prob(z) - gaussian_log_prob(z, sd)
+
+
+def assert_same_summary(a, b, tol=1e-12, skip=()):
+    for field in fields(a):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name not in skip and left is not None:
+            torch.testing.assert_close(
+                left, right, rtol=tol, atol=tol, equal_nan=True, msg=field.name
+            )
+
+
+# Exact sums: multiples of 1/1024 stay exact when shifted by integers, so ties stay ties.
+log_weight_rows = st.integers(1, 3).flatmap(
+    lambda n: st.integers(1, 300).flatmap(
+        lambda s: st.tuples(
+            arrays(np.int64, (n, s), elements=st.integers(-9000, 9000)),
+            arrays(np.bool_, (n, s)),
+        )
+    )
+)
+
+
+def as_rows(drawn):
+    """Return log-weights, some of them -inf, from what hypothesis drew."""
+    numbers, is_zero = (torch.from_numpy(part) for part in drawn)
+    return torch.where(is_zero, -INF, numbers.double() / 1024.0)
+
+
+# --- PSIS ---------------------------------------------------------------------------------------
+
+
+def test_psis_equals_reference():
+    # Made once with arviz-stats 0.8: smoothed, k = base.array_stats.psislw(-log_weights) for twenty
+    # vectors (lognormal, Pareto, bounded and Student-t weights, offsets, zero weights). Their sizes
+    # above 225 are squares, where its tail is as long as ours: it rounds 3 sqrt(S) down, we up.
+    with np.load(REFERENCE) as file:
+        stored = dict(file)
+    ends = np.cumsum(stored["sizes"])
+    assert len(ends) == 20
+    for end, size, k_expected in zip(ends, stored["sizes"], stored["k_hat"], strict=True):
+        smoothed, k_hat = psis(stored["log_weights"][end - size : end])
+        smoothed -= np.logaddexp.reduce(smoothed)  # the reference is normalised
+        np.testing.assert_allclose(k_hat, k_expected, rtol=0, atol=1e-10)
+        expected = stored["smoothed"][end - size : end]
+        np.testing.assert_allclose(smoothed, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("k", [-0.3, 0.3, 0.7])
+def test_k_hat_recovers_the_shape_of_pareto_weights(k):
+    log_weights = (1.0 + torch.expm1(-k * torch.log1p(-uniforms(1, 200, 10_000))) / k).log()
+    _, k_hat = psis(log_weights)
+    shrunk = (300 * k + 10 * 0.5) / 310
+    assert abs(k_hat.mean() - shrunk) < 4 * k_hat.std() / math.sqrt(200) + 0.01
+
+
+def test_k_hat_of_a_narrow_gaussian_proposal():
+    _, k_hat = psis(gaussian_log_weights(2, 200, 4096, 5, 0.85))
+    assert k_hat.median() == pytest.approx(0.30, abs=0.06)
+
+
+def test_psis_keeps_the_order_the_bulk_and_the_maximum():
+    log_weights = 2.0 * normals(3, 5, 1000)
+    smoothed, k_hat = psis(log_weights)
+    assert (smoothed.gather(1, log_weights.argsort(1)).diff(dim=1) >= 0).all()
+    assert (smoothed.amax(1) <= log_weights.amax(1)).all()
+    assert ((smoothed != log_weights).sum(1) <= math.ceil(3 * math.sqrt(1000))).all()
+    assert k_hat.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("n_draws", "expected"), [(100, 0.5), (1000, 2 / 3), (2154, 0.7), (1, -INF)]
+)
+def test_threshold_formula(n_draws, expected):
+    assert threshold(n_draws) == pytest.approx(expected, abs=1e-4)
+    assert float(threshold(torch.tensor(n_draws))) == pytest.approx(expected, abs=1e-4)
+
+
+def test_sample_size_needed_inverts_the_threshold():
+    assert sample_size_needed(threshold(500)) == pytest.approx(500)
+    assert sample_size_needed(np.array([-1.0, 1.0, INF])).tolist() == [10.0, INF, INF]
+
+
+# --- special values -----------------------------------------------------------------------------
+
+
+def cleaned_row(**changes):
+    """Return 200 good draws of one object, whose first ones were changed, cleaned."""
+    parts = {n: 0.1 * normals(i, 1, 200) for i, n in enumerate(("likelihood", "prior", "q"))}
+    for name, values in changes.items():
+        parts[name][0, : len(values)] = torch.tensor(values, dtype=torch.float64)
+    return clean(parts["likelihood"], parts["prior"], parts["q"])
+
+
+def test_clean_outside_the_prior_is_a_zero_weight_that_counts():
+    result = cleaned_row(prior=[-INF, -INF, -INF], likelihood=[math.nan, INF, 3.0])
+    assert result.failure.item() == Failure.NONE
+    assert (result.log_weights[0, :3] == -INF).all()
+    assert result.log_weights[0, 3:].isfinite().all()
+    assert (result.n_draws.item(), result.n_nan.item()) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    ("n_nan", "many", "failure"),
+    [(2, False, Failure.NONE), (3, True, Failure.NONE), (101, True, Failure.SIMULATOR)],
+)
+def test_clean_counts_nan_likelihoods(n_nan, many, failure):
+    result = cleaned_row(likelihood=[math.nan] * n_nan)
+    assert result.n_nan.item() == n_nan
+    assert result.many_nan.item() is many
+    assert result.failure.item() == failure
+    assert (result.log_weights[0, :n_nan] == -INF).all()
+    assert result.n_draws.item() == 200
+
+
+def test_clean_zero_likelihood_is_legal_and_infinite_is_not():
+    assert cleaned_row(likelihood=[-INF]).failure.item() == Failure.NONE
+    result = cleaned_row(likelihood=[INF])
+    assert result.failure.item() == Failure.SIMULATOR
+    assert result.infinite_likelihood.all()
+    assert (result.log_weights == -INF).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"q": [-INF]}, {"q": [INF]}, {"q": [math.nan]}, {"prior": [INF]}]
+)
+def test_clean_never_drops_a_draw_whose_weight_is_infinite(changes):
+    result = cleaned_row(**changes)
+    assert result.failure.item() == Failure.NUMERIC
+    assert result.bad_density.nonzero().tolist() == [[0, 0]]
+    assert (result.log_weights == -INF).all()
+    harmless = cleaned_row(likelihood=[-INF], **changes)  # nothing is lost where the target is zero
+    assert harmless.failure.item() == Failure.NONE
+
+
+def test_clean_ignores_draws_that_are_not_kept():
+    likelihood = torch.tensor([[math.nan, INF, 0.0, 1.0]] * 2)
+    keep = torch.tensor([[False, False, True, True], [False] * 4])
+    result = clean(likelihood, torch.zeros(2, 4), torch.zeros(2, 4), keep)
+    assert result.failure.tolist() == [Failure.NONE, Failure.SIMULATOR]
+    assert result.n_draws.tolist() == [2, 0]
+    assert result.log_weights[0].tolist() == [-INF, -INF, 0.0, 1.0]
+
+
+def test_failures_have_different_sentences():
+    assert len({failure.sentence for failure in Failure}) == len(Failure)
+
+
+def test_no_support_is_a_value_and_never_a_success():
+    likelihood = torch.full((2, 4096), -INF)
+    likelihood[1] = 0.0  # a good neighbour in the batch
+    result = clean(likelihood, torch.zeros(2, 4096), torch.zeros(2, 4096))
+    assert result.failure.tolist() == [Failure.NO_SUPPORT, Failure.NONE]
+    summary = summarise(result.log_weights, z=normals(0, 2, 4096, 2))
+    for name in ("ess", "ess_low", "ess_nbi", "efficiency", "max_share", "perplexity"):
+        assert getattr(summary, name)[0] == 0.0, name
+    assert (summary.weights[0] == 0).all()
+    assert summary.k_hat[0] == summary.k_hat_moment[0] == INF
+    assert summary.log_evidence[0] == summary.log_evidence_psis[0] == -INF
+    assert summary.log_evidence_err[0].isnan()
+    assert not summary.evidence_reliable[0]
+    assert Gate().grade(summary).tolist() == [Grade.F, Grade.A]
+
+
+@pytest.mark.parametrize("n_draws", [5, 100, 4096])
+def test_perfect_proposal_is_left_alone(n_draws):
+    log_weights = torch.full((2, n_draws), -1234.5, dtype=torch.float64)
+    log_weights[1] += 1e-14 * normals(0, n_draws)  # equal to rounding
+    smoothed, k_hat = psis(log_weights)
+    summary = summarise(log_weights)
+    assert torch.equal(smoothed, log_weights)
+    assert k_hat.tolist() == [0.0, 0.0]
+    assert summary.ess[0] == n_draws
+    torch.testing.assert_close(summary.ess_low[0], summary.ess[0])
+    if n_draws > 400:
+        assert summary.log_evidence_err[0] == 0.0
+        assert Gate().grade(summary).tolist() == [Grade.A, Grade.A]
+
+
+@pytest.mark.parametrize("n_finite", [1, 4, 5])
+def test_too_few_tail_values_have_infinite_k_hat(n_finite):
+    log_weights = torch.full((1, 1000), -INF, dtype=torch.float64)
+    log_weights[0, :n_finite] = torch.arange(n_finite)
+    smoothed, k_hat = psis(log_weights)
+    assert k_hat.item() == INF
+    assert torch.equal(smoothed, log_weights)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 9, 24])
+def test_too_few_draws_have_infinite_k_hat(n_draws):
+    assert psis(normals(0, 1, n_draws))[1].item() == INF
+
+
+def test_dominated_row_is_not_certified():
+    log_weights = torch.zeros(1, 4096, dtype=torch.float64)
+    log_weights[0, 7] = 800.0  # all others underflow
+    summary = summarise(log_weights)
+    assert summary.ess.item() == pytest.approx(1.0)
+    assert summary.max_share.item() == pytest.approx(1.0)
+    assert summary.k_hat.item() == INF
+    assert Gate().grade(summary).item() == Grade.F
+
+
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_unclean_log_weights_are_refused(bad):
+    for function in (psis, effective_sample_size, summarise):
+        with pytest.raises(ValueError, match=r"1 of 3 are NaN or \+inf"):
+            function(np.array([[0.0, bad, -INF]]))
+
+
+def test_effective_sample_size_closed_forms():
+    frozen = np.array([[0.0, 0.0, -INF], [5.0, -INF, -INF], [-INF] * 3, [math.log(3.0), 0.0, -INF]])
+    frozen.flags.writeable = False
+    ess = effective_sample_size(frozen)
+    assert isinstance(ess, np.ndarray)
+    np.testing.assert_allclose(ess, [2.0, 1.0, 0.0, 16 / 10], rtol=1e-15)
+    np.testing.assert_allclose(nbi_effective_sample_size(frozen), [1.0, 0.0, 0.0, 0.6], rtol=1e-12)
+    assert isinstance(effective_sample_size(torch.zeros(2, 3)), torch.Tensor)
+
+
+# --- invariances --------------------------------------------------------------------------------
+
+
+@laws
+@given(log_weight_rows)
+def test_summary_stays_within_its_bounds(drawn):
+    rows = as_rows(drawn)
+    summary = summarise(rows)
+    supported = rows.isfinite().any(1)
+    n_positive = rows.isfinite().sum(1)
+    torch.testing.assert_close(summary.weights.sum(1), supported.double())
+    assert (summary.weights >= 0).all()
+    assert ((summary.ess >= 0) & (summary.ess <= n_positive)).all()
+    assert ((summary.ess_low >= 0) & (summary.ess_low <= summary.ess)).all()
+    assert torch.equal(summary.ess > 0, supported)
+    assert ((summary.efficiency >= 0) & (summary.efficiency <= 1)).all()
+    assert (summary.perplexity * rows.shape[1] <= n_positive.double() * (1 + 1e-12)).all()
+    assert not summary.k_hat.isnan().any()
+
+
+@laws
+@given(log_weight_rows, st.integers(-5000, 5000))
+def test_shift_changes_log_evidence_alone(drawn, shift):
+    rows = as_rows(drawn)
+    summary, shifted = summarise(rows), summarise(rows + shift)
+    evidences = ("log_evidence", "log_evidence_psis")
+    assert_same_summary(summary, shifted, tol=1e-9, skip=evidences)
+    for name in evidences:
+        torch.testing.assert_close(getattr(shifted, name), getattr(summary, name) + shift)
+
+
+@laws
+@given(log_weight_rows, st.integers(0, 1000))
+def test_order_of_the_draws_does_not_matter(drawn, seed):
+    rows = as_rows(drawn)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(rows.shape[1]))
+    summary, permuted = summarise(rows), summarise(rows[:, order])
+    skip = ("weights", "ess_low")  # equal draws may swap; the bootstrap draws anew
+    assert_same_summary(summary, permuted, tol=1e-9, skip=skip)
+    torch.testing.assert_close(summary.weights.sort(1).values, permuted.weights.sort(1).values)
+
+
+@laws
+@given(log_weight_rows, st.integers(1, 200))
+def test_zero_weights_dilute_log_evidence_and_nothing_else(drawn, n_zeros):
+    rows = as_rows(drawn)
+    diluted = torch.nn.functional.pad(rows, (0, n_zeros), value=-INF)
+    torch.testing.assert_close(effective_sample_size(diluted), effective_sample_size(rows))
+    n_draws = rows.shape[1]
+    k_hat = torch.zeros(len(rows), dtype=torch.float64)
+    before, after = log_evidence(rows, k_hat), log_evidence(diluted, k_hat)
+    same = ~(before.evidence_corrected | after.evidence_corrected)
+    expected = before.log_evidence - math.log((n_draws + n_zeros) / n_draws)
+    torch.testing.assert_close(after.log_evidence[same], expected[same])
+
+
+@laws
+@given(log_weight_rows, st.integers(0, 1000))
+def test_dropped_draws_leave_no_trace(drawn, seed):
+    rows = as_rows(drawn)
+    keep = torch.from_numpy(np.random.default_rng(seed).uniform(size=rows.shape) < 0.7)
+    keep[:, 0] = True
+    z = torch.where(keep[..., None], normals(seed, *rows.shape, 2), math.nan)
+    summary = summarise(torch.where(keep, rows, 3.0), z, keep)
+    assert (summary.weights[~keep] == 0).all()
+    for i, mask in enumerate(keep):
+        alone = summarise(rows[i : i + 1, mask], z[i : i + 1, mask])
+        full = torch.zeros_like(rows[i : i + 1])
+        full[:, mask] = alone.weights
+        one = replace(
+            summary, **{f.name: getattr(summary, f.name)[i : i + 1] for f in fields(summary)}
+        )
+        assert_same_summary(one, replace(alone, weights=full), tol=1e-9, skip=("ess_low",))
+
+
+@pytest.mark.parametrize("n_draws", [30, 200, 1000])
+def test_batch_equals_loop(n_draws):
+    log_weights = 3.0 * uniforms(4, 12, 1) * normals(5, 12, n_draws)
+    log_weights[3, ::3] = -INF
+    log_weights[4] = -INF
+    log_weights[5] = 2.0
+    z = normals(6, 12, n_draws, 3)
+    batch = summarise(log_weights, z, seed=1)
+    for i in range(12):
+        one = summarise(log_weights[i : i + 1], z[i : i + 1], seed=1)
+        row = {f.name: getattr(batch, f.name)[i : i + 1] for f in fields(batch)}
+        assert_same_summary(replace(batch, **row), one, tol=1e-12)
+
+
+def test_memory_limit_does_not_change_the_answer(monkeypatch):
+    log_weights, z = 2.0 * normals(7, 9, 500), normals(8, 9, 500, 2)
+    whole = summarise(log_weights, z)
+    monkeypatch.setattr(psis_module, "_MEMORY", {"cpu": 1})  # one row at a time
+    assert_same_summary(whole, summarise(log_weights, z), tol=1e-12)
+
+
+def test_no_objects_have_an_empty_summary():
+    summary = summarise(torch.empty(0, 100, dtype=torch.float64), torch.empty(0, 100, 2))
+    assert all(len(getattr(summary, f.name)) == 0 for f in fields(summary))
+
+
+def test_summarise_is_reproducible_and_leaves_global_state_alone():
+    log_weights = normals(9, 2, 500)
+    before = torch.random.get_rng_state()
+    first = summarise(log_weights, seed=3)
+    assert torch.equal(first.ess_low, summarise(log_weights, seed=3).ess_low)
+    assert not torch.equal(first.ess_low, summarise(log_weights, seed=4).ess_low)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# --- effective sample size and evidence ---------------------------------------------------------
+
+
+def test_ess_low_is_seldom_above_the_truth():
+    # lognormal weights: the efficiency of infinitely many draws is exp(-sigma^2)
+    summary = summarise(0.5 * normals(10, 600, 4096))
+    truth = 4096 * math.exp(-0.25)
+    assert (summary.ess > truth).double().mean() > 0.3
+    assert (summary.ess_low > truth).double().mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
+    assert (summary.ess_low / summary.ess).median() > 0.9  # a bound, but not an empty one
+
+
+def conjugate_gaussian(n_draws, n_dim=3, sd=0.5):
+    """Return z-draws from the exact posterior, its densities, and the true log Z."""
+    x = normals(11, n_dim)
+    shrink = 1.0 / (1.0 + sd**2)
+    post_sd = sd * math.sqrt(shrink)
+    z = shrink * x + post_sd * normals(12, 1, n_draws, n_dim)
+    log_evidence_true = gaussian_log_prob(x, math.sqrt(1.0 + sd**2))
+    log_target = gaussian_log_prob(x - z, sd) + gaussian_log_prob(z)
+    return log_target, gaussian_log_prob(z - shrink * x, post_sd), log_evidence_true
+
+
+def test_log_evidence_of_the_exact_posterior_is_exact():
+    log_target, log_q, truth = conjugate_gaussian(1000)
+    summary = summarise(log_target - log_q)
+    assert summary.log_evidence.item() == pytest.approx(truth.item(), abs=1e-12)
+    assert summary.log_evidence_err.item() == pytest.approx(0.0, abs=1e-6)
+    assert Gate().grade(summary).item() == Grade.A
+
+
+@pytest.mark.parametrize("sd", [1.3, 0.85])
+def test_log_evidence_error_covers_the_truth(sd):
+    summary = summarise(gaussian_log_weights(13, 400, 4096, 5, sd))
+    honest = summary.evidence_reliable & ~summary.evidence_soft
+    assert honest.double().mean() > 0.95
+    error = summary.log_evidence[honest]
+    assert abs(error.mean()) < 0.005
+    covered = (error.abs() < 1.96 * summary.log_evidence_err[honest]).double().mean()
+    assert 0.88 < covered < 0.99
+
+
+def test_log_evidence_needs_no_leakage_correction():
+    # quadrant of N(0, I); the proposal N(0.2, 1.1) loses two thirds of its draws outside
+    z = 0.2 + 1.1 * normals(14, 400, 4000, 2)
+    log_prior = torch.where((z > 0).all(-1), gaussian_log_prob(z), -INF)
+    result = clean(torch.zeros(400, 4000), log_prior, gaussian_log_prob(z - 0.2, 1.1))
+    summary = summarise(result.log_weights)
+    assert abs(summary.log_evidence.mean() - math.log(0.25)) < 0.01
+    assert (summary.n_draws == 4000).all()
+
+
+def test_log_evidence_error_follows_k_hat():
+    log_weights = normals(15, 1, 1000).expand(4, -1)
+    result = log_evidence(log_weights, torch.tensor([0.3, 0.6, 0.68, INF], dtype=torch.float64))
+    ess = effective_sample_size(log_weights[0])
+    error = math.sqrt((1000 - ess) / (1000 * ess))
+    expected = torch.tensor([error, 1.5 * error, math.nan, math.nan], dtype=torch.float64)
+    torch.testing.assert_close(result.log_evidence_err, expected, equal_nan=True)
+    assert result.evidence_reliable.tolist() == [True, True, False, False]
+    assert result.evidence_soft.tolist() == [False, True, False, False]
+    assert not result.evidence_corrected.any()
+    assert len(set(result.log_evidence.tolist())) == 1
+
+
+def test_log_evidence_bias_of_few_draws_is_removed():
+    # the mean of 6 exponentials: E log = digamma(6) - log 6
+    log_weights = (-uniforms(16, 20_000, 6).log()).log()
+    result = log_evidence(log_weights, torch.zeros(20_000, dtype=torch.float64))
+    bias = torch.special.digamma(torch.tensor(6.0)).item() - math.log(6.0)
+    assert result.evidence_corrected.double().mean() > 0.5
+    assert abs(result.log_evidence.mean()) < 0.5 * abs(bias)
+
+
+def test_k_hat_moment_is_the_worst_parameter():
+    log_weights, z = normals(17, 4, 1000), normals(18, 4, 1000, 3)
+    z[..., 1] = z[..., 1].sinh() ** 3  # one heavy tail
+    weights = normalise(log_weights)
+    result = k_hat_moment(log_weights, z, weights)
+    mean = (weights[..., None] * z).sum(1)
+    each = [psis(log_weights + 2 * (z[..., j] - mean[:, j, None]).abs().log())[1] for j in range(3)]
+    torch.testing.assert_close(result, torch.stack(each).amax(0))
+    assert (result == each[1]).all()
+    assert (result > 1).all()
+
+
+# --- gate, mixtures, resampling -----------------------------------------------------------------
+
+GRADES = [
+    # k_hat, ess, n_draws, k_hat_moment -> grade, grade of a fitted mixture
+    (0.69, 900, 4096, 0.9, Grade.A, Grade.F),  # efficiency 0.22
+    (0.69, 1300, 4096, 0.9, Grade.A, Grade.A),
+    (0.69, 1300, 4096, 1.1, Grade.A, Grade.F),
+    (0.71, 1300, 4096, 0.9, Grade.F, Grade.F),
+    (0.69, 399, 1000, 0.9, Grade.F, Grade.F),  # above the threshold 2/3 of 1000 draws, too
+    (0.50, 399, 1000, 0.9, Grade.F, Grade.F),
+    (0.50, 400, 1000, 0.9, Grade.A, Grade.A),
+    (0.50, 800, 4096, 0.9, Grade.F, Grade.F),  # efficiency 0.195
+    (0.50, 2000, 16384, 0.9, Grade.B, Grade.F),
+    (0.50, 2000, 16000, 0.9, Grade.F, Grade.F),
+    (0.50, 1600, 16384, 0.9, Grade.F, Grade.F),  # efficiency 0.098
+]
+
+
+@pytest.mark.parametrize(("k_hat", "ess", "n_draws", "moment", "plain", "mixture"), GRADES)
+def test_gate_table(k_hat, ess, n_draws, moment, plain, mixture):
+    def column(value):
+        return torch.tensor([value], dtype=torch.float64)
+
+    summary = replace(
+        summarise(torch.zeros(1, 10)),
+        k_hat=column(k_hat),
+        k_hat_threshold=threshold(column(n_draws)),
+        ess=column(ess),
+        efficiency=column(ess / n_draws),
+        n_draws=torch.tensor([n_draws]),
+        k_hat_moment=column(moment),
+    )
+    assert Gate().grade(summary).tolist() == [plain]
+    assert Gate().grade(summary, mixture=True).tolist() == [mixture]
+
+
+def test_gate_of_a_mixture_needs_the_draws():
+    with pytest.raises(ValueError, match="Call summarise"):
+        Gate().grade(summarise(torch.zeros(1, 10)), mixture=True)
+
+
+def test_log_mixture_is_the_log_of_the_mean_density():
+    density = uniforms(19, 3, 2, 50)
+    counts = torch.tensor([100, 300, 0])
+    expected = (0.25 * density[0] + 0.75 * density[1]).log()
+    torch.testing.assert_close(log_mixture(density.log(), counts), expected)
+    per_object = torch.tensor([[1, 0], [1, 0], [0, 5]])
+    result = log_mixture(density.log(), per_object)
+    torch.testing.assert_close(result[0], density[:2, 0].mean(0).log())
+    torch.testing.assert_close(result[1], density[2, 1].log())
+
+
+def test_defensive_density_is_a_two_part_mixture():
+    narrow, wide = normals(20, 2, 30), normals(21, 2, 30)
+    expected = torch.logaddexp(math.log(0.8) + narrow, math.log(0.2) + wide)
+    torch.testing.assert_close(defensive_log_prob(narrow, wide), expected)
+    assert torch.equal(defensive_log_prob(narrow, wide, alpha=0.0), narrow)
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], but is 1.5"):
+        defensive_log_prob(narrow, wide, alpha=1.5)
+
+
+def test_mixture_weights_beat_pooled_rounds():
+    # D = 4, four rounds: too wide, off centre, good, too narrow; nbi weights each by its own ESS
+    rounds = [(0.0, 4.0), (1.2, 0.6), (0.4, 1.2), (0.1, 0.8)]
+    n_objects, n_draws = 200, 1000
+    z = [m + s * normals(22 + i, n_objects, n_draws, 4) for i, (m, s) in enumerate(rounds)]
+    own = [
+        gaussian_log_prob(x) - gaussian_log_prob(x - m, s)
+        for x, (m, s) in zip(z, rounds, strict=True)
+    ]
+    pooled = torch.cat([normalise(w) * nbi_effective_sample_size(w)[:, None] for w in own], 1)
+    z = torch.cat(z, 1)
+    log_q = torch.stack([gaussian_log_prob(z - m, s) for m, s in rounds])
+    mixed = summarise(gaussian_log_prob(z) - log_mixture(log_q, torch.full((4,), n_draws)))
+
+    def rmse(weights):
+        mean = (weights[..., None] * z).sum(1) / weights.sum(1)[:, None]
+        return mean.square().mean().sqrt()
+
+    assert rmse(mixed.weights) < 0.8 * rmse(pooled)
+    assert mixed.log_evidence.square().mean().sqrt() < 0.03
+
+
+def test_systematic_resample_counts_are_expected_counts_rounded():
+    weights = uniforms(30, 3, 40) ** 3
+    weights[:, ::4] = 0.0
+    start = torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64)
+    index = systematic_resample(weights, 500, start)
+    expected = 500 * weights / weights.sum(1, keepdim=True)
+    for i in range(3):
+        counts = torch.bincount(index[i], minlength=40)
+        assert ((counts - expected[i]).abs() < 1 + 1e-9).all()
+        assert (counts[::4] == 0).all()
+        assert torch.equal(index[i], systematic_resample(weights[i], 500, start[i]))
+
+
+def test_systematic_resample_is_unbiased():
+    weights = uniforms(31, 20)
+    starts = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    index = systematic_resample(weights.expand(1000, -1), 7, starts)
+    frequency = torch.bincount(index.flatten(), minlength=20) / 1000
+    torch.testing.assert_close(frequency.double(), 7 * weights / weights.sum(), rtol=0, atol=2.1e-3)
+
+
+def test_systematic_resample_refuses_an_object_without_support():
+    with pytest.raises(ValueError, match="1 of 2 objects have none"):
+        systematic_resample(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 3, torch.zeros(2))
+
+
+# --- what the gate is worth ---------------------------------------------------------------------
+
+
+def mismatched(n_dim, n_objects, alpha, seed, n_draws=4096):
+    """Weigh N(0, I) with shifted, mostly narrower Gaussians, and say whose answer is wrong."""
+    shift = normals(seed, n_objects, 1, n_dim) * uniforms(seed + 1, n_objects, 1, 1) * 0.8
+    spread = 0.5 * uniforms(seed + 2, n_objects, 1, 1)
+    sd = (normals(seed + 3, n_objects, 1, n_dim) * spread - 0.15).exp()
+    n_wide = int(alpha * n_draws)
+    base = normals(seed + 4, n_objects, n_draws, n_dim)
+    base[:, n_draws - n_wide :] *= 2.0
+    log_base = defensive_log_prob(
+        gaussian_log_prob(base), gaussian_log_prob(base, 2.0), n_wide / n_draws
+    )
+    z = shift + sd * base
+    summary = summarise(gaussian_log_prob(z) - (log_base - sd.log().sum(-1)))
+    weights = summary.weights[..., None]
+    mean = (weights * z).sum(1)
+    std = (weights * (z - mean[:, None]).square()).sum(1).sqrt()
+    return summary, (mean.abs() > 0.2).any(1) | ((std - 1).abs() > 0.15).any(1)
+
+
+def passes(summary):
+    return (summary.k_hat <= summary.k_hat_threshold) & (summary.ess >= Gate().ess_min)
+
+
+def test_defensive_mixture_rescues_a_mismatched_proposal():
+    pure, _ = mismatched(3, 200, 0.0, 40)
+    defended, wrong = mismatched(3, 200, 0.2, 40)
+    assert passes(defended).double().mean() > passes(pure).double().mean() + 0.1
+    assert wrong[passes(defended)].double().mean() <= 0.01
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("seed", [100, 200, 300])
+def test_defensive_mixture_on_the_hard_set(seed):
+    pure, wrong_pure = mismatched(6, 600, 0.0, seed)
+    defended, wrong = mismatched(6, 600, 0.2, seed)
+    assert passes(defended).double().mean() >= 0.6
+    assert passes(pure).double().mean() < 0.6
+    assert wrong[passes(defended)].double().mean() <= 0.01
+    assert wrong_pure[passes(pure)].double().mean() > 0.01
+    assert wrong[Gate().grade(defended) == Grade.A].double().mean() <= 0.01
+    certified = passes(defended)
+    error = defended.log_evidence.abs() / defended.log_evidence_err
+    assert 0.92 < (error < 1.96)[certified].double().mean() < 0.99
+
+
+@pytest.mark.statistics
+def test_k_hat_alone_is_no_gate():
+    pure, wrong = mismatched(10, 600, 0.0, 400)
+    by_k_hat = wrong[pure.k_hat <= pure.k_hat_threshold].double().mean()
+    certified = Gate().grade(pure) != Grade.F
+    assert by_k_hat > 0.1
+    assert wrong[certified].double().mean() < 0.4 * by_k_hat
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("sd", [0.7, 0.6])
+def test_log_evidence_error_is_withdrawn_where_it_would_lie(sd):
+    summary = summarise(gaussian_log_weights(50, 1000, 4096, 5, sd))
+    reliable = summary.evidence_reliable
+    unreliable_err = summary.log_evidence_err[~reliable]
+    covered = (summary.log_evidence.abs() < 1.96 * summary.log_evidence_err)[reliable]
+    assert unreliable_err.isnan().all()
+    assert 0 < (~reliable).sum() < 1000
+    assert covered.double().mean() > 0.85
