@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # nbi imports pyplot
 
@@ -14,7 +13,7 @@ import torch
 from nbi import NBI
 from scipy.stats import uniform
 
-from benchmarks.runner import Contestant, main
+from benchmarks.runner import Clock, Contestant, main
 
 SHM = "/dev/shm"
 FLOW = {"n_dims": 3, "flow_hidden": 32, "num_blocks": 4}
@@ -26,7 +25,8 @@ class FairNBI(NBI):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.clock = []
+        self.laps = []
+        self.clock = None
 
     def _init_scales(self):
         # nbi 0.4.1 divides the data by the scatter of the *mean* curve over time: 0.05 here, where
@@ -38,16 +38,17 @@ class FairNBI(NBI):
 
     def save_state_dict(self):
         super().save_state_dict()
-        self.clock.append(time.perf_counter())
+        self.laps.append(self.clock.lap(f"{self.directory}/0/{self.epoch}.pth"))
 
 
 class Peer(Contestant):
     """The ResNet-GRU and MAF of nbi's demonstration, with fresh noise in every epoch."""
 
     distribution = "nbi"
+    weighted = True
 
-    def __init__(self, problem, data, budget):
-        super().__init__(problem, data, budget)
+    def __init__(self, name, problem, data, budget):
+        super().__init__(name, problem, data, budget)
         self.configuration = f"{FEATURIZER} {FLOW}"
         # nbi writes and reads one file per simulation, in predict too: memory serves it best.
         self.folder = tempfile.TemporaryDirectory(dir=SHM if os.path.isdir(SHM) else None)
@@ -64,7 +65,7 @@ class Peer(Contestant):
 
     def fit(self):
         paths = self._write_simulations()
-        start = time.perf_counter()
+        self.engine.clock = Clock()
         with _silence():
             self.engine.fit(
                 x=paths,
@@ -78,8 +79,7 @@ class Peer(Contestant):
             )
         self.engine.network.eval()
         self.final = self.engine.get_state_dict()
-        epochs = enumerate(self.engine.clock)
-        return [(at - start, f"{self.folder.name}/0/{epoch}.pth") for epoch, at in epochs]
+        return self.engine.laps
 
     def restore(self, state):
         weights = self.final if state is None else torch.load(state)

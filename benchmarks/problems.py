@@ -111,7 +111,12 @@ def prepare(problem, folder, n_sims):
     if path.exists() and len(load(path).theta_train) >= n_sims:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{f.name: value for f, value in zip(fields(Data), _generate(problem, n_sims), strict=True)})
+    np.savez(
+        path,
+        **{
+            f.name: value for f, value in zip(fields(Data), _generate(problem, n_sims), strict=True)
+        },
+    )
     return path
 
 

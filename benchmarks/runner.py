@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,33 @@ class Budget:
     threads: int
 
 
+@dataclass(frozen=True)
+class Lap:
+    """The end of one epoch."""
+
+    seconds: float  # on the wall since training began
+    cpu_seconds: float  # of this process: what the wall shows on an idle machine
+    state: Any  # what `Contestant.restore` wants
+
+
+class Clock:
+    """Seconds since it was made, on the wall and of this process, less the pauses."""
+
+    def __init__(self):
+        self._start = _now()
+
+    def lap(self, state=None):
+        """Return the lap that ends now."""
+        return Lap(*(_now() - self._start).tolist(), state)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leave out what happens inside the with block."""
+        before = _now()
+        yield
+        self._start = self._start + _now() - before
+
+
 class Contestant(ABC):
     """One package: trained once, asked for log q(theta | x) after every epoch, then for posteriors.
 
@@ -42,22 +71,25 @@ class Contestant(ABC):
         Name of the installed package.
     configuration : str
         Its networks and settings, in one line.
+    weighted : bool
+        Whether it has importance weights of its own: whether `predict_weighted` can be timed.
     """
 
     distribution: str
     configuration: str
+    weighted = False
     simulation_seconds: float | None = None  # for packages that run the simulator themselves
 
-    def __init__(self, problem, data, budget):
-        self.problem, self.data, self.budget = problem, data, budget
+    def __init__(self, name, problem, data, budget):
+        self.name, self.problem, self.data, self.budget = name, problem, data, budget
 
     @abstractmethod
     def fit(self):
-        """Train, and return per epoch a pair (training seconds so far, state for `restore`)."""
+        """Train, and return the laps, one per epoch."""
 
     @abstractmethod
     def restore(self, state):
-        """Take the network of one epoch; None is the one that `fit` chose in the end."""
+        """Take the network of one lap; None is the one that `fit` chose in the end."""
 
     @abstractmethod
     def log_q(self, theta, x):
@@ -65,106 +97,119 @@ class Contestant(ABC):
 
     @abstractmethod
     def draw(self, x, n):
-        """Return n raw draws (n, D) of the posterior of one object x (L,) and their log q (n,).
+        """Return raw draws (k, D) of the posterior of one object x (L,), and their log q (k,).
 
-        Draws outside the prior may be left out: `n` minus what comes counts as weight zero.
+        Draws outside the prior may be left out: the n - k that are missing count as weight zero.
         """
 
     @abstractmethod
     def predict(self, x, n):
-        """Answer the objects x (m, L) with n unweighted draws each, the fastest way the package has."""
+        """Answer the objects x (m, L) with n unweighted draws each, the fastest way there is."""
 
     def predict_weighted(self, x, n):
-        """Answer the objects x (m, L) with n weighted draws each; False where a package has no weights."""
-        return False
+        """Answer the objects x (m, L) with n weighted draws each."""
+        raise NotImplementedError(f"{self.distribution} has no importance weights.")
 
 
 def main(contestant_class):
     """Run one contestant as its command line says, and write the JSON."""
-    path, budget, out = _arguments()
-    problem = PROBLEMS[budget.problem]
-    data = load(path).first(budget.n_sims)
-    contestant = contestant_class(problem, data, budget)
-    start = time.perf_counter()
-    epochs = contestant.fit()
-    wall = time.perf_counter() - start
+    options, budget = _arguments()
+    data = load(options.data).first(budget.n_sims)
+    load_before = os.getloadavg()[0]
+    contestant = contestant_class(options.name, PROBLEMS[budget.problem], data, budget)
+    laps = contestant.fit()
+    load_after = os.getloadavg()[0]
     report = {
+        "name": options.name,
         "package": contestant.distribution,
         "version": version(contestant.distribution),
         "configuration": contestant.configuration,
         "budget": asdict(budget),
-        "machine": _machine(),
+        "machine": _machine() | {"load_before": load_before, "load_after": load_after},
         "finished": time.strftime("%Y-%m-%d %H:%M"),
         "simulation_seconds": contestant.simulation_seconds,
-        "training_seconds": epochs[-1][0],
-        "fit_wall_seconds": wall,
-        **_judge(contestant, epochs),
+        "training_seconds": laps[-1].seconds,
+        "training_cpu_seconds": laps[-1].cpu_seconds,
         **_time_predict(contestant),
+        # Read here, so that no judging of ours is counted as memory of theirs.
         "peak_rss_mb": _peak_rss_mb(),
+        "history": [_validate(contestant, lap) for lap in laps],
+        **_judge(contestant),
     }
-    Path(out).write_text(json.dumps(report, indent=1))
+    Path(options.out).write_text(json.dumps(report, indent=1))
 
 
-def _judge(contestant, epochs):
-    """Return the densities and weights, all outside the timed part."""
-    data = contestant.data
-    history = []
-    for seconds, state in epochs:
-        contestant.restore(state)
-        log_q = contestant.log_q(data.theta_validation, data.x_validation)
-        history.append({"seconds": seconds, "nll_validation": -float(np.mean(log_q))})
-    contestant.restore(None)
-    log_q = contestant.log_q(data.theta_test, data.x_test)
-    log_q_validation = contestant.log_q(data.theta_validation, data.x_validation)
+def _validate(contestant, lap):
+    contestant.restore(lap.state)
+    log_q = contestant.log_q(contestant.data.theta_validation, contestant.data.x_validation)
     return {
-        "history": history,
+        "seconds": lap.seconds,
+        "cpu_seconds": lap.cpu_seconds,
+        "nll_validation": -float(np.mean(log_q)),
+    }
+
+
+def _judge(contestant):
+    """Return what the final network is worth on the objects that nothing has seen."""
+    data = contestant.data
+    contestant.restore(None)
+    log_q_validation = contestant.log_q(data.theta_validation, data.x_validation)
+    log_q = contestant.log_q(data.theta_test, data.x_test)
+    log_weights = np.array([_log_weights(contestant, x) for x in data.x_test])
+    top = log_weights.max(1)
+    weights = np.exp(log_weights - top[:, None])
+    ess = weights.sum(1) ** 2 / (weights**2).sum(1)
+    log_evidence = np.log(weights.mean(1)) + top
+    ratio = np.exp(log_evidence - data.log_evidence_test)
+    inside = np.isfinite(log_weights).mean(1)
+    return {
         "nll_validation": -float(np.mean(log_q_validation)),
         "nll_test": -float(np.mean(log_q)),
         "nll_test_error": float(np.std(log_q) / np.sqrt(len(log_q))),
-        **_weigh(contestant, log_q),
-    }
-
-
-def _weigh(contestant, log_q_truth):
-    """Return what importance weights against the exact posterior say of the raw draws."""
-    problem, data = contestant.problem, contestant.data
-    log_weights = np.full((len(data.x_test), N_DRAWS), -np.inf)
-    for row, x in zip(log_weights, data.x_test, strict=True):
-        theta, log_q = contestant.draw(x, N_DRAWS)
-        target = problem.log_likelihood(theta, x) + problem.log_prior(theta)
-        row[: len(theta)] = target - log_q
-    top = log_weights.max(1)
-    weights = np.exp(log_weights - top[:, None])
-    efficiency = weights.sum(1) ** 2 / (weights**2).sum(1) / N_DRAWS
-    log_evidence = np.log(weights.mean(1)) + top
-    ratio = np.exp(log_evidence - data.log_evidence_test)
-    inside = (weights > 0).mean(1)
-    # What the same density is worth once it is cut at the prior's edge and normalised again.
-    return {
-        "nll_test_inside_prior": -float(np.mean(log_q_truth - np.log(inside))),
+        # The same density, cut at the edge of the prior and normalised again.
+        "nll_test_inside_prior": -float(np.mean(log_q - np.log(inside))),
         "draws_outside_prior": 1 - float(inside.mean()),
-        "ess_median": float(np.median(efficiency) * N_DRAWS),
-        "ess_quantile_05": float(np.quantile(efficiency, 0.05) * N_DRAWS),
+        "ess_median": float(np.median(ess)),
+        "ess_quantile_05": float(np.quantile(ess, 0.05)),
+        # 1 within its error if log q is a normalised density in theta that covers the posterior.
         "evidence_ratio": float(ratio.mean()),
         "evidence_ratio_error": float(ratio.std() / np.sqrt(len(ratio))),
         "log_evidence": log_evidence.tolist(),
     }
 
 
+def _log_weights(contestant, x):
+    """Return the log weights (N_DRAWS,) of one object against its exact posterior."""
+    theta, log_q = contestant.draw(x, N_DRAWS)
+    problem = contestant.problem
+    log_weights = np.full(N_DRAWS, -np.inf)
+    log_weights[: len(theta)] = problem.log_likelihood(theta, x) + problem.log_prior(theta) - log_q
+    return log_weights
+
+
 def _time_predict(contestant):
-    x = contestant.data.x_test[:N_TIMED]
-    contestant.predict(x[:2], N_DRAWS)  # the first call pays for what is made once
-    seconds = _seconds(contestant.predict, x)
-    weighted = None
-    if contestant.predict_weighted(x[:2], N_DRAWS) is not False:
-        weighted = N_TIMED / _seconds(contestant.predict_weighted, x)
-    return {"objects_per_second": N_TIMED / seconds, "objects_per_second_weighted": weighted}
+    contestant.restore(None)
+    ways = {"predict": contestant.predict}
+    if contestant.weighted:
+        ways["predict_weighted"] = contestant.predict_weighted
+    return {way: _rate(function, contestant.data.x_test) for way, function in ways.items()}
 
 
-def _seconds(predict, x):
-    start = time.perf_counter()
-    predict(x, N_DRAWS)
-    return time.perf_counter() - start
+def _rate(predict, x):
+    predict(x[N_TIMED : N_TIMED + 2], N_DRAWS)  # the first call pays for what is made once
+    clock = Clock()
+    predict(x[:N_TIMED], N_DRAWS)
+    lap = clock.lap()
+    return {
+        "objects_per_second": N_TIMED / lap.seconds,
+        "objects_per_cpu_second": N_TIMED / lap.cpu_seconds,
+    }
+
+
+def _now():
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() + children.ru_utime + children.ru_stime
+    return np.array([time.perf_counter(), cpu])
 
 
 def _machine():
@@ -184,10 +229,10 @@ def _peak_rss_mb():
 
 def _arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--problem", default="sine", choices=sorted(PROBLEMS))
+    for name in ("name", "data", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--problem", required=True, choices=sorted(PROBLEMS))
     for name in ("n-sims", "epochs", "batch", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     got = parser.parse_args()
-    return got.data, Budget(got.problem, got.n_sims, got.epochs, got.batch, got.threads), got.out
+    return got, Budget(got.problem, got.n_sims, got.epochs, got.batch, got.threads)

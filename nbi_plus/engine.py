@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -21,17 +21,26 @@ from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.io.archive import read_archive, write_archive
-from nbi_plus.io.store import read_columns
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.setup import Given, Setup, set_up
 from nbi_plus.learn.training import History, TrainConfig
-from nbi_plus.problem.noise import Noise, as_noise, noise_from_meta
-from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
+from nbi_plus.problem.inputs import (
+    bind_simulator,
+    check_inputs,
+    is_one_object,
+    many_objects,
+    one_object,
+    with_grid,
+)
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulations import Campaign
-from nbi_plus.problem.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.simulator import Simulator
 from nbi_plus.problem.target import Target
 
 
@@ -187,30 +196,49 @@ class Engine(BaseEstimator):
         Engine
             Itself.
         """
-        doors.check_inputs(inputs, self.simulator, "fit")
+        check_inputs(inputs, self.simulator, "fit")
         if n_rounds != 1:
-            raise NotImplementedError(f"n_rounds must be 1, but is {n_rounds}: sequential fits of one object "
-                                      "are not available yet. Fit amortized with more n_sims.")
+            raise NotImplementedError(
+                f"n_rounds must be 1, but is {n_rounds}: sequential fits of one object are not "
+                "available yet. Fit amortized with more n_sims."
+            )
         if warm_start:
             self._require_fit("fit(warm_start=True)")
-        options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
-        config = doors.train_config(train, options)
-        prior = Prior.coerce(self.prior if self.prior is not None else self.priors, labels=self.labels)
-        columns = self._given_simulations(prior, theta, x, n_sims)
-        seen = _conditions(observations, x_obs, x_err, inputs)
-        with preserved_random_state():
-            conditions, bound = self._conditions(prior, seen, x_err, inputs, columns)
-            noise = as_noise(self.noise if noise is None else noise)
-            bound_noise = noise.bind(conditions.x_err is not None, prior.full_names)
-            self._refuse_stochastic(bound, bound_noise, conditions)
-            parts = self._ingredients(prior, bound_noise, conditions, bound, config)
-            material = self._material(parts, bound, columns, n_sims, online, max_failed, progress)
-            start = self.model_ if warm_start else None
-            folder = None if self.path is None or warm_start else Path(self.path)
-            model = fitting.fit(material, parts, start=start, folder=folder, callback=callback, progress=progress)
-        self.prior_, self.noise_, self.simulator_, self.model_ = prior, bound_noise, bound, model
-        self.history_ = model.history
-        self.defaults_ = _defaults(seen, x_err, inputs)
+        given = Given(observations, x_obs, x_err, theta, x, inputs)
+        if (theta is None and x is None) != (n_sims is not None):
+            raise ValueError("fit must have either n_sims, or theta and x.")
+        if n_sims is not None and (not isinstance(n_sims, (int, np.integer)) or n_sims < 2):
+            raise ValueError(f"n_sims must be a whole number of at least 2, but is {n_sims!r}.")
+        config = doors.train_config(
+            train, {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
+        )
+        noise = as_noise(self.noise if noise is None else noise)
+        with preserved_random_state(), ExitStack() as stack:
+            setup = set_up(self._prior(), self.simulator, noise, given)
+            parts = self._ingredients(setup, config)
+            if setup.columns is not None:
+                material = fitting.from_arrays(setup.columns, parts)
+            else:
+                campaign = Campaign(
+                    setup.prior, setup.simulator, setup.conditions, self.seed,
+                    self.n_jobs, self.client, progress,
+                )  # fmt: skip
+                if online:
+                    material = fitting.online(campaign, n_sims, parts)
+                else:
+                    store = stack.enter_context(campaign.open(self._folder(), n_sims))
+                    campaign.fill(store, n_sims, max_failed)
+                    material = fitting.from_store(store, n_sims, parts)
+            model = fitting.fit(
+                material,
+                parts,
+                start=self.model_ if warm_start else None,
+                folder=None if warm_start else self._folder(),
+                callback=callback,
+                progress=progress,
+            )
+        self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
+        self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
         return self
 
     # ------------------------------------------------------------------ answer
@@ -247,9 +275,15 @@ class Engine(BaseEstimator):
         """
         answerer = self._answerer("predict")
         one = self._one(x_obs, x_err, mask, inputs, "predict")
-        posterior = answerer.posteriors(one, n_samples, None, self._seed(seed))[0]
+        posterior = answerer.posteriors(one, n_samples, None, self.seed if seed is None else seed)[
+            0
+        ]
         if not posterior.certified:
-            warnings.warn(f"{posterior.status.name}: {posterior.status.value}", UncertifiedWarning, stacklevel=2)
+            warnings.warn(
+                f"{posterior.status.name}: {posterior.status.value}",
+                UncertifiedWarning,
+                stacklevel=2,
+            )
         return posterior
 
     def predict_many(
@@ -277,7 +311,12 @@ class Engine(BaseEstimator):
         Posteriors
         """
         answerer = self._answerer("predict_many")
-        return answerer.posteriors(doors.with_grid(observations, self.defaults_), n_samples, keep, self._seed(seed))
+        return answerer.posteriors(
+            with_grid(observations, self.defaults_),
+            n_samples,
+            keep,
+            self.seed if seed is None else seed,
+        )
 
     def sample(
         self,
@@ -291,7 +330,11 @@ class Engine(BaseEstimator):
     ) -> NDArray[np.float64]:
         """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
         answerer = self._answerer("sample")
-        return answerer.draws(self._one(x_obs, x_err, mask, inputs, "sample"), n_samples, self._seed(seed))[0]
+        return answerer.draws(
+            self._one(x_obs, x_err, mask, inputs, "sample"),
+            n_samples,
+            self.seed if seed is None else seed,
+        )[0]
 
     def log_prob(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -308,12 +351,11 @@ class Engine(BaseEstimator):
         """
         answerer = self._answerer("log_prob")
         draws = self.prior_.check(theta)
-        inputs = self._inputs(inputs, "log_prob")
-        error = self._default_error(x_err)
-        if doors.is_one_object(x, self.model_.shape, len(draws)):
-            objects = doors.one_object(x, error, None, inputs)
+        error, known = self._known(x_err, inputs, "log_prob")
+        if is_one_object(x, self.model_.shape, len(draws)):
+            objects = one_object(x, error, None, known)
         else:
-            objects = doors.many_objects(x, error, inputs)
+            objects = many_objects(x, error, known)
         return answerer.log_prob(draws, objects)
 
     def score(
@@ -325,16 +367,24 @@ class Engine(BaseEstimator):
     # ------------------------------------------------------------------ the problem itself
 
     def log_likelihood(
-        self, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return log L(theta) of one object, shape (n,): the density every answer is weighted with."""
-        return self._evaluate(theta, x_obs, x_err, inputs)[1]
+        return self._densities(theta, x_obs, x_err, inputs, "log_likelihood")[1]
 
     def log_posterior(
-        self, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior."""
-        log_prior, log_like = self._evaluate(theta, x_obs, x_err, inputs)
+        log_prior, log_like = self._densities(theta, x_obs, x_err, inputs, "log_posterior")
         return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
 
     # ------------------------------------------------------------------ files
@@ -345,11 +395,12 @@ class Engine(BaseEstimator):
         defaults = {f"defaults/{k}": np.asarray(v) for k, v in self.defaults_.items()}
         meta = {
             "model": self.model_.meta(),
-            "prior": self.prior_.to_meta(),
+            "prior": self.prior_.manifest(),
+            "labels": dict(zip(self.prior_.names, self.prior_.labels, strict=True)),
             "noise": self.noise_.meta(),
             "seed": self.seed,
         }
-        write_archive(Path(path), "engine", meta, self.model_.arrays() | self.prior_.arrays() | defaults)
+        write_archive(Path(path), "engine", meta, self.model_.arrays() | defaults)
 
     @classmethod
     def load(
@@ -377,14 +428,18 @@ class Engine(BaseEstimator):
         """
         archive = read_archive(Path(path), "engine")
         meta = archive.meta
-        prior = Prior.from_meta(meta["prior"], archive.arrays) if prior is None else prior
+        prior = Prior.from_manifest(meta["prior"], meta["labels"]) if prior is None else prior
         if noise is None:
             if meta["noise"] is None:
-                raise ValueError(f"noise must be passed again, for {path} holds none of your code. "
-                                 "Call Engine.load(path, simulator=..., noise=...).")
+                raise ValueError(
+                    f"noise must be passed again, for {path} holds none of your code. "
+                    "Call Engine.load(path, simulator=..., noise=...)."
+                )
             noise = noise_from_meta(meta["noise"])
-        arrays = {k: v for k, v in archive.arrays.items() if not k.startswith(("defaults/", "prior/"))}
-        model = TrainedModel.from_archive(replace(archive, arrays=arrays), doors.device_of(device), featurizer)
+        arrays = {k: v for k, v in archive.arrays.items() if not k.startswith("defaults/")}
+        model = TrainedModel.from_archive(
+            replace(archive, arrays=arrays), doors.device_of(device), featurizer
+        )
         engine = cls(
             simulator, prior, noise=noise, flow=model.network.flow.config, device=device,
             featurizer=model.featurizer.name if featurizer is None else featurizer,
@@ -392,181 +447,103 @@ class Engine(BaseEstimator):
         )  # fmt: skip
         engine.prior_, engine.model_, engine.history_ = prior, model, model.history
         engine.noise_ = as_noise(noise).bind(model.conditions.x_err is not None, prior.full_names)
-        engine.defaults_ = {k[9:]: v for k, v in archive.arrays.items() if k.startswith("defaults/")}
-        engine.simulator_ = None if simulator is None else _bind(simulator, prior, model.conditions)
+        engine.defaults_ = {
+            k[9:]: v for k, v in archive.arrays.items() if k.startswith("defaults/")
+        }
+        engine.simulator_ = (
+            None if simulator is None else bind_simulator(simulator, prior, model.conditions)
+        )
         return engine
 
     # ------------------------------------------------------------------ inside
+
+    def _prior(self) -> Prior:
+        given = [p for p in (self.prior, self.priors) if p is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
+            )
+        return Prior.coerce(given[0], labels=self.labels)
 
     def _require_fit(self, door: str) -> None:
         if not hasattr(self, "model_"):
             raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
 
-    def _given_simulations(
-        self, prior: Prior, theta: ArrayLike | None, x: ArrayLike | str | Path | None, n_sims: int | None
-    ) -> dict[str, NDArray] | None:
-        """Return columns of simulations made elsewhere, or None where they are to be made."""
-        if theta is None and x is None:
-            if self.simulator is None:
-                raise ValueError("fit must have a simulator or simulations, but has neither. "
-                                 "Give Engine(simulator, prior), or fit(theta=..., x=...).")
-            if not isinstance(n_sims, (int, np.integer)) or n_sims < 2:
-                raise ValueError(f"n_sims must be a whole number of at least 2, but is {n_sims!r}.")
-            return None
-        if n_sims is not None:
-            raise ValueError("fit must have n_sims, or theta and x, but has both.")
-        if isinstance(x, (str, Path)) and theta is None:
-            stored = read_columns(x, ("theta", "x"))
-            theta, x = stored["theta"], stored["x"]
-        return _offline(prior, theta, x)
+    def _folder(self) -> Path | None:
+        return None if self.path is None else Path(self.path)
 
-    def _conditions(
-        self, prior: Prior, seen: Observations | None, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike],
-        columns: dict[str, NDArray] | None,
-    ) -> tuple[Batch, BoundSimulator | None]:  # fmt: skip
-        """Return the training conditions and the simulator bound to their coordinates."""
-        if seen is not None:
-            conditions = seen.batch()
-            bound = None if self.simulator is None else _bind(self.simulator, prior, conditions)
-        else:
-            coords, scalars = doors.split_inputs(inputs)
-            bare = Batch(
-                torch.zeros(1, 1, 1), None, torch.ones(1, 1, 1, dtype=torch.bool),
-                {k: torch.as_tensor(np.asarray(v, np.float64)) for k, v in coords.items()},
-                {k: torch.as_tensor(np.asarray(v, np.float64)[None]) for k, v in scalars.items()},
-            )  # fmt: skip
-            bound = None if self.simulator is None else _bind(self.simulator, prior, bare)
-            shape = columns["x"].shape[1:] if columns is not None else bound.shape
-            made = doors.one_object(np.zeros(shape), x_err, None, inputs)
-            conditions = made.batch()
-        shape = tuple(conditions.mask.shape[1:])
-        came = bound.shape if bound is not None else columns["x"].shape[1:]
-        if tuple(came) != shape:
-            raise ValueError(f"the observations must have the shape {tuple(came)} (C, L) of the simulations, "
-                             f"but have {shape}.")
-        if columns is not None and columns["x"].shape[1:] != shape:
-            raise ValueError(f"x must have shape (n, {shape[0]}, {shape[1]}), but has {columns['x'].shape}. "
-                             "Did you swap x and theta?")
-        return conditions, bound
-
-    def _refuse_stochastic(self, bound: BoundSimulator | None, noise: Noise, conditions: Batch) -> None:
-        if bound is not None and bound.stochastic and noise.has_likelihood(conditions.x_err is not None):
-            raise ValueError("simulator must give the same x for the same theta, but gave two different ones: "
-                             "weights would be silently wrong. Move its noise into noise=, or give a "
-                             "CustomNoise without a log_likelihood and read status AMORTIZED.")
-
-    def _ingredients(
-        self, prior: Prior, noise: Noise, conditions: Batch, bound: BoundSimulator | None, config: TrainConfig
-    ) -> fitting.Ingredients:
-        n_inputs = fitting.EncoderConfig.of(conditions).n_inputs
-        length = conditions.mask.shape[-1]
-        spec, custom = doors.featurizer_spec(self.featurizer, n_inputs, length, prior.n_dim)
-        own_grid = bound is not None and bool(conditions.per_object() & set(bound.arguments))
+    def _ingredients(self, setup: Setup, config: TrainConfig) -> fitting.Ingredients:
+        conditions, prior = setup.conditions, setup.prior
+        asked = set() if setup.simulator is None else set(setup.simulator.arguments)
+        spec, custom = doors.featurizer_spec(self.featurizer, conditions, prior.n_dim)
         return fitting.Ingredients(
-            prior=prior, noise=noise, conditions=conditions, own_grid=own_grid, featurizer=spec, custom=custom,
-            flow=doors.flow_config(self.flow, prior.n_dim), train=config, device=doors.device_of(self.device),
-            seed=self.seed, memory=int(self.memory * 1e9),
-        )  # fmt: skip
-
-    def _material(
-        self, parts: fitting.Ingredients, bound: BoundSimulator | None, columns: dict[str, NDArray] | None,
-        n_sims: int | None, online: bool, max_failed: float, progress: bool | None,
-    ) -> fitting.Material:  # fmt: skip
-        if columns is not None:
-            return fitting.from_arrays(columns, parts)
-        campaign = Campaign(parts.prior, bound, parts.conditions, self.seed, self.n_jobs, self.client, progress)
-        if online:
-            return fitting.online(campaign, n_sims, parts)
-        with campaign.open(None if self.path is None else Path(self.path), n_sims) as store:
-            campaign.fill(store, n_sims, max_failed)
-            return fitting.from_store(store, n_sims, parts)
+            prior=prior,
+            noise=setup.noise,
+            conditions=conditions,
+            own_grid=bool(conditions.per_object() & asked),
+            featurizer=spec,
+            custom=custom,
+            flow=doors.flow_config(self.flow, prior.n_dim),
+            train=config,
+            device=doors.device_of(self.device),
+            seed=self.seed,
+            memory=int(self.memory * 1e9),
+        )
 
     def _one(
-        self, x_obs: ArrayLike, x_err: ArrayLike | None, mask: ArrayLike | None, inputs: Mapping[str, ArrayLike],
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None,
+        mask: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
         door: str,
-    ) -> Observations:  # fmt: skip
-        return doors.one_object(x_obs, self._default_error(x_err), mask, self._inputs(inputs, door))
+    ) -> Observations:
+        """Return one object, with what was given to `fit` where nothing is given here."""
+        error, known = self._known(x_err, inputs, door)
+        return one_object(x_obs, error, mask, known)
 
-    def _inputs(self, inputs: Mapping[str, ArrayLike], door: str) -> dict[str, ArrayLike]:
-        doors.check_inputs(inputs, self.simulator, door)
-        return {k: v for k, v in self.defaults_.items() if k != "x_err"} | dict(inputs)
-
-    def _default_error(self, x_err: ArrayLike | None) -> ArrayLike | None:
-        return self.defaults_.get("x_err") if x_err is None else x_err
-
-    def _seed(self, seed: int | None) -> int:
-        return self.seed if seed is None else seed
+    def _known(
+        self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str
+    ) -> tuple[ArrayLike | None, dict[str, ArrayLike]]:
+        check_inputs(inputs, self.simulator, door)
+        known = dict(getattr(self, "defaults_", {}))
+        error = known.pop("x_err", None)
+        return error if x_err is None else x_err, known | dict(inputs)
 
     def _answerer(self, door: str) -> Answerer:
         self._require_fit(door)
-        return Answerer(self.prior_, self.noise_, self.simulator_, self.model_, self.ladder or Ladder(),
-                        doors.device_of(self.device), self.n_jobs, self.client)
+        return Answerer(
+            prior=self.prior_,
+            noise=self.noise_,
+            simulator=self.simulator_,
+            model=self.model_,
+            ladder=self.ladder or Ladder(),
+            device=doors.device_of(self.device),
+            n_jobs=self.n_jobs,
+            client=self.client,
+        )
 
-    def _evaluate(
-        self, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike]
-    ) -> tuple[NDArray, NDArray]:
+    def _densities(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+        door: str,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
-        fitted = hasattr(self, "model_")
-        prior = self.prior_ if fitted else Prior.coerce(
-            self.prior if self.prior is not None else self.priors, labels=self.labels)
         if self.simulator is None:
-            raise ValueError("the engine must have a simulator for a likelihood, but has none.")
-        defaults = self.defaults_ if fitted else {}
-        doors.check_inputs(inputs, self.simulator, "log_likelihood")
-        known = {k: v for k, v in defaults.items() if k != "x_err"} | dict(inputs)
-        batch = doors.one_object(x_obs, defaults.get("x_err") if x_err is None else x_err, None, known).batch()
+            raise ValueError(f"{door} must have a simulator, but the engine has none.")
+        error, known = self._known(x_err, inputs, door)
         with preserved_random_state():
-            bound = self.simulator_ if fitted else _bind(self.simulator, prior, batch)
-            noise = self.noise_ if fitted else as_noise(self.noise).bind(batch.x_err is not None, prior.full_names)
-            values = prior.check(np.atleast_2d(np.asarray(theta, np.float64)))
-            log_prior = np.asarray(prior.log_prob(values))
-            inside = np.isfinite(log_prior)
-            log_like = np.full(len(values), -np.inf)
-            if inside.any():
-                target = Target(prior, bound, noise, batch, self.n_jobs, self.client)
-                z = torch.as_tensor(prior.to_latent(values[inside]))[None]
-                log_like[inside] = target.evaluate(z, torch.zeros(1, dtype=torch.int64)).log_likelihood[0].numpy()
-        return log_prior, log_like
-
-
-def _bind(simulator: Simulator | Callable, prior: Prior, conditions: Batch) -> BoundSimulator:
-    inputs = {k: v.numpy() for k, v in conditions.arguments().items()}
-    return doors.bind_simulator(simulator, prior, inputs, conditions.per_object())
-
-
-def _conditions(
-    observations: Observations | None, x_obs: ArrayLike | None, x_err: ArrayLike | None,
-    inputs: Mapping[str, ArrayLike],
-) -> Observations | None:  # fmt: skip
-    """Return the objects to train for, or None when only a simulator tells the shape."""
-    if observations is not None and x_obs is not None:
-        raise ValueError("fit must have observations or x_obs, but has both.")
-    if observations is not None and not isinstance(observations, Observations):
-        raise TypeError(f"observations must be Observations, but are {type(observations).__name__}.")
-    return observations if x_obs is None else doors.one_object(x_obs, x_err, None, inputs)
-
-
-def _defaults(
-    seen: Observations | None, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike]
-) -> dict[str, NDArray]:
-    """Return what other doors use when they are given nothing."""
-    grid = dict(seen.points) if seen is not None and seen.shared_grid else {}
-    errors = {} if x_err is None else {"x_err": np.asarray(x_err, np.float64)}
-    return grid | {k: np.asarray(v, np.float64) for k, v in inputs.items()} | errors
-
-
-def _offline(prior: Prior, theta: ArrayLike | None, x: ArrayLike | None) -> dict[str, NDArray]:
-    """Return columns of given simulations; rows that are not finite are left out."""
-    if theta is None or x is None:
-        raise ValueError("theta and x must be given together, but one of them is missing.")
-    values = prior.check(theta)
-    data = np.asarray(x, np.float64)
-    if data.ndim not in (2, 3) or len(data) != len(values):
-        raise ValueError(f"x must have shape ({len(values)}, L) or ({len(values)}, C, L), but has {data.shape}.")
-    data = data[:, None] if data.ndim == 2 else data
-    good = np.isfinite(data).all((1, 2)) & np.isfinite(np.asarray(prior.log_prob(values)))
-    if good.sum() < 2:
-        raise ValueError(f"theta and x must have finite rows inside the prior, but {int((~good).sum())} of "
-                         f"{len(good)} have not.")
-    z = np.asarray(prior.to_latent(values[good]))
-    return {"z": z, "theta": values[good], "x": data[good], "owner": np.zeros(int(good.sum()), np.int64)}
+            if hasattr(self, "model_"):
+                prior, bound, noise = self.prior_, self.simulator_, self.noise_
+                data = one_object(x_obs, error, None, known).batch()
+            else:
+                given = Given(x_obs=x_obs, x_err=error, inputs=known)
+                setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
+                prior, bound, noise, data = (
+                    setup.prior, setup.simulator, setup.noise, setup.conditions,
+                )  # fmt: skip
+            target = Target(prior, bound, noise, data, self.n_jobs, self.client)
+            return target.densities(prior.check(np.atleast_2d(theta)))

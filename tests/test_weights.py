@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from nbi_plus.infer import psis as psis_module
 from nbi_plus.infer.assemble import Failure, clean, defensive_log_prob, log_mixture
-from nbi_plus.infer.psis import k_hat_moment, psis, sample_size_needed, threshold
+from nbi_plus.infer.psis import psis, threshold
 from nbi_plus.infer.weights import (
     Gate,
     Grade,
@@ -26,7 +25,6 @@ from nbi_plus.infer.weights import (
 )
 
 INF = math.inf
-REFERENCE = Path(__file__).parent / "fixtures" / "psis_reference.npz"
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
@@ -75,123 +73,7 @@ def as_rows(drawn):
     return torch.where(is_zero, -INF, numbers.double() / 1024.0)
 
 
-# --- PSIS ---------------------------------------------------------------------------------------
-
-
-def test_psis_equals_reference():
-    # Made once with arviz-stats 0.8: smoothed, k = base.array_stats.psislw(-log_weights) for twenty
-    # vectors (lognormal, Pareto, bounded and Student-t weights, offsets, zero weights). Their sizes
-    # above 225 are squares, where its tail is as long as ours: it rounds 3 sqrt(S) down, we up.
-    with np.load(REFERENCE) as file:
-        stored = dict(file)
-    ends = np.cumsum(stored["sizes"])
-    assert len(ends) == 20
-    for end, size, k_expected in zip(ends, stored["sizes"], stored["k_hat"], strict=True):
-        smoothed, k_hat = psis(stored["log_weights"][end - size : end])
-        smoothed -= np.logaddexp.reduce(smoothed)  # the reference is normalised
-        np.testing.assert_allclose(k_hat, k_expected, rtol=0, atol=1e-10)
-        expected = stored["smoothed"][end - size : end]
-        np.testing.assert_allclose(smoothed, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("k", [-0.3, 0.3, 0.7])
-def test_k_hat_recovers_the_shape_of_pareto_weights(k):
-    log_weights = (1.0 + torch.expm1(-k * torch.log1p(-uniforms(1, 200, 10_000))) / k).log()
-    _, k_hat = psis(log_weights)
-    shrunk = (300 * k + 10 * 0.5) / 310
-    assert abs(k_hat.mean() - shrunk) < 4 * k_hat.std() / math.sqrt(200) + 0.01
-
-
-def test_k_hat_of_a_narrow_gaussian_proposal():
-    _, k_hat = psis(gaussian_log_weights(2, 200, 4096, 5, 0.85))
-    assert k_hat.median() == pytest.approx(0.30, abs=0.06)
-
-
-def test_psis_keeps_the_order_the_bulk_and_the_maximum():
-    log_weights = 2.0 * normals(3, 5, 1000)
-    smoothed, k_hat = psis(log_weights)
-    assert (smoothed.gather(1, log_weights.argsort(1)).diff(dim=1) >= 0).all()
-    assert (smoothed.amax(1) <= log_weights.amax(1)).all()
-    assert ((smoothed != log_weights).sum(1) <= math.ceil(3 * math.sqrt(1000))).all()
-    assert k_hat.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("n_draws", "expected"), [(100, 0.5), (1000, 2 / 3), (2154, 0.7), (1, -INF)]
-)
-def test_threshold_formula(n_draws, expected):
-    assert threshold(n_draws) == pytest.approx(expected, abs=1e-4)
-    assert float(threshold(torch.tensor(n_draws))) == pytest.approx(expected, abs=1e-4)
-
-
-def test_sample_size_needed_inverts_the_threshold():
-    assert sample_size_needed(threshold(500)) == pytest.approx(500)
-    assert sample_size_needed(np.array([-1.0, 1.0, INF])).tolist() == [10.0, INF, INF]
-
-
 # --- special values -----------------------------------------------------------------------------
-
-
-def cleaned_row(**changes):
-    """Return 200 good draws of one object, whose first ones were changed, cleaned."""
-    parts = {n: 0.1 * normals(i, 1, 200) for i, n in enumerate(("likelihood", "prior", "q"))}
-    for name, values in changes.items():
-        parts[name][0, : len(values)] = torch.tensor(values, dtype=torch.float64)
-    return clean(parts["likelihood"], parts["prior"], parts["q"])
-
-
-def test_clean_outside_the_prior_is_a_zero_weight_that_counts():
-    result = cleaned_row(prior=[-INF, -INF, -INF], likelihood=[math.nan, INF, 3.0])
-    assert result.failure.item() == Failure.NONE
-    assert (result.log_weights[0, :3] == -INF).all()
-    assert result.log_weights[0, 3:].isfinite().all()
-    assert (result.n_draws.item(), result.n_nan.item()) == (200, 0)
-
-
-@pytest.mark.parametrize(
-    ("n_nan", "many", "failure"),
-    [(2, False, Failure.NONE), (3, True, Failure.NONE), (101, True, Failure.SIMULATOR)],
-)
-def test_clean_counts_nan_likelihoods(n_nan, many, failure):
-    result = cleaned_row(likelihood=[math.nan] * n_nan)
-    assert result.n_nan.item() == n_nan
-    assert result.many_nan.item() is many
-    assert result.failure.item() == failure
-    assert (result.log_weights[0, :n_nan] == -INF).all()
-    assert result.n_draws.item() == 200
-
-
-def test_clean_zero_likelihood_is_legal_and_infinite_is_not():
-    assert cleaned_row(likelihood=[-INF]).failure.item() == Failure.NONE
-    result = cleaned_row(likelihood=[INF])
-    assert result.failure.item() == Failure.SIMULATOR
-    assert result.infinite_likelihood.all()
-    assert (result.log_weights == -INF).all()
-
-
-@pytest.mark.parametrize(
-    "changes", [{"q": [-INF]}, {"q": [INF]}, {"q": [math.nan]}, {"prior": [INF]}]
-)
-def test_clean_never_drops_a_draw_whose_weight_is_infinite(changes):
-    result = cleaned_row(**changes)
-    assert result.failure.item() == Failure.NUMERIC
-    assert result.bad_density.nonzero().tolist() == [[0, 0]]
-    assert (result.log_weights == -INF).all()
-    harmless = cleaned_row(likelihood=[-INF], **changes)  # nothing is lost where the target is zero
-    assert harmless.failure.item() == Failure.NONE
-
-
-def test_clean_ignores_draws_that_are_not_kept():
-    likelihood = torch.tensor([[math.nan, INF, 0.0, 1.0]] * 2)
-    keep = torch.tensor([[False, False, True, True], [False] * 4])
-    result = clean(likelihood, torch.zeros(2, 4), torch.zeros(2, 4), keep)
-    assert result.failure.tolist() == [Failure.NONE, Failure.SIMULATOR]
-    assert result.n_draws.tolist() == [2, 0]
-    assert result.log_weights[0].tolist() == [-INF, -INF, 0.0, 1.0]
-
-
-def test_failures_have_different_sentences():
-    assert len({failure.sentence for failure in Failure}) == len(Failure)
 
 
 def test_no_support_is_a_value_and_never_a_success():
@@ -223,20 +105,6 @@ def test_perfect_proposal_is_left_alone(n_draws):
     if n_draws > 400:
         assert summary.log_evidence_err[0] == 0.0
         assert Gate().grade(summary).tolist() == [Grade.A, Grade.A]
-
-
-@pytest.mark.parametrize("n_finite", [1, 4, 5])
-def test_too_few_tail_values_have_infinite_k_hat(n_finite):
-    log_weights = torch.full((1, 1000), -INF, dtype=torch.float64)
-    log_weights[0, :n_finite] = torch.arange(n_finite)
-    smoothed, k_hat = psis(log_weights)
-    assert k_hat.item() == INF
-    assert torch.equal(smoothed, log_weights)
-
-
-@pytest.mark.parametrize("n_draws", [1, 2, 9, 24])
-def test_too_few_draws_have_infinite_k_hat(n_draws):
-    assert psis(normals(0, 1, n_draws))[1].item() == INF
 
 
 def test_dominated_row_is_not_certified():
@@ -450,18 +318,6 @@ def test_log_evidence_bias_of_few_draws_is_removed():
     assert abs(result.log_evidence.mean()) < 0.5 * abs(bias)
 
 
-def test_k_hat_moment_is_the_worst_parameter():
-    log_weights, z = normals(17, 4, 1000), normals(18, 4, 1000, 3)
-    z[..., 1] = z[..., 1].sinh() ** 3  # one heavy tail
-    weights = normalise(log_weights)
-    result = k_hat_moment(log_weights, z, weights)
-    mean = (weights[..., None] * z).sum(1)
-    each = [psis(log_weights + 2 * (z[..., j] - mean[:, j, None]).abs().log())[1] for j in range(3)]
-    torch.testing.assert_close(result, torch.stack(each).amax(0))
-    assert (result == each[1]).all()
-    assert (result > 1).all()
-
-
 # --- gate, mixtures, resampling -----------------------------------------------------------------
 
 GRADES = [
@@ -501,26 +357,6 @@ def test_gate_table(k_hat, ess, n_draws, moment, plain, mixture):
 def test_gate_of_a_mixture_needs_the_draws():
     with pytest.raises(ValueError, match="Call summarise"):
         Gate().grade(summarise(torch.zeros(1, 10)), mixture=True)
-
-
-def test_log_mixture_is_the_log_of_the_mean_density():
-    density = uniforms(19, 3, 2, 50)
-    counts = torch.tensor([100, 300, 0])
-    expected = (0.25 * density[0] + 0.75 * density[1]).log()
-    torch.testing.assert_close(log_mixture(density.log(), counts), expected)
-    per_object = torch.tensor([[1, 0], [1, 0], [0, 5]])
-    result = log_mixture(density.log(), per_object)
-    torch.testing.assert_close(result[0], density[:2, 0].mean(0).log())
-    torch.testing.assert_close(result[1], density[2, 1].log())
-
-
-def test_defensive_density_is_a_two_part_mixture():
-    narrow, wide = normals(20, 2, 30), normals(21, 2, 30)
-    expected = torch.logaddexp(math.log(0.8) + narrow, math.log(0.2) + wide)
-    torch.testing.assert_close(defensive_log_prob(narrow, wide), expected)
-    assert torch.equal(defensive_log_prob(narrow, wide, alpha=0.0), narrow)
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], but is 1.5"):
-        defensive_log_prob(narrow, wide, alpha=1.5)
 
 
 def test_mixture_weights_beat_pooled_rounds():
@@ -629,12 +465,12 @@ def test_k_hat_alone_is_no_gate():
 
 
 @pytest.mark.statistics
-@pytest.mark.parametrize("sd", [0.7, 0.6])
-def test_log_evidence_error_is_withdrawn_where_it_would_lie(sd):
-    summary = summarise(gaussian_log_weights(50, 1000, 4096, 5, sd))
+def test_log_evidence_error_is_widened_and_withdrawn():
+    summary = summarise(gaussian_log_weights(50, 1000, 4096, 5, 0.7))
     reliable = summary.evidence_reliable
-    unreliable_err = summary.log_evidence_err[~reliable]
     covered = (summary.log_evidence.abs() < 1.96 * summary.log_evidence_err)[reliable]
-    assert unreliable_err.isnan().all()
-    assert 0 < (~reliable).sum() < 1000
-    assert covered.double().mean() > 0.85
+    assert summary.log_evidence_err[~reliable].isnan().all()
+    assert 0 < (~reliable).sum() < 300
+    assert covered.double().mean() > 0.88
+    narrower = summarise(gaussian_log_weights(51, 1000, 4096, 5, 0.6))  # here k-hat alone would lie
+    assert (Gate().grade(narrower) != Grade.F).double().mean() < 0.01

@@ -50,7 +50,9 @@ class Answerer:
     n_jobs: int | None = None
     client: object | None = None
 
-    def posteriors(self, observations: Observations, n_samples: int, keep: int | None, seed: int) -> Posteriors:
+    def posteriors(
+        self, observations: Observations, n_samples: int, keep: int | None, seed: int
+    ) -> Posteriors:
         """Return posteriors of many objects, in batches of bounded memory."""
         if not n_samples >= 1:
             raise ValueError(f"n_samples must be at least 1, but is {n_samples}.")
@@ -68,7 +70,9 @@ class Answerer:
             batch, features = self.features(piece)
             objects = self._objects(piece, batch, features)
             if weighted:
-                target = Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
+                target = Target(
+                    self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client
+                )
                 with preserved_random_state():
                     outcomes = climb(target, proposal, features, objects.keys, ladder, seed)
                 parts.append(verdict.corrected(outcomes, objects, request))
@@ -85,12 +89,16 @@ class Answerer:
         z = self.proposal(0.0).draw(features, keys, n, seed, "sample").z
         return self.prior.from_latent(z).cpu().numpy()
 
-    def log_prob(self, theta: NDArray[np.float64], observations: Observations) -> NDArray[np.float64]:
+    def log_prob(
+        self, theta: NDArray[np.float64], observations: Observations
+    ) -> NDArray[np.float64]:
         """Return log q(theta | x), shape (n,), of theta (n, D) and one object, or n objects."""
         self.check_grid(observations)
         if len(observations) not in (1, len(theta)):
-            raise ValueError(f"x must hold one object, or one for each of {len(theta)} theta, but holds "
-                             f"{len(observations)}.")
+            raise ValueError(
+                f"x must hold one object, or one for each of {len(theta)} theta, but holds "
+                f"{len(observations)}."
+            )
         features = self.features(observations)[1].expand(len(theta), -1)
         z = torch.as_tensor(self.prior.to_latent(theta), device=features.device)
         latent = self.proposal(0.0).log_prob(z[:, None], features)[:, 0]
@@ -100,7 +108,9 @@ class Answerer:
     def proposal(self, defensive_share: float) -> FlowProposal:
         """Return the network's flow as a proposal."""
         network = self.model.network
-        return FlowProposal(network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width)
+        return FlowProposal(
+            network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width
+        )
 
     def features(self, observations: Observations) -> tuple[Batch, Tensor]:
         """Return a batch on the device, and its features (n, F)."""
@@ -112,24 +122,34 @@ class Answerer:
         shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
         trained = self.model.conditions
         if shape != self.model.shape:
-            raise ValueError(f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
-                             "Fit again for these data.")
+            raise ValueError(
+                f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
+                "Fit again for these data."
+            )
         if trained.x_err is not None and observations.errors is None:
-            raise ValueError("x_err must be given, for the network was trained with errors, but is missing.")
+            raise ValueError(
+                "x_err must be given, for the network was trained with errors, but is missing."
+            )
         for name, values in trained.coords.items():
             if values.ndim != 1:
                 continue
             if not (observations.shared_grid and name in observations.points):
-                raise ValueError(f"{name} must be given as one grid of shape ({shape[1]},), as in training.")
+                raise ValueError(
+                    f"{name} must be given as one grid of shape ({shape[1]},), as in training."
+                )
             if not np.allclose(observations.points[name], values.numpy()):
-                raise ValueError(f"{name} must be the grid of the training, but differs from it. "
-                                 "Fit again for these data.")
+                raise ValueError(
+                    f"{name} must be the grid of the training, but differs from it. "
+                    "Fit again for these data."
+                )
 
     def _can_weight(self, observations: Observations) -> bool:
         known = self.noise.has_likelihood(observations.errors is not None)
         return self.simulator is not None and not self.simulator.stochastic and known
 
-    def _objects(self, observations: Observations, batch: Batch, features: Tensor) -> verdict.Objects:
+    def _objects(
+        self, observations: Observations, batch: Batch, features: Tensor
+    ) -> verdict.Objects:
         reference = self.model.reference
         return verdict.Objects(
             ids=observations.ids,

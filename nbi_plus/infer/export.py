@@ -19,7 +19,9 @@ _LEVELS = {"q16": 0.16, "median": 0.5, "q84": 0.84}
 def parameter_table(posterior: Posterior) -> QTable:
     """Return one row per parameter of one posterior."""
     quantiles = posterior.quantile(list(_LEVELS.values()))
-    table = QTable({"parameter": list(posterior.names), "mean": posterior.mean(), "std": posterior.std()})
+    table = QTable(
+        {"parameter": list(posterior.names), "mean": posterior.mean(), "std": posterior.std()}
+    )
     for name, row in zip(_LEVELS, quantiles, strict=True):
         table[name] = row
     table["unit"] = [posterior.parameters.units.get(n, "") for n in posterior.names]
@@ -47,7 +49,9 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
     return table
 
 
-def _with_unit(values: NDArray[np.float64], unit: str | None) -> NDArray[np.float64] | units.Quantity:
+def _with_unit(
+    values: NDArray[np.float64], unit: str | None
+) -> NDArray[np.float64] | units.Quantity:
     return values if unit is None else values * units.Unit(unit)
 
 
@@ -60,4 +64,6 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arvi
             'to_arviz needs arviz. Install it with: pip install "nbi-plus[arviz]"'
         ) from error
     draws = posterior.resample(max(int(posterior.ess), 1), np.random.default_rng(seed))
-    return arviz.from_dict({"posterior": {n: draws[None, :, i] for i, n in enumerate(posterior.names)}})
+    return arviz.from_dict(
+        {"posterior": {n: draws[None, :, i] for i, n in enumerate(posterior.names)}}
+    )

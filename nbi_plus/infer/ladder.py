@@ -64,7 +64,9 @@ class Pool:
     def join(cls, first: Pool, second: Pool) -> Pool:
         """Return the draws of both pools, of the same objects."""
         names = ("z", "log_q", "log_prior", "log_likelihood", "failed")
-        return cls(first.index, *(torch.cat([getattr(first, k), getattr(second, k)], 1) for k in names))
+        return cls(
+            first.index, *(torch.cat([getattr(first, k), getattr(second, k)], 1) for k in names)
+        )
 
     def select(self, rows: Tensor) -> Pool:
         """Return some of the objects."""
@@ -94,13 +96,23 @@ class Outcome:
 
     def select(self, rows: Tensor) -> Outcome:
         """Return some of the objects."""
-        return Outcome(self.rung, self.pool.select(rows), _rows(self.cleaned, rows),
-                       _rows(self.summary, rows), self.grade[rows])
+        return Outcome(
+            self.rung,
+            self.pool.select(rows),
+            _rows(self.cleaned, rows),
+            _rows(self.summary, rows),
+            self.grade[rows],
+        )
 
 
 @torch.no_grad()
 def climb(
-    target: Target, proposal: FlowProposal, features: Tensor, keys: Tensor, ladder: Ladder, seed: int
+    target: Target,
+    proposal: FlowProposal,
+    features: Tensor,
+    keys: Tensor,
+    ladder: Ladder,
+    seed: int,
 ) -> list[Outcome]:
     """Return outcomes that together hold every object once, under the last rung it took.
 
@@ -116,8 +128,12 @@ def climb(
     seed : int
     """
     index = torch.arange(len(features), device=features.device)
-    first = grade("reweight", _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict"),
-                  ladder, seed)
+    first = grade(
+        "reweight",
+        _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict"),
+        ladder,
+        seed,
+    )
     cheap = target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
@@ -160,7 +176,9 @@ def unweighted(proposal: FlowProposal, features: Tensor, keys: Tensor, n: int, s
     log_prior = -0.5 * (draws.z.square() + math.log(2 * math.pi)).sum(-1)
     nothing = torch.full_like(draws.log_q, math.nan)
     index = torch.arange(len(features), device=features.device)
-    return Pool(index, draws.z, draws.log_q, log_prior, nothing, torch.zeros_like(nothing, dtype=torch.bool))
+    return Pool(
+        index, draws.z, draws.log_q, log_prior, nothing, torch.zeros_like(nothing, dtype=torch.bool)
+    )
 
 
 def _rows(value: Batched, rows: Tensor) -> Batched:

@@ -192,7 +192,9 @@ class Posterior:
     @property
     def best(self) -> Array:
         """The draw of highest posterior density, shape (D,); NaN when there is none."""
-        score = self.log_q if self.status is Status.AMORTIZED else self.log_prior + self.log_likelihood
+        score = (
+            self.log_q if self.status is Status.AMORTIZED else self.log_prior + self.log_likelihood
+        )
         score = np.where(self.weights > 0, score, -np.inf)
         if not np.isfinite(score).any():
             return np.full(len(self.names), np.nan)
@@ -204,8 +206,10 @@ class Posterior:
         lines = [f"{self.id}: {self.status.name}. {self.status.value}"]
         for r in self.rungs:
             verdict = "passed" if r.passed else "not passed"
-            lines.append(f"  {r.name}: {verdict}; {r.n_draws} draws, ess {r.ess:.0f}, "
-                         f"efficiency {r.efficiency:.3f}, k_hat {r.k_hat:.2f}. {r.reason}".rstrip())
+            lines.append(
+                f"  {r.name}: {verdict}; {r.n_draws} draws, ess {r.ess:.0f}, "
+                f"efficiency {r.efficiency:.3f}, k_hat {r.k_hat:.2f}. {r.reason}".rstrip()
+            )
         lines += [f"  {f.name}: {f.sentence}" for f in sorted(self.flags)]
         return "\n".join([*lines, f"  {FOOTER}"])
 
@@ -243,16 +247,25 @@ class Posterior:
         a prior that moves the mass to where few draws are lowers ``ess`` and raises ``k_hat``.
         """
         if tuple(new_prior.names) != self.names:
-            raise ValueError(f"new_prior must be of parameters {self.names}, but is of {new_prior.names}.")
+            raise ValueError(
+                f"new_prior must be of parameters {self.names}, but is of {new_prior.names}."
+            )
         log_prior = np.asarray(new_prior.log_prob(self.samples))
         ratio = np.where(np.isfinite(self.log_weights), log_prior - self.log_prior, -np.inf)
         log_weights = np.where(np.isneginf(ratio), -np.inf, self.log_weights + np.nan_to_num(ratio))
         s = summarise(log_weights[None])
         return replace(
-            self, log_prior=log_prior, log_weights=log_weights, weights=s.weights[0].numpy(),
-            ess=float(s.ess), ess_low=float(s.ess_low), efficiency=float(s.efficiency),
-            k_hat=float(s.k_hat), log_evidence=float(s.log_evidence),
-            log_evidence_err=float(s.log_evidence_err), evidence_reliable=bool(s.evidence_reliable),
+            self,
+            log_prior=log_prior,
+            log_weights=log_weights,
+            weights=s.weights[0].numpy(),
+            ess=float(s.ess),
+            ess_low=float(s.ess_low),
+            efficiency=float(s.efficiency),
+            k_hat=float(s.k_hat),
+            log_evidence=float(s.log_evidence),
+            log_evidence_err=float(s.log_evidence_err),
+            evidence_reliable=bool(s.evidence_reliable),
         )
 
     def to_arviz(self) -> Any:  # noqa: ANN401 - arviz is optional
@@ -284,11 +297,23 @@ class Posterior:
         )
 
     def _meta(self) -> dict[str, object]:
-        numbers = ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
-                   "evidence_reliable", "ood_p_value")
+        numbers = (
+            "ess",
+            "ess_low",
+            "efficiency",
+            "k_hat",
+            "log_evidence",
+            "log_evidence_err",
+            "evidence_reliable",
+            "ood_p_value",
+        )
         p = self.parameters
         return {
-            "parameters": {"names": list(p.names), "labels": list(p.labels), "units": dict(p.units)},
+            "parameters": {
+                "names": list(p.names),
+                "labels": list(p.labels),
+                "units": dict(p.units),
+            },
             "status": self.status.name,
             "flags": sorted(f.name for f in self.flags),
             "rungs": [_plain({f.name: getattr(r, f.name) for f in fields(r)}) for r in self.rungs],
@@ -298,8 +323,10 @@ class Posterior:
 
     def _require_weights(self) -> Array:
         if not len(self.weights) or not self.weights.sum() > 0:
-            raise ValueError(f"{self.id} must have draws of positive weight for this, but its status is "
-                             f"{self.status.name} with {len(self.weights)} draws. See posterior.report.")
+            raise ValueError(
+                f"{self.id} must have draws of positive weight for this, but its status is "
+                f"{self.status.name} with {len(self.weights)} draws. See posterior.report."
+            )
         return self.weights
 
 
@@ -316,7 +343,10 @@ def weighted_quantile(values: Array, weights: Array, levels: Array) -> Array:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Return JSON-able values; floats that JSON does not know become strings."""
-    return {k: repr(float(v)) if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+    return {
+        k: repr(float(v)) if isinstance(v, float) and not np.isfinite(v) else v
+        for k, v in values.items()
+    }
 
 
 def _floats(values: dict[str, Any]) -> dict[str, Any]:

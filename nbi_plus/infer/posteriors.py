@@ -45,8 +45,17 @@ class Posteriors:
     """
 
     NUMBERS: ClassVar[tuple[str, ...]] = (
-        "ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
-        "evidence_reliable", "ood_p_value", "n_masked", "n_simulated", "n_failed",
+        "ess",
+        "ess_low",
+        "efficiency",
+        "k_hat",
+        "log_evidence",
+        "log_evidence_err",
+        "evidence_reliable",
+        "ood_p_value",
+        "n_masked",
+        "n_simulated",
+        "n_failed",
     )
 
     parameters: Parameters
@@ -79,17 +88,25 @@ class Posteriors:
     def __getitem__(self, index: int | slice | Sequence[int]) -> Posterior | Posteriors:
         if isinstance(index, (int, np.integer)):
             if self.draws is None:
-                raise ValueError("posteriors must have kept their draws for this, but kept summaries "
-                                 "only (keep=0). Use to_table(), or predict with keep=None.")
+                raise ValueError(
+                    "posteriors must have kept their draws for this, but kept summaries "
+                    "only (keep=0). Use to_table(), or predict with keep=None."
+                )
             return self.draws[index]
         chosen = np.arange(len(self))[index]
-        lists = {k: tuple(getattr(self, k)[i] for i in chosen) for k in ("status", "flags", "rungs")}
-        arrays = {k: getattr(self, k)[chosen] for k in ("ids", "mean", "std", "quantiles", *self.NUMBERS)}
+        lists = {
+            k: tuple(getattr(self, k)[i] for i in chosen) for k in ("status", "flags", "rungs")
+        }
+        arrays = {
+            k: getattr(self, k)[chosen] for k in ("ids", "mean", "std", "quantiles", *self.NUMBERS)
+        }
         draws = None if self.draws is None else tuple(self.draws[i] for i in chosen)
         return replace(self, **lists, **arrays, draws=draws)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {s}" for s, n in Counter(s.name for s in self.status).most_common())
+        counts = ", ".join(
+            f"{n} {s}" for s, n in Counter(s.name for s in self.status).most_common()
+        )
         return f"Posteriors({len(self)} objects of {self.parameters.names}: {counts})"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from nbi_plus.infer.assemble import defensive_log_prob
 from nbi_plus.learn.flows import Flow
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
+
+_ROWS_PER_LAUNCH = {"cpu": 4096, "cuda": 2**19}  # a CPU's cache holds the hidden units of no more
 
 
 class Draws(NamedTuple):
@@ -56,13 +59,33 @@ class FlowProposal:
         wide = torch.arange(n, device=noise.device) >= n - int(self.share * n)
         noise = torch.where(wide[:, None], self.width * noise, noise)
         needs_choice = self.flow.config.n_mog > 1
-        choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:]) if needs_choice else None
-        z = self.flow.sample(noise, features, choice)
+        choice = (
+            keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
+            if needs_choice
+            else None
+        )
+        z = torch.cat(
+            [
+                self.flow.sample(noise[i], features[i], None if choice is None else choice[i])
+                for i in _pieces(noise)
+            ]
+        )
         return Draws(z, self.log_prob(z, features))
 
     @torch.no_grad()
     def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
+        return torch.cat([self._log_prob(z[i], features[i]) for i in _pieces(z)])
+
+    def _log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         if not self.share:
             return self.exact.log_prob(z, features)
         return defensive_log_prob(*self.exact.log_probs(z, features, (1.0, self.width)), self.share)
+
+
+def _pieces(draws: Tensor) -> Iterator[slice]:
+    """Yield slices of objects whose draws (B, S, D) fit a launch."""
+    rows = _ROWS_PER_LAUNCH.get(draws.device.type, _ROWS_PER_LAUNCH["cpu"])
+    step = max(1, rows // max(draws.shape[1], 1))
+    for start in range(0, len(draws), step):
+        yield slice(start, start + step)

@@ -20,8 +20,11 @@ from nbi_plus.problem.random import keyed_uniform
 _EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
 _DOMINATED = 0.5
 _LEVELS = (0.16, 0.5, 0.84)
-_REASONS = {Failure.SIMULATOR: "FAIL_SIMULATOR", Failure.NUMERIC: "FAIL_NUMERIC",
-            Failure.NO_SUPPORT: "FAIL_NO_SUPPORT"}
+_REASONS = {
+    Failure.SIMULATOR: "FAIL_SIMULATOR",
+    Failure.NUMERIC: "FAIL_NUMERIC",
+    Failure.NO_SUPPORT: "FAIL_NO_SUPPORT",
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,22 @@ def amortized(pool: Pool, objects: Objects, request: Request) -> Posteriors:
     )
     nan = np.full(n, np.nan)
     numbers = {
-        "ess": np.full(n, float(n_draws)), "ess_low": nan, "efficiency": nan, "k_hat": nan,
-        "log_evidence": nan, "log_evidence_err": nan, "evidence_reliable": np.zeros(n, bool),
-        "n_simulated": np.zeros(n, np.int64), "n_failed": np.zeros(n, np.int64),
+        "ess": np.full(n, float(n_draws)),
+        "ess_low": nan,
+        "efficiency": nan,
+        "k_hat": nan,
+        "log_evidence": nan,
+        "log_evidence_err": nan,
+        "evidence_reliable": np.zeros(n, bool),
+        "n_simulated": np.zeros(n, np.int64),
+        "n_failed": np.zeros(n, np.int64),
     }
-    rungs = tuple((Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False),) for _ in valid)
-    return _collect(pool, torch.zeros_like(weights), weights, numbers, (status, flags, rungs), objects, request)
+    rungs = tuple(
+        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False),) for _ in valid
+    )
+    return _collect(
+        pool, torch.zeros_like(weights), weights, numbers, (status, flags, rungs), objects, request
+    )
 
 
 def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
@@ -90,13 +103,22 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
     s, cleaned = outcome.summary, outcome.cleaned
     numbers = {
         k: _numpy(getattr(s, k))
-        for k in ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
-                  "evidence_reliable")
+        for k in (
+            "ess",
+            "ess_low",
+            "efficiency",
+            "k_hat",
+            "log_evidence",
+            "log_evidence_err",
+            "evidence_reliable",
+        )
     }
     numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
     numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
-    failure = [r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)]
+    failure = [
+        r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)
+    ]
     status = tuple(
         Status.FAILED if reason else Status.REWEIGHTED if g > Grade.F else Status.UNCERTIFIED
         for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
@@ -106,17 +128,36 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
     rungs = tuple(
         (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
         for n, e, f, k, st, reason in zip(
-            s.n_draws.tolist(), numbers["ess"], numbers["efficiency"], numbers["k_hat"], status, failure,
-            strict=True)
+            s.n_draws.tolist(),
+            numbers["ess"],
+            numbers["efficiency"],
+            numbers["k_hat"],
+            status,
+            failure,
+            strict=True,
+        )
     )
-    return _collect(outcome.pool, cleaned.log_weights, s.weights, numbers, (status, flags, rungs),
-                    objects, request)
+    return _collect(
+        outcome.pool,
+        cleaned.log_weights,
+        s.weights,
+        numbers,
+        (status, flags, rungs),
+        objects,
+        request,
+    )
 
 
 def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> dict[str, NDArray]:
     """Return the figures with a failed object's ess 0, k_hat inf and evidence unreliable."""
-    null = {"ess": 0.0, "ess_low": 0.0, "efficiency": 0.0, "k_hat": np.inf, "evidence_reliable": False,
-            "log_evidence_err": np.nan}
+    null = {
+        "ess": 0.0,
+        "ess_low": 0.0,
+        "efficiency": 0.0,
+        "k_hat": np.inf,
+        "evidence_reliable": False,
+        "log_evidence_err": np.nan,
+    }
     return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
 
 
@@ -168,7 +209,12 @@ def _collect(
     )  # fmt: skip
     if request.keep == 0:
         return result
-    return Posteriors(**{**vars(result), "draws": _draws(result, pool, theta, log_weights, weights, objects, request)})
+    return Posteriors(
+        **{
+            **vars(result),
+            "draws": _draws(result, pool, theta, log_weights, weights, objects, request),
+        }
+    )
 
 
 def _draws(
@@ -182,8 +228,16 @@ def _draws(
         columns = _resampled(columns, objects.keys[pool.index], request)
     samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
     derived = _derived(request.prior, samples)
-    keys = ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err", "evidence_reliable",
-            "ood_p_value")
+    keys = (
+        "ess",
+        "ess_low",
+        "efficiency",
+        "k_hat",
+        "log_evidence",
+        "log_evidence_err",
+        "evidence_reliable",
+        "ood_p_value",
+    )
     return tuple(  # results are one object each: the only loop over objects
         Posterior(
             result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
@@ -201,8 +255,12 @@ def _resampled(columns: list[Tensor], keys: Tensor, request: Request) -> list[Te
     usable = torch.where(weights.sum(1, keepdim=True) > 0, weights, torch.ones_like(weights))
     comb = keyed_uniform(request.seed, "resample", keys, (1,))[:, 0]
     pick = systematic_resample(usable, request.keep, comb)
-    picked = [c.gather(1, pick) if c.ndim == 2 else c.gather(1, pick[..., None].expand(-1, -1, c.shape[2]))
-              for c in columns]
+    picked = [
+        c.gather(1, pick)
+        if c.ndim == 2
+        else c.gather(1, pick[..., None].expand(-1, -1, c.shape[2]))
+        for c in columns
+    ]
     alive = weights.sum(1, keepdim=True) > 0
     picked[1] = torch.where(alive, torch.zeros_like(picked[1]), -torch.inf)
     picked[2] = torch.where(alive, torch.full_like(picked[2], 1.0 / request.keep), 0.0)
@@ -227,7 +285,10 @@ def _moments(theta: Tensor, weights: Tensor) -> tuple[NDArray, NDArray, NDArray]
     ordered, order = theta.transpose(1, 2).sort(-1)
     steps = weights[:, None].expand_as(ordered).gather(-1, order)
     middle = steps.cumsum(-1) - 0.5 * steps
-    levels = torch.tensor(_LEVELS, dtype=theta.dtype, device=theta.device) * weights.sum(-1)[:, None, None]
+    levels = (
+        torch.tensor(_LEVELS, dtype=theta.dtype, device=theta.device)
+        * weights.sum(-1)[:, None, None]
+    )
     right = torch.searchsorted(middle, levels.expand(*ordered.shape[:2], -1).contiguous())
     right = right.clamp(1, ordered.shape[-1] - 1)
     low, high = ordered.gather(-1, right - 1), ordered.gather(-1, right)

@@ -177,7 +177,7 @@ def read_plain(dataset: h5py.Dataset) -> NDArray:
 def native(array: NDArray) -> NDArray:
     """Return what was read from a checked dataset in native byte order."""
     if array.dtype == np.bool_:  # HDF5 keeps one byte, which a crafted file may set to anything
-        return array.view(np.uint8) != 0
+        return np.asarray(array.view(np.uint8) != 0)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -239,7 +239,8 @@ class SimulationStore:
 
     def close(self) -> None:
         """Close the file; what a store in memory held is gone."""
-        self._close()
+        with _store_errors(), hdf5_errors(self.path or "the store"):
+            self._close()
 
     def __enter__(self) -> SimulationStore:
         return self

@@ -82,7 +82,9 @@ class Encoder(nn.Module):
         _, context, _ = self._standardise(batch)
         self.centre.copy_(context.median(0).values)
         spread = _MAD_TO_SD * (context - self.centre).abs().median(0).values
-        self.width.copy_(torch.where(spread > 1e-6 * self.centre.abs(), spread, torch.ones_like(spread)))
+        self.width.copy_(
+            torch.where(spread > 1e-6 * self.centre.abs(), spread, torch.ones_like(spread))
+        )
         for i, name in enumerate(self.config.coords):
             offsets, _ = _since_first(batch.coords[name], batch.mask.any(1))
             self.span[i] = offsets.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -101,7 +103,9 @@ class Encoder(nn.Module):
         masked = torch.cat([c.to(torch.float32) for c in channels], 1) * seen[:, None]
         # linear for ordinary objects, logarithmic for outliers, which must stay finite
         squashed = torch.asinh((context - self.centre) / self.width)
-        return torch.cat([masked, *[m.to(torch.float32) for m in masks]], 1), squashed.to(torch.float32)
+        return torch.cat([masked, *[m.to(torch.float32) for m in masks]], 1), squashed.to(
+            torch.float32
+        )
 
     def _standardise(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return squashed data (n, C, L), raw context (n, E) and scales (n, C, 1)."""

@@ -31,7 +31,8 @@ from nbi_plus.learn.sources import (
     to_device,
 )
 from nbi_plus.learn.training import History, Problem, TrainConfig, train
-from nbi_plus.problem.noise import CallableNoise, CustomNoise, Noise
+from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
+from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Batch
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
@@ -106,7 +107,9 @@ def from_arrays(columns: Mapping[str, NDArray], parts: Ingredients) -> Material:
     """Return material of columns in memory; every row is good."""
     rows = np.arange(len(columns["z"]))
     training, held_out = split(rows, parts)
-    everything = to_device(dict(columns), parts.prior, parts.device, parts.dtype(_largest(columns["x"])))
+    everything = to_device(
+        dict(columns), parts.prior, parts.device, parts.dtype(_largest(columns["x"]))
+    )
     resident = Resident(everything.pick(torch.as_tensor(training, device=parts.device)))
     validation = everything.pick(torch.as_tensor(held_out, device=parts.device))
     return Material(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
@@ -123,7 +126,9 @@ def from_store(store: SimulationStore, n: int, parts: Ingredients) -> Material:
     dtype = parts.dtype(_largest(sample["x"]))
     source = Streamed(store, training, parts.prior, parts.device, dtype, parts.memory)
     validation = to_device(store.read(held_out, COLUMNS), parts.prior, parts.device, dtype)
-    return Material(source, validation, to_device(sample, parts.prior, parts.device, dtype), len(rows))
+    return Material(
+        source, validation, to_device(sample, parts.prior, parts.device, dtype), len(rows)
+    )
 
 
 def online(campaign: Campaign, n: int, parts: Ingredients) -> Material:
@@ -136,7 +141,9 @@ def online(campaign: Campaign, n: int, parts: Ingredients) -> Material:
     return Material(source, validation, validation, n_held_out + n * parts.train.n_epochs)
 
 
-def split(rows: NDArray[np.int64], parts: Ingredients) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(
+    rows: NDArray[np.int64], parts: Ingredients
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return training and held-out rows; which is which is keyed by the row number."""
     u = keyed_uniform(parts.seed, "split", torch.as_tensor(rows), ())
     order = rows[torch.argsort(u).numpy()]
@@ -157,8 +164,15 @@ def fit(
     problem = _problem(material, parts)
     network = _network(parts, problem, material) if start is None else start.network
     checkpoint = None if folder is None else folder / f"training-{_fingerprint(parts, material)}.h5"
-    history = train(network, problem, parts.train, stage_key(parts.seed, "train") % 2**31,
-                    checkpoint=checkpoint, callback=callback, progress=progress)
+    history = train(
+        network,
+        problem,
+        parts.train,
+        stage_key(parts.seed, "train") % 2**31,
+        checkpoint=checkpoint,
+        callback=callback,
+        progress=progress,
+    )
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)  # a finished run is no state to resume
     return TrainedModel(
@@ -176,10 +190,15 @@ def _problem(material: Material, parts: Ingredients) -> Problem:
     source, validation, noise = material.source, material.validation, parts.noise
     if isinstance(noise, CallableNoise):
         if not isinstance(source, Resident):
-            raise ValueError("noise must be one of nbi_plus's noise objects for simulations that are streamed "
-                             "or made online, but is a function of one item. Use CustomNoise.")
-        _LOG.warning("noise is a function of one item: %d noisy copies are drawn before each epoch, slowly. "
-                     "CustomNoise works on whole batches.", source.n_rows)
+            raise ValueError(
+                "noise must be one of nbi_plus's noise objects for simulations that are streamed "
+                "or made online, but is a function of one item. Use CustomNoise."
+            )
+        _LOG.warning(
+            "noise is a function of one item: %d noisy copies are drawn before each epoch, slowly. "
+            "CustomNoise works on whole batches.",
+            source.n_rows,
+        )
         source = NoisyBank(source, noise, parts.prior)
         seed = stage_key(parts.seed, "validation") % 2**32
         validation, noise = noisy_copy(validation, noise, parts.prior, seed), _ALREADY_NOISY
@@ -193,7 +212,9 @@ def _network(parts: Ingredients, problem: Problem, material: Material) -> Poster
 
     def make() -> PosteriorNetwork:
         module = parts.featurizer.build(parts.custom)
-        return PosteriorNetwork(EncoderConfig.of(parts.conditions), module, parts.prior.n_dim, parts.flow)
+        return PosteriorNetwork(
+            EncoderConfig.of(parts.conditions), module, parts.prior.n_dim, parts.flow
+        )
 
     network = without_global_rng(stage_key(parts.seed, "weights") % 2**63, make).to(parts.device)
     network.encoder.fit(batch)
@@ -235,6 +256,11 @@ def _fingerprint(parts: Ingredients, material: Material) -> str:
     }
     digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
     conditions = parts.conditions
-    for tensor in (conditions.x_err, conditions.mask, material.validation.z, material.validation.model):
+    for tensor in (
+        conditions.x_err,
+        conditions.mask,
+        material.validation.z,
+        material.validation.model,
+    ):
         digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -16,9 +16,13 @@ from nflows.transforms.splines import unconstrained_rational_quadratic_spline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-LOG_SCALE_BOUND = 12.0  # one block may narrow the prior by e^-12; smooth, so the gradient never dies
+LOG_SCALE_BOUND = (
+    12.0  # one block may narrow the prior by e^-12; smooth, so the gradient never dies
+)
 _TAIL_BOUND = 6.0
-_UNIT_SLOPE = math.log(math.expm1(1 - 1e-3))  # raw slope that makes an untrained spline the identity
+_UNIT_SLOPE = math.log(
+    math.expm1(1 - 1e-3)
+)  # raw slope that makes an untrained spline the identity
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -97,9 +101,9 @@ class Conditioner(nn.Module):
 
     def forward(self, u: Tensor, terms: list[Tensor]) -> Tensor:
         """Return the parameters (B, S, D, n_out) of all outputs for inputs (B, S, D)."""
-        h = F.silu(F.linear(u, self.first.weight * self.mask_in, self.first.bias) + terms[0])
+        h = _activate(F.linear(u, self.first.weight * self.mask_in, self.first.bias), terms[0])
         for layer, term in zip(self.hidden, terms[1:-1], strict=True):
-            h = F.silu(F.linear(h, layer.weight * self.mask_hidden, layer.bias) + term)
+            h = _activate(F.linear(h, layer.weight * self.mask_hidden, layer.bias), term)
         out = F.linear(h, self.out.weight * self.mask_out, self.out.bias) + terms[-1]
         return out.unflatten(-1, (self.n_dims, self.n_out))
 
@@ -111,14 +115,17 @@ class Conditioner(nn.Module):
         """
         start, stop = self.ends[d - 1] if d else 0, self.ends[d]
         weight, bias = self.first.weight[start:stop, :d], self.first.bias[start:stop]
-        new = F.silu(F.linear(known, weight, bias) + terms[0][..., start:stop])
+        new = _activate(F.linear(known, weight, bias), terms[0][..., start:stop])
         for i, (layer, term) in enumerate(zip(self.hidden, terms[1:-1], strict=True)):
             cache[i] = torch.cat([cache[i], new], -1)
             weight, bias = layer.weight[start:stop, :stop], layer.bias[start:stop]
-            new = F.silu(F.linear(cache[i], weight, bias) + term[..., start:stop])
+            new = _activate(F.linear(cache[i], weight, bias), term[..., start:stop])
         cache[-1] = torch.cat([cache[-1], new], -1)
         rows = slice(d * self.n_out, (d + 1) * self.n_out)
-        return F.linear(cache[-1], self.out.weight[rows, :stop], self.out.bias[rows]) + terms[-1][..., rows]
+        return (
+            F.linear(cache[-1], self.out.weight[rows, :stop], self.out.bias[rows])
+            + terms[-1][..., rows]
+        )
 
     def empty_cache(self, like: Tensor) -> list[Tensor]:
         """Return the cache before the first `step`, for draws like ``like`` (B, S, D)."""
@@ -185,9 +192,17 @@ class SplineBlock(AffineBlock):
         return super()._elementwise_inverse(self._spline(inputs, params, inverse=True)[0], params)
 
     def _spline(self, u: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = params[..., 2:].split([self.n_bins, self.n_bins, self.n_bins - 1], -1)
+        widths, heights, slopes = params[..., 2:].split(
+            [self.n_bins, self.n_bins, self.n_bins - 1], -1
+        )
         return unconstrained_rational_quadratic_spline(
-            u, widths, heights, slopes + _UNIT_SLOPE, inverse=inverse, tails="linear", tail_bound=_TAIL_BOUND
+            u,
+            widths,
+            heights,
+            slopes + _UNIT_SLOPE,
+            inverse=inverse,
+            tails="linear",
+            tail_bound=_TAIL_BOUND,
         )
 
 
@@ -218,7 +233,9 @@ class MixtureBase(nn.Module):
         """Return the log-density, shape (B, S), with every component ``scale`` times wider."""
         logits, mean, log_sd = self._components(self.net(u, self.net.terms(context)))
         log_sd = log_sd + math.log(scale)
-        each = -0.5 * ((u[..., None] - mean) * torch.exp(-log_sd)).square() - log_sd - 0.5 * _LOG_2PI
+        each = (
+            -0.5 * ((u[..., None] - mean) * torch.exp(-log_sd)).square() - log_sd - 0.5 * _LOG_2PI
+        )
         return torch.logsumexp(logits.log_softmax(-1) + each, -1).sum(-1)
 
     def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:
@@ -266,18 +283,26 @@ class Flow(nn.Module):
     def whiten(self, z: Tensor, weights: Tensor | None = None) -> None:
         """Set the affine map so that draws z (n, D) get mean 0 and covariance 1."""
         z = z.to(torch.float64)
-        w = torch.full((len(z),), 1.0 / len(z), dtype=z.dtype, device=z.device) if weights is None else weights
+        w = (
+            torch.full((len(z),), 1.0 / len(z), dtype=z.dtype, device=z.device)
+            if weights is None
+            else weights
+        )
         mean = w @ z
         cov = (z - mean).T @ ((z - mean) * w[:, None])
         ridge = 1e-10 * cov.diagonal().mean().clamp(min=1e-30)
         self.mean.copy_(mean)
-        self.chol.copy_(torch.linalg.cholesky(cov + ridge * torch.eye(self.n_dims, device=z.device)))
+        self.chol.copy_(
+            torch.linalg.cholesky(cov + ridge * torch.eye(self.n_dims, device=z.device))
+        )
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Return log q(z | context), shape (B, S), of z (B, S, D) given context (B, F)."""
         return self.log_probs(z, context, (1.0,))[0]
 
-    def log_probs(self, z: Tensor, context: Tensor, scales: tuple[float, ...]) -> tuple[Tensor, ...]:
+    def log_probs(
+        self, z: Tensor, context: Tensor, scales: tuple[float, ...]
+    ) -> tuple[Tensor, ...]:
         """Return log q for several scales of the base, from one pass through the blocks."""
         u, log_det = self._to_base(z, context.to(self.dtype))
         return tuple(self.base.log_prob(u, context.to(self.dtype), s) + log_det for s in scales)
@@ -302,6 +327,11 @@ class Flow(nn.Module):
             u, log_det = block(u, context)
             total = total + log_det
         return u, total
+
+
+def _activate(h: Tensor, term: Tensor) -> Tensor:
+    """Return silu(h + term), in place: memory traffic is what a flow of many draws costs."""
+    return F.silu(h.add_(term), inplace=not torch.is_grad_enabled())
 
 
 def _bounded(raw: Tensor) -> Tensor:

@@ -34,10 +34,14 @@ class FeaturizerSpec:
         """Return the module, untrained."""
         if self.name == "custom":
             if custom is None:
-                raise ValueError("featurizer must be passed again, for the file holds none of your code. "
-                                 "Call Engine.load(path, simulator=..., featurizer=...).")
+                raise ValueError(
+                    "featurizer must be passed again, for the file holds none of your code. "
+                    "Call Engine.load(path, simulator=..., featurizer=...)."
+                )
             return featurizers.as_featurizer(custom, self.n_channels, self.length)
-        return featurizers.make(self.name, self.n_channels, self.length, self.n_params, **self.options)
+        return featurizers.make(
+            self.name, self.n_channels, self.length, self.n_params, **self.options
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class TrainedModel:
         """Return the chosen state as plain JSON."""
         config = self.network.encoder.config
         return {
-            "encoder": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+            "encoder": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()
+            },
             "flow": asdict(self.network.flow.config),
             "n_dims": self.network.flow.n_dims,
             "featurizer": asdict(self.featurizer),
@@ -104,8 +110,14 @@ class TrainedModel:
         encoder = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["encoder"].items()}
         spec = FeaturizerSpec(**meta["featurizer"])
         network = without_global_rng(
-            0, lambda: PosteriorNetwork(EncoderConfig(**encoder), spec.build(custom), meta["n_dims"],
-                                        FlowConfig(**meta["flow"])))
+            0,
+            lambda: PosteriorNetwork(
+                EncoderConfig(**encoder),
+                spec.build(custom),
+                meta["n_dims"],
+                FlowConfig(**meta["flow"]),
+            ),
+        )
         network.load_state_dict(part["network"])
         history = part["history"]
         conditions = part["conditions"]
@@ -113,10 +125,16 @@ class TrainedModel:
             network=network.to(device).eval(),
             featurizer=spec,
             reference=FeatureReference(**{k: v.to(device) for k, v in part["reference"].items()}),
-            conditions=Batch(conditions["x"], conditions.get("x_err"), conditions["mask"],
-                             {k: part["coords"][k] for k in meta["coords"]},
-                             {k: part["scalars"][k] for k in meta["scalars"]}),
-            history=[{k: float(v[i]) for k, v in history.items()} for i in range(len(history["val_nll"]))],
+            conditions=Batch(
+                conditions["x"],
+                conditions.get("x_err"),
+                conditions["mask"],
+                {k: part["coords"][k] for k in meta["coords"]},
+                {k: part["scalars"][k] for k in meta["scalars"]},
+            ),
+            history=[
+                {k: float(v[i]) for k, v in history.items()} for i in range(len(history["val_nll"]))
+            ],
             n_sims=meta["n_sims"],
         )
 

@@ -29,7 +29,11 @@ class PosteriorNetwork(nn.Module):
     """
 
     def __init__(
-        self, encoder_config: EncoderConfig, featurizer: nn.Module, n_dims: int, flow_config: FlowConfig
+        self,
+        encoder_config: EncoderConfig,
+        featurizer: nn.Module,
+        n_dims: int,
+        flow_config: FlowConfig,
     ) -> None:
         super().__init__()
         width = featurizer.n_features

@@ -46,7 +46,9 @@ class FeatureReference:
         trace = (cov.diagonal().sum() / len(mean)).clamp(min=1e-12)
         # fewer simulations than the covariance has room for: lean on its trace instead
         shrink = min(1.0, _SHRINK + len(mean) / (50.0 * len(f)))
-        cov = (1 - shrink) * cov + shrink * trace * torch.eye(len(mean), dtype=cov.dtype, device=cov.device)
+        cov = (1 - shrink) * cov + shrink * trace * torch.eye(
+            len(mean), dtype=cov.dtype, device=cov.device
+        )
         root = torch.linalg.inv(torch.linalg.cholesky(cov)).T
         seen = _conditions(conditions)
         ranges = torch.stack([seen.amin(0), seen.amax(0)])
@@ -55,7 +57,9 @@ class FeatureReference:
 
     def distance(self, features: Tensor) -> Tensor:
         """Return the Mahalanobis distance of features (n, F), shape (n,)."""
-        return torch.linalg.vector_norm((features.to(torch.float64) - self.mean) @ self.precision_root, dim=-1)
+        return torch.linalg.vector_norm(
+            (features.to(torch.float64) - self.mean) @ self.precision_root, dim=-1
+        )
 
     def p_value(self, features: Tensor) -> Tensor:
         """Return the share of held-out simulations further out than each object, shape (n,)."""
@@ -80,5 +84,7 @@ def _conditions(batch: Batch) -> Tensor:
     n_points = batch.mask.sum((-2, -1)).to(torch.float64)
     if batch.x_err is None:
         return torch.stack([torch.zeros_like(n_points), n_points], -1)
-    log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum((-2, -1)) / n_points.clamp(min=1)
+    log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum((-2, -1)) / n_points.clamp(
+        min=1
+    )
     return torch.stack([log_err, n_points], -1)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.io.store import SimulationStore
-from nbi_plus.problem.noise import CallableNoise
+from nbi_plus.problem.custom_noise import CallableNoise
 from nbi_plus.problem.prior import Prior
 
 COLUMNS = ("z", "theta", "x", "owner")
-
 
 
 class Rows(NamedTuple):
@@ -33,7 +32,6 @@ class Rows(NamedTuple):
     def pick(self, index: Tensor) -> Rows:
         """Return some of the rows."""
         return Rows(*(column[index] for column in self))
-
 
 
 @dataclass(frozen=True)

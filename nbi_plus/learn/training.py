@@ -84,8 +84,10 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), but is {getattr(self, name)!r}.")
         if not (self.val_fraction > 0 and self.weight_decay >= 0):
-            raise ValueError("val_fraction must be positive and weight_decay not negative, but are "
-                             f"{self.val_fraction!r} and {self.weight_decay!r}.")
+            raise ValueError(
+                "val_fraction must be positive and weight_decay not negative, but are "
+                f"{self.val_fraction!r} and {self.weight_decay!r}."
+            )
 
 
 class Source(Protocol):
@@ -188,8 +190,12 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             _restore(run, checkpoint)
         held_out = _validation_data(problem, seed)
-        bar = tqdm(total=config.n_epochs, initial=len(run.history), desc="train",
-                   disable=None if progress is None else not progress)
+        bar = tqdm(
+            total=config.n_epochs,
+            initial=len(run.history),
+            desc="train",
+            disable=None if progress is None else not progress,
+        )
         with bar:
             for epoch in range(len(run.history), config.n_epochs):
                 if epoch - 1 - run.best_epoch >= config.patience:
@@ -197,8 +203,10 @@ def train(
                     break
                 _epoch(run, problem, held_out, config, seed, epoch)
                 bar.update()
-                bar.set_postfix(train=f"{run.history[-1]['train_nll']:.3f}",
-                                val=f"{run.history[-1]['val_nll']:.3f}")
+                bar.set_postfix(
+                    train=f"{run.history[-1]['train_nll']:.3f}",
+                    val=f"{run.history[-1]['val_nll']:.3f}",
+                )
                 if checkpoint is not None:
                     _save(run, checkpoint)
                 if callback is not None:
@@ -206,7 +214,9 @@ def train(
     if run.best_epoch < 0:
         raise TrainingError(
             "training must reach a finite validation loss, but no epoch did "
-            f"({len(run.history)} epochs). Look for extreme simulations, or lower lr.", run.history)
+            f"({len(run.history)} epochs). Look for extreme simulations, or lower lr.",
+            run.history,
+        )
     network.load_state_dict(run.best)
     network.eval()
     return run.history
@@ -256,8 +266,11 @@ def _epoch(
         _average(run, config, epoch * n_batches + n_steps)
         n_steps += 1
     if n_good == 0:
-        raise TrainingError(f"training must have finite losses, but all {n_steps} batches of epoch "
-                            f"{epoch} gave NaN. Look for extreme simulations, or lower lr.", run.history)
+        raise TrainingError(
+            f"training must have finite losses, but all {n_steps} batches of epoch "
+            f"{epoch} gave NaN. Look for extreme simulations, or lower lr.",
+            run.history,
+        )
     entry = {
         "train_nll": float(total / n_good),
         "val_nll": evaluate(run.average, *held_out),
@@ -349,5 +362,6 @@ def _restore(run: _Run, path: Path) -> None:
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
     keys, columns = list(parts["history"]), parts["history"].values()
-    run.history = [dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
-
+    run.history = [
+        dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
+    ]

@@ -135,7 +135,7 @@ def _native(name: str, value: ArrayLike) -> NDArray[Any]:
     array = np.asarray(value)
     if array.dtype.kind == "O":
         raise TypeError(
-            f"coordinate {name!r} must be an array of numbers, but has dtype object. "
+            f"{name} must be an array of numbers, but has dtype object. "
             "Are its rows of different lengths?"
         )
     kind = np.dtype(float) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
@@ -178,7 +178,7 @@ class Rows:
     ) -> Rows:
         """Return rows that own their arrays, theta and floating coordinates in float64."""
         arrays = {name: _native(name, value) for name, value in coords.items()}
-        return cls(np.array(theta, dtype=float, order="C"), arrays, frozenset(per_row))
+        return cls(_native("theta", theta).astype(float), arrays, frozenset(per_row))
 
     def __len__(self) -> int:
         return len(self.theta)

@@ -25,6 +25,7 @@ from nbi_plus.problem.quantile_table import Distribution, tabulate
 
 Array = NDArray[np.float64]
 _NEW_STYLE = ("icdf", "iccdf", "pdf", "logpdf", "support")
+_DEFAULTS = {"loc": 0.0, "scale": 1.0}
 _PROBABILITIES = np.linspace(0.005, 0.995, 100)
 _FINGERPRINT = np.array([0.01, 0.07, 0.19, 0.31, 0.5, 0.61, 0.77, 0.86, 0.98])
 
@@ -87,8 +88,10 @@ class Family:
     period: float | None = None
 
     def __str__(self) -> str:
-        args = ", ".join(f"{key}={value}" for key, value in self.manifest.get("args", {}).items())
-        return f"{self.manifest['family']}({args})" if args else self.manifest["family"]
+        args = self.manifest.get("args", {})
+        told = {key: value for key, value in args.items() if value != _DEFAULTS.get(key)} or args
+        text = ", ".join(f"{key}={float(value):g}" for key, value in told.items())
+        return f"{self.manifest['family']}({text})" if text else self.manifest["family"]
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _arguments(given: object) -> dict[str, float] | None:
         return None
     shapes = [shape.strip() for shape in generator.shapes.split(",")] if generator.shapes else []
     names = [*shapes, "loc", "scale"]
-    args = {"loc": 0.0, "scale": 1.0} | dict(zip(names, given.args, strict=False)) | given.kwds
+    args = _DEFAULTS | dict(zip(names, given.args, strict=False)) | given.kwds
     return {key: float(args[key]) for key in names}
 
 

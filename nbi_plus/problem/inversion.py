@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _MAX_STEPS = 120  # bisection alone needs about 60 to exhaust float64
+_CLOSE = 1e-13  # of 1 + |x|: a Newton step this small is not taken
 
 
 def solve_increasing(
@@ -45,12 +46,14 @@ def solve_increasing(
             error = value - y
             low = torch.where(error <= 0, x, low)
             high = torch.where(error >= 0, x, high)
-            newton = x - error / slope
+            move = -error / slope
+            arrived = (move.abs() <= _CLOSE * (1 + x.abs())) | (error == 0)
+            inside = (x + move >= low) & (x + move <= high)
             # a step that does not at least halve the previous one is a sign of a bend ahead
-            good = (newton >= low) & (newton <= high) & (2 * (newton - x).abs() <= step.abs())
-            following = torch.where(good, newton, 0.5 * (low + high))
-            following = torch.where(error == 0, x, following)
-            step, x = following - x, following
-            if bool((step.abs() <= 4e-16 * (1 + x.abs())).all()):
+            good = inside & (2 * move.abs() <= step.abs())
+            step = torch.where(good, move, 0.5 * (low + high) - x)
+            step = torch.where(arrived, 0.0, step)
+            x = x + step
+            if bool((step.abs() <= _CLOSE * (1 + x.abs())).all()):
                 break
     return x

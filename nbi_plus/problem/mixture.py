@@ -80,7 +80,7 @@ class MixtureTransport(Transport):
             centre, scale = here._conditional(d, residuals)
             w.append(_mixture_quantile(z[..., d], log_weights, centre, scale))
             residuals.append((w[d][..., None] - centre) / scale)
-            log_weights = log_weights + normal_log_density(residuals[d]) - torch.log(scale)
+            log_weights = log_weights + _log_terms(residuals[d], scale)
         return here.shift + torch.stack(w, -1) @ here.whitening.T
 
     def _whiten(self, theta: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class MixtureTransport(Transport):
             centre, scale = here._conditional(d, residuals)
             residuals.append((w[..., d, None] - centre) / scale)
             z.append(_mixture_score(residuals[d], torch.log_softmax(log_weights, -1)))
-            log_weights = log_weights + normal_log_density(residuals[d]) - torch.log(scale)
+            log_weights = log_weights + _log_terms(residuals[d], scale)
         log_prob = torch.logsumexp(log_weights, -1) - torch.log(here.whitening.diagonal()).sum()
         return torch.stack(z, -1), log_prob
 
@@ -152,20 +152,35 @@ def _mixture_quantile(z: Tensor, log_weights: Tensor, centre: Tensor, scale: Ten
     The quantile of a mixture lies between those of its components, so the bracket is exact.
     """
     log_weights = torch.log_softmax(log_weights, -1)
-
-    def score(w: Tensor) -> tuple[Tensor, Tensor]:
-        residual = (w[..., None] - centre) / scale
-        value = _mixture_score(residual, log_weights)
-        log_terms = log_weights + normal_log_density(residual) - torch.log(scale)
-        return value, torch.exp(torch.logsumexp(log_terms, -1) - normal_log_density(value))
-
     with torch.no_grad():
-        each = centre + scale * z[..., None]
-        start = (torch.exp(log_weights) * each).sum(-1)
-        low, high = each.amin(-1), each.amax(-1)
-        w = solve_increasing(score, z, low, high, start.clamp(low, high))
-    value, slope = score(w)
-    return w + (z - value) / slope.detach()
+        w = _solve_quantile(z, log_weights, centre, scale)
+    residual = (w[..., None] - centre) / scale
+    value = _mixture_score(residual, log_weights)
+    log_density = torch.logsumexp(log_weights + _log_terms(residual, scale), -1)
+    slope = torch.exp(log_density - normal_log_density(value)).detach()
+    return w + (z - value) / slope
+
+
+def _log_terms(residual: Tensor, scale: Tensor) -> Tensor:
+    return normal_log_density(residual) - torch.log(scale)
+
+
+def _solve_quantile(z: Tensor, log_weights: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """Return w with score z, from the logarithm of the smaller tail."""
+    side = torch.where(z < 0, 1.0, -1.0).to(z)  # mirrored, all targets are lower tails
+    target = torch.special.log_ndtr(side * z)
+    centre = side[..., None] * centre
+
+    def log_tail(w: Tensor) -> tuple[Tensor, Tensor]:
+        residual = (w[..., None] - centre) / scale
+        value = torch.logsumexp(log_weights + torch.special.log_ndtr(residual), -1)
+        log_terms = log_weights + _log_terms(residual, scale)
+        return value, torch.exp(torch.logsumexp(log_terms, -1) - value)
+
+    each = centre + scale * (side * z)[..., None]
+    low, high = each.amin(-1), each.amax(-1)
+    start = (torch.exp(log_weights) * each).sum(-1).clamp(low, high)
+    return side * solve_increasing(log_tail, target, low, high, start)
 
 
 def fit_mixture(samples: ArrayLike, max_components: int, seed: int) -> MixtureTransport:

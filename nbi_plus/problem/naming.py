@@ -20,7 +20,8 @@ def entries_of(parameters: object, labels: Labels | None) -> dict[str, object]:
         refuse_duplicates("parameters", list(parameters))
         return dict(parameters)
     if isinstance(parameters, Sequence) and not isinstance(parameters, str):
-        return dict(zip(names_of(labels, len(parameters)), parameters, strict=True))
+        names = names_of(labels, len(parameters)) if parameters else []
+        return dict(zip(names, parameters, strict=True))
     raise TypeError(
         "parameters must be a mapping of names to distributions, a sequence of distributions or a "
         f"prior_transform, but is {type(parameters).__name__} {parameters!s:.80}. "
@@ -43,9 +44,10 @@ def names_of(labels: Labels | None, n_dim: int | None) -> list[str]:
             f"{labels!r}. Write for example labels=['t0', 'u0']."
         )
     names = list(labels)
-    if n_dim not in (None, len(names)) or not names:
+    if not names or n_dim not in (None, len(names)):
+        wanted = "at least one parameter" if n_dim is None else f"all {n_dim} parameters"
         raise ValueError(
-            f"labels must name all {n_dim or ''} parameters, but has {len(names)}: {names}. "
+            f"labels must name {wanted}, but has {len(names)}: {names}. "
             "Give one name for every parameter."
         )
     refuse_duplicates("labels", names)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nbi_plus.problem.observations import Batch, Observations
-from nbi_plus.problem.random import preserved_random_state
 
 Data = Batch | Observations
 Array = TypeVar("Array", Tensor, NDArray)
@@ -31,8 +29,6 @@ class Noise(ABC):
     Subclasses write `_draw` and, where it is known, `_log_density`, for tensors whose leading axes
     broadcast: model (..., C, L) against data (..., C, L).
     """
-
-    per_item: ClassVar[bool] = False  # True: `augment` runs Python code row by row
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
         """Return noisy data of noise-free ``model``.
@@ -52,8 +48,8 @@ class Noise(ABC):
         -------
         Tensor or ndarray, shape (n, C, L)
         """
-        f, t = _tensor(model), _tensor(theta)
-        return _like(self._draw(f, _batch(obs, f), t, rng), model)
+        f, t = as_tensor(model), as_tensor(theta)
+        return like(self._draw(f, as_batch(obs, f), t, rng), model)
 
     def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
         """Return the normalised log-density of the data.
@@ -71,14 +67,14 @@ class Noise(ABC):
         -------
         Tensor or ndarray, shape (n,) or (n, S)
         """
-        f, t = _tensor(model), _tensor(theta)
-        data = _batch(obs, f)
+        f, t = as_tensor(model), as_tensor(theta)
+        data = as_batch(obs, f)
         mask = data.mask.unsqueeze(1) if f.ndim == 4 else data.mask
         x = data.x.unsqueeze(1) if f.ndim == 4 else data.x
         err = None if data.x_err is None else data.x_err.unsqueeze(1) if f.ndim == 4 else data.x_err
         f = torch.where(mask, f, x)  # a masked point may be NaN, and must not spoil the gradient
         density = self._log_density(x, f, err, t)
-        return _like(torch.where(mask, density, torch.zeros_like(density)).sum((-2, -1)), model)
+        return like(torch.where(mask, density, torch.zeros_like(density)).sum((-2, -1)), model)
 
     def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002 - subclasses need it
         """Say whether `log_likelihood` can be evaluated for data with or without errors."""
@@ -282,113 +278,6 @@ class PoissonNoise(Noise):
         return density.masked_fill(impossible, -math.inf)
 
 
-class CustomNoise(Noise):
-    """A noise model of your own.
-
-    Parameters
-    ----------
-    augment : callable
-        ``augment(model, obs, theta, rng) -> x``, tensors (n, C, L); ``obs`` is a `Batch`.
-    log_likelihood : callable, optional
-        ``log_likelihood(theta, model, obs) -> (n,) or (n, S)``, normalised. Without it posteriors
-        are not corrected and have status AMORTIZED.
-    """
-
-    def __init__(
-        self,
-        augment: Callable[[Tensor, Batch, Tensor, torch.Generator], Tensor],
-        log_likelihood: Callable[[Tensor, Tensor, Batch], Tensor] | None = None,
-    ) -> None:
-        self._augment = augment
-        self._log_likelihood = log_likelihood
-
-    def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002
-        """Say whether a log_likelihood was given."""
-        return self._log_likelihood is not None
-
-    def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
-        """Return what the given function returns."""
-        if self._log_likelihood is None:
-            raise ValueError(
-                "CustomNoise cannot weight draws: it has no log_likelihood. "
-                "Give CustomNoise a log_likelihood, or read status AMORTIZED."
-            )
-        f = _tensor(model)
-        return _like(self._log_likelihood(_tensor(theta), f, _batch(obs, f)), model)
-
-    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
-        x = self._augment(model, obs, theta, rng)
-        if not isinstance(x, Tensor) or x.shape != model.shape:
-            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"augment must return a tensor of shape {tuple(model.shape)}, but gave {came}."
-            )
-        return x
-
-    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
-        raise NotImplementedError  # log_likelihood is given whole
-
-
-class CallableNoise(Noise):
-    """nbi's noise: a function ``(x, y) -> (x, y)`` of one simulation, in numpy.
-
-    A slow path: it runs row by row, between epochs. As in nbi, draws are weighted with independent
-    Gaussian errors when the observation has ``x_err``, and not at all when it has none.
-    """
-
-    per_item = True
-
-    def __init__(self, function: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]]) -> None:
-        self.function = function
-
-    def has_likelihood(self, has_errors: bool) -> bool:
-        """Say whether the observation has errors to weight with."""
-        return has_errors
-
-    def pairs(self, model: NDArray, theta: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-        """Return a noisy copy of every row (n, C, L) and its, perhaps changed, parameters (n, P)."""
-        x, y = model.copy(), theta.copy()
-        with preserved_random_state():
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - nbi's functions draw from numpy's global state
-            torch.manual_seed(seed)
-            for i in range(len(x)):  # the function takes one item at a time
-                row = x[i, 0] if x.shape[1] == 1 else x[i]
-                noisy, y[i] = self.function(row.copy(), y[i].copy())
-                x[i] = np.reshape(noisy, x[i].shape)
-        return x, y
-
-    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
-        seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
-        x, _ = self.pairs(model.cpu().numpy(), theta.cpu().numpy(), seed)
-        return torch.as_tensor(x, device=model.device, dtype=model.dtype)
-
-    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
-        return GaussianNoise()._log_density(x, model, err, theta)
-
-
-def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
-    """Return a noise model of anything the public doors accept."""
-    if isinstance(noise, Noise):
-        return noise
-    if noise is None:
-        return GaussianNoise()
-    if callable(noise):
-        return CallableNoise(noise)
-    return GaussianNoise(noise)
-
-
-def noise_from_meta(meta: Mapping[str, object]) -> Noise:
-    """Return the shipped noise model that `Noise.meta` described."""
-    shipped = {c.__name__: c for c in (GaussianNoise, StudentTNoise, PoissonNoise)}
-    options = dict(meta)
-    kind = options.pop("type", None)
-    if kind not in shipped:
-        raise ValueError(
-            f"noise must be one of {sorted(shipped)}, but the file says {kind!r}. Pass noise=."
-        )
-    return shipped[kind](**options)
-
-
 def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(value, np.float64)
     if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
@@ -396,14 +285,14 @@ def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _tensor(array: Tensor | NDArray) -> Tensor:
+def as_tensor(array: Tensor | NDArray) -> Tensor:
     return array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array, np.float64))
 
 
-def _batch(obs: Data, model: Tensor) -> Batch:
+def as_batch(obs: Data, model: Tensor) -> Batch:
     """Return the data on the device of the model."""
     return obs.batch().to(model.device) if isinstance(obs, Observations) else obs
 
 
-def _like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:
+def like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:
     return result if isinstance(original, Tensor) else result.numpy()

@@ -79,8 +79,7 @@ class Prior:
     >>> from scipy.stats import loguniform, norm
     >>> prior = Prior({"u0": loguniform(0.01, 1.0), "t0": norm(50, 2), "rho": 1e-3})
     >>> prior
-    Prior(u0 ~ loguniform(a=0.01, b=1.0, loc=0.0, scale=1.0), t0 ~ norm(loc=50.0, scale=2.0); \
-rho = 0.001)
+    Prior(u0 ~ loguniform(a=0.01, b=1), t0 ~ norm(loc=50, scale=2); rho = 0.001)
     >>> prior.from_latent(np.array([[0.0, 1.0]]))
     array([[ 0.1, 52. ]])
     """

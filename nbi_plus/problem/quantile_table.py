@@ -26,7 +26,7 @@ from nbi_plus.problem.marginals import (
 Array = NDArray[np.float64]
 _N_COARSE = 167  # first grid: steps of 0.1
 _N_KNOTS_MAX = 3000  # refinement stops here: it may be chasing noise in scipy's quantiles
-_SMALLEST_CELL = 1e-9  # a jump of the quantile function is confined to a cell this narrow
+_GAP_CELL = 1e-6  # a jump of the quantile function is confined to a cell narrower than this
 _TOLERANCE = 1e-7  # of z, before a cell is halved once more
 _ACCEPTED = 1e-4  # of z within 5 sigma, where refinement had to stop
 
@@ -137,8 +137,8 @@ def tabulate(distribution: Distribution) -> QuantileTable | None:
     """Tabulate a distribution's quantile function until it is resolved.
 
     Cells are halved where the cubic misses an exact quantile by more than 1e-7 in z, or by more
-    than float64 probabilities can tell apart there. Kinks and gaps of the support end in a cell
-    narrower than 1e-9.
+    than float64 probabilities can tell apart there. A gap of the support ends as a cell narrower
+    than 1e-6, in which the density is zero.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def _tabulate(distribution: Distribution) -> QuantileTable | None:
         z, theta, miss = _halve(distribution, z, theta, miss)
     if (miss[np.abs(z[1:]) < 5] > _ACCEPTED).any():
         return None
-    gap = np.diff(z) <= _SMALLEST_CELL
+    gap = np.diff(z) < _GAP_CELL
     empty = gap & (distribution.pdf(0.5 * (theta[1:] + theta[:-1])) <= 0)
     arrays = (z, theta, _slopes(distribution, z, theta), empty)
     low, high = (float(edge) for edge in distribution.support())
@@ -230,7 +230,7 @@ def _halve(
     error = np.abs(exact - predicted) / rise[cells] * width[cells]
     noise = 1e-15 * np.exp(0.5 * middle**2)  # probabilities are known to some 1e-16
     noise += 32 * np.spacing(np.abs(exact)) / rise[cells] * width[cells]
-    bad = usable & (error > _TOLERANCE + noise) & (width[cells] > _SMALLEST_CELL)
+    bad = usable & (error > _TOLERANCE + noise)
     missed = np.zeros(len(width))
     missed[cells[bad]] = error[bad]
     finer = np.r_[z, middle[usable]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.problem.noise import Noise
@@ -103,6 +104,23 @@ class Target:
             errors=tuple(message for p in parts for message in p[2])[:10],
         )
 
+    def densities(
+        self, theta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log prior and log likelihood of theta (n, D) for the first object, each (n,).
+
+        Both are of theta itself; the likelihood is -inf outside the prior and where it failed.
+        """
+        log_prior = np.asarray(self.prior.log_prob(theta))
+        log_like = np.full(len(theta), -np.inf)
+        inside = np.isfinite(log_prior)
+        z = torch.as_tensor(self.prior.to_latent(theta[inside]), device=self.data.x.device)
+        if len(z):
+            with torch.no_grad():
+                found = self.evaluate(z[None], torch.zeros(1, dtype=torch.int64, device=z.device))
+            log_like[inside] = found.log_likelihood[0].cpu().numpy()
+        return log_prior, np.where(np.isnan(log_like), -np.inf, log_like)
+
     def simulate(self, z: Tensor, index: Tensor) -> Tensor:
         """Return noise-free models, shape (b, n, C, L), NaN where the simulator failed."""
         theta = self.prior.complete(self.prior.from_latent(z))
@@ -162,7 +180,7 @@ class Target:
             return None
 
     def _run(
-        self, theta: np.ndarray, coords: dict[str, Tensor], per_row: frozenset[str]
+        self, theta: NDArray, coords: dict[str, Tensor], per_row: frozenset[str]
     ) -> SimulationBlock:
         """Run a numpy simulator on all rows, in parallel where that pays."""
         arrays = {k: v.cpu().numpy() for k, v in coords.items()}
@@ -170,14 +188,14 @@ class Target:
         state = np.full(len(theta), FAILED, np.uint8)
         errors: list[tuple[int, str]] = []
 
-        def make_rows(rows: np.ndarray) -> tuple:
+        def make_rows(rows: NDArray) -> tuple:
             return (
                 theta[rows],
                 {k: v[rows] if k in per_row else v for k, v in arrays.items()},
                 per_row,
             )
 
-        def keep(rows: np.ndarray, _: np.ndarray, block: SimulationBlock) -> None:
+        def keep(rows: NDArray, _: NDArray, block: SimulationBlock) -> None:
             x[rows], state[rows] = block.x, block.state
             errors.extend(block.errors)
 

@@ -1,0 +1,130 @@
+"""Inputs: arrays, coordinates and scalars given by name, matched with what a simulator asks for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
+
+_N_PROBES = 16
+_COMMON = ("t", "wavelength", "band")  # coordinates that a network may use though no simulator asks
+
+
+def one_object(
+    x_obs: ArrayLike,
+    x_err: ArrayLike | None,
+    mask: ArrayLike | None,
+    inputs: Mapping[str, ArrayLike],
+) -> Observations:
+    """Return Observations of one object x_obs (L,) or (C, L); inputs are coordinates and scalars."""
+    try:
+        x = np.asarray(x_obs, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"x_obs must be an array of numbers, but {error}.") from error
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise ValueError(
+            f"x_obs must have shape (L,) or (C, L) for one object, but has {x.shape}. "
+            "Use predict_many with Observations for many objects."
+        )
+    coords, scalars = split_inputs(inputs)
+    lift = {"x_err": x_err, "mask": mask}
+    lifted = {k: None if v is None else _lift(k, v, x) for k, v in lift.items()}
+    return Observations.from_arrays(
+        x[None],
+        lifted["x_err"],
+        mask=lifted["mask"],
+        scalars={k: v[None] for k, v in scalars.items()},
+        **coords,
+    )
+
+
+def many_objects(
+    x: ArrayLike, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike]
+) -> Observations:
+    """Return Observations of x (N, L) or (N, C, L), with the same inputs for all."""
+    array = np.asarray(x)
+    coords, scalars = split_inputs(inputs)
+    full = {k: np.full(len(array), v) for k, v in scalars.items()}
+    return Observations.from_arrays(array, x_err, scalars=full, **coords)
+
+
+def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
+    """Say whether x is one object (L,) or (C, L) rather than n_draws of them."""
+    came = np.shape(x)
+    if len(came) == 2 and came == shape:
+        return shape[0] > 1 or n_draws != 1
+    return len(came) == 1
+
+
+def with_grid(observations: Observations, defaults: Mapping[str, NDArray]) -> Observations:
+    """Return observations that have the coordinates given to `fit` where they had none."""
+    if not isinstance(observations, Observations):
+        raise TypeError(
+            f"observations must be Observations, but are {type(observations).__name__}. "
+            "Make them with Observations.from_arrays."
+        )
+    grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
+    missing = {k: v for k, v in grid.items() if k not in observations.points}
+    if missing and observations.shared_grid:
+        return replace(observations, points=observations.points | missing)
+    return observations
+
+
+def split_inputs(inputs: Mapping[str, ArrayLike]) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+    """Split inputs by name into coordinates (arrays) and per-object scalars (numbers)."""
+    arrays = {k: np.asarray(v) for k, v in inputs.items()}
+    return (
+        {k: v for k, v in arrays.items() if v.ndim},
+        {k: v for k, v in arrays.items() if not v.ndim},
+    )
+
+
+def check_inputs(
+    inputs: Mapping[str, ArrayLike], simulator: Simulator | Callable | None, door: str
+) -> None:
+    """Refuse a keyword that no simulator asks for: it is most likely a misspelt option."""
+    if simulator is None:
+        return
+    function = simulator.f if isinstance(simulator, Simulator) else simulator
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    names = [p.name for p in parameters][1:]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    unknown = [k for k in inputs if k not in names and k not in _COMMON]
+    if unknown and not takes_any:
+        raise TypeError(
+            f"{door} got unexpected keywords {unknown}: they are no option of {door}, and the "
+            f"simulator takes {names} besides its parameters."
+        )
+
+
+def bind_simulator(
+    simulator: Simulator | Callable, prior: Prior, conditions: Batch
+) -> BoundSimulator:
+    """Return the simulator probed at prior draws, with the inputs of the first object."""
+    wish = simulator if isinstance(simulator, Simulator) else Simulator(simulator)
+    # keyed, so that the probes are the same in every session
+    theta = prior.complete(prior.sample(_N_PROBES, np.random.default_rng(0)))
+    per_row = conditions.per_object()
+    inputs = {k: v.numpy() for k, v in conditions.arguments().items()}
+    first = {k: np.repeat(v[:1], _N_PROBES, 0) if k in per_row else v for k, v in inputs.items()}
+    return bind(wish, theta, first, per_row)
+
+
+def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:
+    """Return errors or a mask of one object with the axes of x (L,) or (C, L), and a first axis."""
+    try:
+        return np.broadcast_to(np.asarray(value), x.shape)[None].copy()
+    except ValueError:
+        raise ValueError(
+            f"{name} must have a shape that fits x_obs {x.shape}, but has {np.shape(value)}."
+        ) from None
