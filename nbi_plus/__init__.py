@@ -1,6 +1,6 @@
 """nbi-plus: neural posterior estimation you can trust."""
 
-from nbi_plus.engine import Engine, UncertifiedWarning
+from nbi_plus.engine import Engine
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Flag, Posterior, Status
 from nbi_plus.infer.posteriors import Posteriors
@@ -9,6 +9,7 @@ from nbi_plus.io.archive import ArchiveError
 from nbi_plus.io.store import StoreError
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.training import TrainConfig, TrainingError
+from nbi_plus.predictor import UncertifiedWarning
 from nbi_plus.problem.custom_noise import CustomNoise
 from nbi_plus.problem.noise import GaussianNoise, Noise, PoissonNoise, StudentTNoise
 from nbi_plus.problem.observations import Batch, Observations

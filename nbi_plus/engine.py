@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from nbi_plus import doors
-from nbi_plus.infer.answer import Answerer
+from nbi_plus import doors, files
 from nbi_plus.infer.ladder import Ladder
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.io.archive import read_archive, write_archive
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.run import Run
 from nbi_plus.learn.setup import Given, Setup, set_up
 from nbi_plus.learn.training import History, TrainConfig
-from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
-from nbi_plus.problem.inputs import (
-    bind_simulator,
-    check_inputs,
-    is_one_object,
-    many_objects,
-    one_object,
-    with_grid,
-)
+from nbi_plus.predictor import Predictor
+from nbi_plus.problem.custom_noise import as_noise
+from nbi_plus.problem.inputs import bind_simulator, check_inputs, one_object
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.simulations import Campaign
 from nbi_plus.problem.simulator import Simulator
 from nbi_plus.problem.target import Target
 
 
-class UncertifiedWarning(UserWarning):
-    """The posterior that was asked for passed no gate."""
-
-
-class Engine(BaseEstimator):
+class Engine(Predictor, BaseEstimator):
     """Neural posterior estimation whose every answer is weighted, judged and labelled.
 
     Parameters
@@ -135,8 +116,6 @@ class Engine(BaseEstimator):
         self.ladder = ladder
         self.memory = memory
 
-    # ------------------------------------------------------------------ fit
-
     def fit(  # noqa: PLR0913 - the public door
         self,
         n_sims: int | None = None,
@@ -204,167 +183,22 @@ class Engine(BaseEstimator):
             )
         if warm_start:
             self._require_fit("fit(warm_start=True)")
-        given = Given(observations, x_obs, x_err, theta, x, inputs)
         if (theta is None and x is None) != (n_sims is not None):
             raise ValueError("fit must have either n_sims, or theta and x.")
-        if n_sims is not None and (not isinstance(n_sims, (int, np.integer)) or n_sims < 2):
-            raise ValueError(f"n_sims must be a whole number of at least 2, but is {n_sims!r}.")
-        config = doors.train_config(
-            train, {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
+        run = Run(
+            n_sims, online, max_failed, self._folder(), self.n_jobs, self.client, callback, progress
         )
+        options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
+        config = doors.train_config(train, options)
+        given = Given(observations, x_obs, x_err, theta, x, inputs)
         noise = as_noise(self.noise if noise is None else noise)
-        with preserved_random_state(), ExitStack() as stack:
+        with preserved_random_state():
             setup = set_up(self._prior(), self.simulator, noise, given)
-            parts = self._ingredients(setup, config)
-            if setup.columns is not None:
-                material = fitting.from_arrays(setup.columns, parts)
-            else:
-                campaign = Campaign(
-                    setup.prior, setup.simulator, setup.conditions, self.seed,
-                    self.n_jobs, self.client, progress,
-                )  # fmt: skip
-                if online:
-                    material = fitting.online(campaign, n_sims, parts)
-                else:
-                    store = stack.enter_context(campaign.open(self._folder(), n_sims))
-                    campaign.fill(store, n_sims, max_failed)
-                    material = fitting.from_store(store, n_sims, parts)
-            model = fitting.fit(
-                material,
-                parts,
-                start=self.model_ if warm_start else None,
-                folder=None if warm_start else self._folder(),
-                callback=callback,
-                progress=progress,
-            )
+            start = self.model_ if warm_start else None
+            model = run(setup, self._ingredients(setup, config), start)
         self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
         self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
         return self
-
-    # ------------------------------------------------------------------ answer
-
-    def predict(
-        self,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None = None,
-        *,
-        n_samples: int = 2000,
-        mask: ArrayLike | None = None,
-        seed: int | None = None,
-        **inputs: ArrayLike,
-    ) -> Posterior:
-        """Return the posterior of one object.
-
-        Parameters
-        ----------
-        x_obs : array_like, shape (L,) or (C, L)
-        x_err : array_like, optional
-            Default: that given to `fit`.
-        n_samples : int
-            Draws wanted; at least as many are returned, with their weights.
-        mask : array_like of bool, optional
-            True for a real point.
-        seed : int, optional
-            Default: the engine's.
-        **inputs : array_like
-            Coordinates and scalars; default: those given to `fit`.
-
-        Returns
-        -------
-        Posterior
-        """
-        answerer = self._answerer("predict")
-        one = self._one(x_obs, x_err, mask, inputs, "predict")
-        posterior = answerer.posteriors(one, n_samples, None, self.seed if seed is None else seed)[
-            0
-        ]
-        if not posterior.certified:
-            warnings.warn(
-                f"{posterior.status.name}: {posterior.status.value}",
-                UncertifiedWarning,
-                stacklevel=2,
-            )
-        return posterior
-
-    def predict_many(
-        self,
-        observations: Observations,
-        *,
-        n_samples: int = 2000,
-        keep: int | None = None,
-        seed: int | None = None,
-    ) -> Posteriors:
-        """Return the posteriors of many objects, batched throughout.
-
-        Parameters
-        ----------
-        observations : Observations
-        n_samples : int
-            Draws wanted of each object.
-        keep : int, optional
-            None keeps all draws, n keeps n resampled ones, 0 only the summaries.
-        seed : int, optional
-            Default: the engine's. The draws of an object depend on the seed and its id alone.
-
-        Returns
-        -------
-        Posteriors
-        """
-        answerer = self._answerer("predict_many")
-        return answerer.posteriors(
-            with_grid(observations, self.defaults_),
-            n_samples,
-            keep,
-            self.seed if seed is None else seed,
-        )
-
-    def sample(
-        self,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None = None,
-        *,
-        n_samples: int = 1000,
-        mask: ArrayLike | None = None,
-        seed: int | None = None,
-        **inputs: ArrayLike,
-    ) -> NDArray[np.float64]:
-        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
-        answerer = self._answerer("sample")
-        return answerer.draws(
-            self._one(x_obs, x_err, mask, inputs, "sample"),
-            n_samples,
-            self.seed if seed is None else seed,
-        )[0]
-
-    def log_prob(
-        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
-    ) -> NDArray[np.float64]:
-        """Return log q(theta | x) of the network, shape (n,).
-
-        Parameters
-        ----------
-        theta : array_like, shape (n, D)
-        x : array_like, shape (L,) or (C, L) for one object, else (n, L) or (n, C, L)
-            One object for all theta, or one for each.
-        x_err, **inputs
-            Default: those given to `fit`.
-        """
-        answerer = self._answerer("log_prob")
-        draws = self.prior_.check(theta)
-        error, known = self._known(x_err, inputs, "log_prob")
-        if is_one_object(x, self.model_.shape, len(draws)):
-            objects = one_object(x, error, None, known)
-        else:
-            objects = many_objects(x, error, known)
-        return answerer.log_prob(draws, objects)
-
-    def score(
-        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
-    ) -> float:
-        """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
-        return float(self.log_prob(theta, x, x_err, **inputs).mean())
-
-    # ------------------------------------------------------------------ the problem itself
 
     def log_likelihood(
         self,
@@ -373,7 +207,7 @@ class Engine(BaseEstimator):
         x_err: ArrayLike | None = None,
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
-        """Return log L(theta) of one object, shape (n,): the density every answer is weighted with."""
+        """Return log L(theta) of one object, shape (n,): what every answer is weighted with."""
         return self._densities(theta, x_obs, x_err, inputs, "log_likelihood")[1]
 
     def log_posterior(
@@ -387,20 +221,11 @@ class Engine(BaseEstimator):
         log_prior, log_like = self._densities(theta, x_obs, x_err, inputs, "log_posterior")
         return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
 
-    # ------------------------------------------------------------------ files
-
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""
         self._require_fit("save")
-        defaults = {f"defaults/{k}": np.asarray(v) for k, v in self.defaults_.items()}
-        meta = {
-            "model": self.model_.meta(),
-            "prior": self.prior_.manifest(),
-            "labels": dict(zip(self.prior_.names, self.prior_.labels, strict=True)),
-            "noise": self.noise_.meta(),
-            "seed": self.seed,
-        }
-        write_archive(Path(path), "engine", meta, self.model_.arrays() | defaults)
+        fitted = files.Fitted(self.model_, self.prior_, self.noise_, self.defaults_, self.seed)
+        files.write(Path(path), fitted)
 
     @classmethod
     def load(
@@ -426,36 +251,26 @@ class Engine(BaseEstimator):
         device, **options
             As for `Engine`.
         """
-        archive = read_archive(Path(path), "engine")
-        meta = archive.meta
-        prior = Prior.from_manifest(meta["prior"], meta["labels"]) if prior is None else prior
-        if noise is None:
-            if meta["noise"] is None:
-                raise ValueError(
-                    f"noise must be passed again, for {path} holds none of your code. "
-                    "Call Engine.load(path, simulator=..., noise=...)."
-                )
-            noise = noise_from_meta(meta["noise"])
-        arrays = {k: v for k, v in archive.arrays.items() if not k.startswith("defaults/")}
-        model = TrainedModel.from_archive(
-            replace(archive, arrays=arrays), doors.device_of(device), featurizer
+        fitted = files.read(
+            Path(path), doors.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
+        model = fitted.model
         engine = cls(
-            simulator, prior, noise=noise, flow=model.network.flow.config, device=device,
+            simulator,
+            fitted.prior,
+            noise=fitted.noise,
             featurizer=model.featurizer.name if featurizer is None else featurizer,
-            seed=meta["seed"], **options,
-        )  # fmt: skip
-        engine.prior_, engine.model_, engine.history_ = prior, model, model.history
-        engine.noise_ = as_noise(noise).bind(model.conditions.x_err is not None, prior.full_names)
-        engine.defaults_ = {
-            k[9:]: v for k, v in archive.arrays.items() if k.startswith("defaults/")
-        }
+            flow=model.network.flow.config,
+            device=device,
+            seed=fitted.seed,
+            **options,
+        )
+        engine.prior_, engine.noise_, engine.defaults_ = fitted.prior, fitted.noise, fitted.defaults
+        engine.model_, engine.history_ = model, model.history
         engine.simulator_ = (
-            None if simulator is None else bind_simulator(simulator, prior, model.conditions)
+            None if simulator is None else bind_simulator(simulator, fitted.prior, model.conditions)
         )
         return engine
-
-    # ------------------------------------------------------------------ inside
 
     def _prior(self) -> Prior:
         given = [p for p in (self.prior, self.priors) if p is not None]
@@ -464,10 +279,6 @@ class Engine(BaseEstimator):
                 f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
             )
         return Prior.coerce(given[0], labels=self.labels)
-
-    def _require_fit(self, door: str) -> None:
-        if not hasattr(self, "model_"):
-            raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
 
     def _folder(self) -> Path | None:
         return None if self.path is None else Path(self.path)
@@ -488,39 +299,6 @@ class Engine(BaseEstimator):
             device=doors.device_of(self.device),
             seed=self.seed,
             memory=int(self.memory * 1e9),
-        )
-
-    def _one(
-        self,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None,
-        mask: ArrayLike | None,
-        inputs: Mapping[str, ArrayLike],
-        door: str,
-    ) -> Observations:
-        """Return one object, with what was given to `fit` where nothing is given here."""
-        error, known = self._known(x_err, inputs, door)
-        return one_object(x_obs, error, mask, known)
-
-    def _known(
-        self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str
-    ) -> tuple[ArrayLike | None, dict[str, ArrayLike]]:
-        check_inputs(inputs, self.simulator, door)
-        known = dict(getattr(self, "defaults_", {}))
-        error = known.pop("x_err", None)
-        return error if x_err is None else x_err, known | dict(inputs)
-
-    def _answerer(self, door: str) -> Answerer:
-        self._require_fit(door)
-        return Answerer(
-            prior=self.prior_,
-            noise=self.noise_,
-            simulator=self.simulator_,
-            model=self.model_,
-            ladder=self.ladder or Ladder(),
-            device=doors.device_of(self.device),
-            n_jobs=self.n_jobs,
-            client=self.client,
         )
 
     def _densities(

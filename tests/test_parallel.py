@@ -184,7 +184,7 @@ def test_ctrl_c_stops_promptly_and_keeps_what_is_done(troubled):
     with pytest.raises(KeyboardInterrupt):
         simulate_rows(troubled, make_rows, rows, on_block, n_jobs=2, block_rows=1)
     assert time.perf_counter() - start < 45.0
-    assert {50, 51} <= set(kept)
+    assert 2 <= len(kept) < len(rows) // 2
     assert not multiprocessing.active_children()
 
 

@@ -83,7 +83,9 @@ def test_store_gives_back_blocks_written_in_any_order(blocks, n_blocks, rows):
             done[start:stop] = True
         assert store.n_done == done.sum()
         assert store.missing(40).tolist() == np.flatnonzero(~done).tolist()
-        assert store.good_rows(40).tolist() == np.flatnonzero(done & (states(range(40)) == 0)).tolist()
+        assert (
+            store.good_rows(40).tolist() == np.flatnonzero(done & (states(range(40)) == 0)).tolist()
+        )
         check(store, np.array(rows, np.int64)[done[np.array(rows, np.int64)]])
 
 
@@ -164,7 +166,7 @@ def test_store_read_takes_slices_and_large_gaps():
             slice(5, 90_000, 7),
             slice(99_999, None, -1000),
             np.random.default_rng(0).integers(100_000, size=3000),
-            np.array([99_999, 0, 50_000, 0], np.uint16 if False else np.int32),
+            np.array([99_999, 0, 50_000, 0], np.int32),
             [],
         ):
             wanted = values[rows] if not isinstance(rows, list) else values[:0]
@@ -247,7 +249,10 @@ def test_store_read_refuses_rows_that_are_not_there(rows, error, message):
         ({"columns": {"done": ()}, "dtypes": {}}, "columns must be named by identifiers .* 'done'"),
         ({"columns": {"a/b": ()}, "dtypes": {}}, "but one is 'a/b'"),
         ({"columns": {"x": (0,)}, "dtypes": {}}, "shape of x must be positive, but is 0"),
-        ({"columns": {"x": ()}, "dtypes": {"x": "O"}}, "x must have a dtype of .* but has 'object'"),
+        (
+            {"columns": {"x": ()}, "dtypes": {"x": "O"}},
+            "x must have a dtype of .* but has 'object'",
+        ),
         ({"columns": {"x": ()}, "dtypes": {"y": "f4"}}, r"dtypes must be those of \('x',\)"),
         ({"capacity": 0}, "capacity must be positive, but is 0"),
         ({"manifest": {"a": np.nan}}, r"manifest\['a'\] must be finite"),
@@ -319,9 +324,7 @@ def test_store_metadata_never_change(tmp_path):
         now = np.frombuffer(path.read_bytes(), np.uint8)
         assert len(now) == len(made)
         places = np.flatnonzero(now != np.frombuffer(made, np.uint8))
-        inside = [
-            (places >= extents[name][0]) & (places < sum(extents[name])) for name in names
-        ]
+        inside = [(places >= extents[name][0]) & (places < sum(extents[name])) for name in names]
         return set(places[~np.any(inside, axis=0)])
 
     flag = {20}  # "open for writing"; not heeded in this version of the format
@@ -383,8 +386,13 @@ def test_store_grows_where_open_files_cannot_be_renamed(tmp_path, monkeypatch, r
     assert os.listdir(tmp_path) == ["sims.h5"]
 
 
-def test_store_that_another_made_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+@pytest.mark.parametrize("takes_our_file_for_a_leftover", [True, False])
+def test_store_that_another_made_meanwhile_is_not_replaced(
+    tmp_path, monkeypatch, takes_our_file_for_a_leftover
+):
     path = tmp_path / "sims.h5"
+    if not takes_our_file_for_a_leftover:
+        monkeypatch.setattr(store_module, "remove_leftovers", lambda path, older_than: None)
     place_new = store_module.place_new
 
     def too_late(temporary, final):
@@ -432,34 +440,332 @@ def test_store_removes_the_leftovers_of_killed_writers(tmp_path):
 
 # --- other processes -----------------------------------------------------------------------------
 
-# the package itself is left out: its import would take longer than the test
+# the package itself is left out, because its import would take longer than the tests
 PRELUDE = f"""
-import sys, types
+import os, sys, types
 package = types.ModuleType("nbi_plus")
 package.__path__ = {list(nbi_plus.__path__)!r}
 sys.modules["nbi_plus"] = package
 import numpy as np
-from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.io.store import SimulationStore, StoreError, read_columns
 path = sys.argv[1]
-columns = {{"x": (64,)}}
-def block(start, stop):
-    rows = np.arange(start, stop)
-    return (rows % 7 == 0).astype(np.uint8), rows[:, None] * np.ones(64)
+def open_store(capacity):
+    return SimulationStore.open(path, {{"seed": 0}}, {{"x": (64,)}}, capacity)
 print("ready", flush=True)
 """
-WRITER = """
-with SimulationStore.open(path, {"seed": 0}, columns, 20_000) as store:
-    print("open", flush=True)
-    missing = store.missing(20_000)
-    for start in missing[:: 3 + len(missing) % 5].tolist():
-        if not (stop := next((i for i in range(start, start + 3) if i not in missing[:0]), None)):
-            continue
+WRITE = """
+with open_store(50_000) as store:
+    blocks = np.unique(store.missing(50_000) // 20)
+    for block in np.random.default_rng(os.getpid()).permutation(blocks):
+        rows = 20 * block + np.arange(20)
+        store.write(rows[0], (rows % 7 == 0).astype(np.uint8), x=rows[:, None] * np.ones(64))
+"""
+GROW = """
+with open_store(1) as store:
+    while True:
+        store.grow(store.capacity + 100)
+"""
+MAKE = """
+while True:
+    open_store(5000).close()
+    os.unlink(path)
 """
 
 
-def spawn(code, path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + code, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+def wide_store(path, capacity=1):
+    return SimulationStore.open(path, {"seed": 0}, {"x": (64,)}, capacity)
+
+
+def write_wide(store, start, stop):
+    rows = np.arange(start, stop)
+    store.write(start, (rows % 7 == 0).astype(np.uint8), x=rows[:, None] * np.ones(64))
+
+
+def check_wide(store, rows):
+    found = store.read(rows, ["x", "state"])
+    np.testing.assert_array_equal(found["x"], rows[:, None] * np.ones(64))
+    np.testing.assert_array_equal(found["state"], rows % 7 == 0)
+
+
+def killed_after(seconds, code, path):
+    """Run code in another process and kill it; say nothing of what it had reached."""
+    command = [sys.executable, "-c", PRELUDE + code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(seconds)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_store_survives_kills_while_it_writes(tmp_path):
+    path = tmp_path / "sims.h5"
+    rng = np.random.default_rng(0)
+    counts = [0]
+    for _ in range(12):
+        killed_after(rng.uniform(0.0, 0.08), WRITE, path)
+        if path.exists():
+            with wide_store(path) as store:
+                done = np.setdiff1d(np.arange(store.capacity), store.missing(store.capacity))
+                check_wide(store, done)
+                counts.append(len(done))
+            assert os.listdir(tmp_path) == ["sims.h5"]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 4
+    assert 0 < counts[-1] < 50_000
+    with wide_store(path, 50_000) as store:
+        missing = store.missing(50_000)
+        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1):
+            write_wide(store, run[0], run[-1] + 1)
+        assert store.n_done == 50_000
+        check_wide(store, np.arange(50_000))
+
+
+def test_store_survives_kills_while_it_grows(tmp_path):
+    path = tmp_path / "sims.h5"
+    with wide_store(path, 20_000) as store:
+        write_wide(store, 0, 20_000)
+    rng = np.random.default_rng(1)
+    capacity, n_leftovers = 20_000, 0
+    for _ in range(6):
+        killed_after(rng.uniform(0.02, 0.15), GROW, path)
+        n_leftovers += len(os.listdir(tmp_path)) - 1
+        with wide_store(path) as store:
+            assert store.capacity >= capacity
+            capacity = store.capacity
+            check_wide(store, np.arange(20_000))
+            assert store.n_done == 20_000
+        assert os.listdir(tmp_path) == ["sims.h5"]
+    assert n_leftovers > 0
+    assert capacity > 20_000
+
+
+def test_store_survives_kills_while_it_is_made(tmp_path):
+    path = tmp_path / "sims.h5"
+    rng = np.random.default_rng(2)
+    for _ in range(4):
+        killed_after(rng.uniform(0.0, 0.05), MAKE, path)
+        with wide_store(path, 5000) as store:
+            assert store.n_done == 0
+            write_wide(store, 0, 5000)
+        assert os.listdir(tmp_path) == ["sims.h5"]
+        path.unlink()
+
+
+def test_store_in_use_is_refused_to_another_process(tmp_path):
+    code = """
+for act in (lambda: open_store(9), lambda: open_store(99), lambda: read_columns(path, ["x"])):
+    try:
+        act()
+        print("opened", flush=True)
+    except StoreError as error:
+        print(error, flush=True)
+"""
+    path = tmp_path / "sims.h5"
+    command = [sys.executable, "-c", PRELUDE + code, str(path)]
+    with wide_store(path, 50) as store:
+        write_wide(store, 0, 20)
+        answers = subprocess.check_output(command, text=True).splitlines()
+        assert len(answers) == 4
+        for answer in answers[1:]:
+            assert answer.startswith("sims.h5 must be free, but another process has it open.")
+        write_wide(store, 20, 50)
+        store.grow(60)
+        assert "opened" not in subprocess.check_output(command, text=True)
+        check_wide(store, np.arange(50))
+    assert subprocess.check_output(command, text=True).count("opened") == 3
+
+
+# --- crafted files -------------------------------------------------------------------------------
+
+
+def crafted(path, change=None, header=None, **datasets):
+    """Write what looks like a store of three rows."""
+    plan = {"manifest": {}, "columns": {"x": {"shape": [2], "dtype": "float64"}}}
+    raw = encode_header("simulations", plan) if header is None else header
+    rows = {"x": np.ones((3, 2)), "state": np.zeros(3, np.uint8), "done": np.ones(3, np.uint8)}
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["header"] = np.frombuffer(raw, np.uint8)
+        for name, value in (rows | datasets).items():
+            if value is not None:
+                file[name] = value
+        if change is not None:
+            change(file)
+
+
+def with_x(**options):
+    return lambda path: crafted(path, lambda file: file.create_dataset("x", **options), x=None)
+
+
+def with_columns(columns):
+    header = encode_header("simulations", {"manifest": {}, "columns": columns})
+    return lambda path: crafted(path, header=header)
+
+
+def with_link(link):
+    return lambda path: crafted(path, lambda file: file.__setitem__("x", link), x=None)
+
+
+def external_link(path):
+    with h5py.File(path.parent / "nearby.h5", "w") as file:
+        file["x"] = np.ones((3, 2))
+    with_link(h5py.ExternalLink("nearby.h5", "/x"))(path)
+
+
+def external_data(path):
+    (path.parent / "nearby").write_bytes(bytes(48))
+    with_x(shape=(3, 2), dtype="f8", external=[("nearby", 0, 48)])(path)
+
+
+def virtual(path):
+    layout = h5py.VirtualLayout((3, 2), "f8")
+    crafted(path, lambda file: file.create_virtual_dataset("x", layout), x=None)
+
+
+def truncated(path):
+    with wide_store(path, 500) as store:
+        write_wide(store, 0, 500)
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def many_rows(path):
+    """Let all datasets declare 10^9 rows that are nowhere."""
+    n = 10**9
+
+    def fill(file):
+        file.create_dataset("x", (n, 2), "f8")
+        file.create_dataset("state", (n,), "u1")
+        file.create_dataset("done", (n,), "u1")
+
+    crafted(path, fill, x=None, state=None, done=None)
+
+
+SOUND = {"x": {"shape": [2], "dtype": "float64"}}
+CRAFTED = {
+    "text": (lambda path: path.write_text("a,b\n1,2\n"), "must be an HDF5 file"),
+    "pickle": (lambda path: path.write_bytes(b"\x80\x04."), "but is a pickle file"),
+    "foreign": (lambda path: h5py.File(path, "w").close(), "but has no header"),
+    "archive": (
+        lambda path: crafted(path, header=encode_header("model", {})),
+        "must have the kind 'simulations', but has 'model'",
+    ),
+    "no columns": (
+        lambda path: crafted(path, header=encode_header("simulations", {})),
+        "must be a sound HDF5 file",
+    ),
+    "columns list": (with_columns([1]), "must be a sound HDF5 file"),
+    "column dtype": (with_columns({"x": {"shape": [2], "dtype": "O"}}), "x must have a dtype of"),
+    "column shape": (with_columns({"x": {"shape": [-2], "dtype": "float64"}}), "must be positive"),
+    "column float": (with_columns({"x": {"shape": [2.5], "dtype": "float64"}}), "sound HDF5"),
+    "column name": (with_columns({"../x": SOUND["x"]}), "named by identifiers"),
+    "one column more": (with_columns({**SOUND, "y": SOUND["x"]}), "must hold .* but holds"),
+    "one dataset more": (lambda path: crafted(path, y=np.ones(3)), "must hold .* but holds"),
+    "truncated": (truncated, "must be a sound HDF5 file"),
+    "many rows": (many_rows, "must hold the data that it declares"),
+    "many chunks": (with_x(shape=(10**9, 2), dtype="f8", chunks=(9, 2)), "must hold the data"),
+    "rows differ": (
+        lambda path: crafted(path, x=np.ones((4, 2))),
+        r"of shape \(3, 2\), in one piece, but has",
+    ),
+    "shape": (
+        lambda path: crafted(path, x=np.ones((3, 3))),
+        r"of shape \(3, 2\), in one piece, but has",
+    ),
+    "dtype": (lambda path: crafted(path, x=np.ones((3, 2), "f4")), "as float64 of .* has float32"),
+    "byte order": (lambda path: crafted(path, x=np.ones((3, 2), ">f8")), "has >f8"),
+    "state": (lambda path: crafted(path, state=np.zeros(3)), "must have state as uint8"),
+    "no rows": (
+        lambda path: crafted(
+            path, x=np.ones((0, 2)), state=np.ones(0, "u1"), done=np.ones(0, "u1")
+        ),
+        r"of shape \(0, 2\), in one piece, but has",
+    ),
+    "scalar": (lambda path: crafted(path, done=np.uint8(1)), "must be a sound HDF5 file"),
+    "chunked": (with_x(data=np.ones((3, 2)), chunks=(3, 2)), "as float64 of shape .* in one piece"),
+    "objects": (with_x(shape=(3, 2), dtype=h5py.string_dtype()), "bool, integer or float"),
+    "references": (with_x(shape=(3, 2), dtype=h5py.ref_dtype), "bool, integer or float"),
+    "group": (lambda path: crafted(path, lambda f: f.create_group("x"), x=None), "plain datasets"),
+    "soft link": (with_link(h5py.SoftLink("/state")), "must hold plain datasets"),
+    "external link": (external_link, "must hold plain datasets"),
+    "external data": (external_data, "must store its own data"),
+    "virtual": (virtual, "must store its own data"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), CRAFTED.values(), ids=CRAFTED.keys())
+def test_store_refuses_a_crafted_file_and_leaves_it(tmp_path, write, message):
+    path = tmp_path / "sims.h5"
+    write(path)
+    before, names = path.read_bytes(), set(os.listdir(tmp_path))
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match=message) as caught:
+            SimulationStore.open(path, {}, {"x": (2,)}, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
+    assert str(caught.value).startswith("sims.h5 must ")
+    assert path.read_bytes() == before
+    assert set(os.listdir(tmp_path)) == names
+
+
+def test_store_crafted_soundly_is_opened(tmp_path):
+    """The crafted files are refused for what is wrong with each, not for what they share."""
+    crafted(tmp_path / "sims.h5")
+    with SimulationStore.open(tmp_path / "sims.h5", {}, {"x": (2,)}, 3) as store:
+        assert store.read(slice(None))["x"].tolist() == [[1.0, 1.0]] * 3
+
+
+# --- simulations from elsewhere ------------------------------------------------------------------
+
+
+def test_read_columns_returns_the_good_rows_of_a_store(tmp_path):
+    with open_store(tmp_path / "sims.h5") as store:
+        fill(store, 5, 20)
+        good = store.good_rows(40)
+    found = read_columns(tmp_path / "sims.h5", ["theta", "x"])
+    assert list(found) == ["theta", "x"]
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected(good)[name])
+    with pytest.raises(StoreError, match=r"must have columns \['y'\], but has \('theta', 'x', "):
+        read_columns(tmp_path / "sims.h5", ["theta", "y"])
+
+
+def test_read_columns_reads_the_files_of_others(tmp_path):
+    x = np.arange(60.0).reshape(6, 10)
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=512, libver="latest") as file:
+        file.create_dataset("x", data=x.astype(">f4"), compression="gzip", shuffle=True)
+        file.create_dataset("theta", data=np.arange(6), maxshape=(None,), chunks=(4,))
+        file["names"] = ["a", "b"]
+        file["theta"].attrs["unit"] = "days"
+    found = read_columns(str(tmp_path / "x.h5"), ["theta", "x"])
+    np.testing.assert_array_equal(found["x"], x)
+    np.testing.assert_array_equal(found["theta"], np.arange(6))
+    assert found["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_text("a,b"), "must be an HDF5 file, but starts with b'a,b'"),
+        (lambda path: crafted(path, state=None, x=None), r"must have a dataset 'x', but has \['do"),
+        (lambda path: crafted(path, state=None, theta=np.ones(4)), "as many rows in each dataset"),
+        (lambda path: crafted(path, state=None, theta=1.0), "as many rows in each dataset"),
+        (lambda path: crafted(path, state=None, theta=["a"] * 3), "bool, integer or float"),
+        (external_link, "must hold plain datasets"),
+        (external_data, "must store its own data"),
+        (with_x(shape=(10**9, 2), dtype="f8"), "must hold the data that it declares"),
+        (with_x(shape=(10**9, 2), dtype="f8", compression="gzip"), "must hold its data within"),
+        (truncated, "must be a sound HDF5 file"),
+    ],
+)
+def test_read_columns_refuses_what_is_no_plain_data(tmp_path, write, message):
+    path = tmp_path / "user.h5"
+    write(path)
+    with pytest.raises(StoreError, match=message):
+        read_columns(path, ["x", "theta"])
+
+
+def test_read_columns_of_a_missing_file_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="user.h5"):
+        read_columns(tmp_path / "user.h5", ["x"])

@@ -118,7 +118,7 @@ class Answerer:
         return batch, self.model.network.features(batch)
 
     def check_grid(self, observations: Observations) -> None:
-        """Refuse data of another shape, or on another shared grid, than the network was trained for."""
+        """Refuse data of another shape or grid than the network was trained for."""
         shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
         trained = self.model.conditions
         if shape != self.model.shape:

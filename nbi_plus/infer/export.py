@@ -30,7 +30,7 @@ def parameter_table(posterior: Posterior) -> QTable:
 
 
 def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
-    """Return one row per object; NaN for moments of the uncertified unless ``uncertified="keep"``."""
+    """Return one row per object; moments of uncertified ones are NaN unless they are to be kept."""
     if uncertified not in ("nan", "keep"):
         raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
     table = QTable({"id": posteriors.ids})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
         for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
-    flags = _flags(outcome, objects, rows, failure, request.gate)
+    flags = _flags(outcome, objects, rows, request.gate)
     rungs = tuple(
         (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
         for n, e, f, k, st, reason in zip(
@@ -137,10 +137,11 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
             strict=True,
         )
     )
+    valid = torch.as_tensor(objects.n_valid[rows] > 0, device=s.weights.device)[:, None]
     return _collect(
         outcome.pool,
-        cleaned.log_weights,
-        s.weights,
+        torch.where(valid, cleaned.log_weights, -torch.inf),
+        torch.where(valid, s.weights, 0.0),
         numbers,
         (status, flags, rungs),
         objects,
@@ -162,7 +163,7 @@ def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> d
 
 
 def _flags(
-    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], failure: list[str], gate: Gate
+    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], gate: Gate
 ) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each object: every rule is evaluated for all objects at once."""
     s, pool = outcome.summary, outcome.pool
@@ -177,7 +178,9 @@ def _flags(
         Flag.DOMINATED: s.max_share > _DOMINATED,
         Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
         Flag.EDGE: at_edge,
-        Flag.SIM_ERRORS: outcome.cleaned.many_nan | pool.failed.any(1),
+        Flag.SIM_ERRORS: outcome.cleaned.many_nan
+        | pool.failed.any(1)
+        | (outcome.cleaned.failure == Failure.SIMULATOR),
         Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
     }
     table = torch.stack(list(rules.values()), 1).tolist()
@@ -209,12 +212,8 @@ def _collect(
     )  # fmt: skip
     if request.keep == 0:
         return result
-    return Posteriors(
-        **{
-            **vars(result),
-            "draws": _draws(result, pool, theta, log_weights, weights, objects, request),
-        }
-    )
+    draws = _draws(result, pool, theta, log_weights, weights, objects, request)
+    return replace(result, draws=draws)
 
 
 def _draws(

@@ -23,13 +23,14 @@ def place(temporary: Path, path: Path) -> None:
 
 
 def place_new(temporary: Path, path: Path) -> None:
-    """Give a complete file its name; raise FileExistsError if another process was quicker."""
+    """Give a complete file its name; raise FileExistsError if another process was quicker.
+
+    Or FileNotFoundError, if that process has removed what it took for a leftover.
+    """
     _sync(temporary)
     try:
         os.link(temporary, path)
-    except FileNotFoundError as error:  # the other process removed what it took for a leftover
-        raise FileExistsError(str(path)) from error
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError:  # a file system without hard links
         os.replace(temporary, path)

@@ -340,8 +340,8 @@ def _read_layout(file: h5py.File) -> Layout:
             data, shape = datasets[name], (capacity, *column.shape)
             in_place = data.id.get_offset() is not None  # contiguous and allocated
             if data.shape != shape or data.dtype != np.dtype(column.dtype) or not in_place:
-                came = f"has {data.dtype} of shape {data.shape}"
-                raise refusal(file, f"must have {name} as {column.dtype} of shape {shape}", came)
+                rule = f"must have {name} as {column.dtype} of shape {shape}, in one piece"
+                raise refusal(file, rule, f"has {data.dtype} of shape {data.shape}")
         return layout
 
 
@@ -362,8 +362,9 @@ def _make(
         if source is not None and not _RENAMES_OPEN_FILES:
             source.close()
         (place_new if source is None else place)(temporary, path)
+        remove_leftovers(path, older_than=0.0)
         return file or open_hdf5(path, "r+")
-    except FileExistsError as error:  # another process made it meanwhile
+    except (FileExistsError, FileNotFoundError) as error:  # another process made it meanwhile
         raise StoreError(IN_USE.format(path.name)) from error
     finally:
         temporary.unlink(missing_ok=True)

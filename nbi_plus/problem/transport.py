@@ -145,6 +145,8 @@ class PriorTransform(Transport):
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Return ``f(Phi(z))``, with a graph if the function keeps one."""
+        if z.numel() == 0:
+            return z.clone()
         u = normal_cdf(z).clamp(_U_MIN, _U_MAX).reshape(-1, self.n_dim)
         as_torch = not self.in_numpy or (self.differentiable and z.requires_grad)
         call = _call_torch if as_torch else _call_numpy
@@ -230,6 +232,8 @@ def _try(
         with torch.enable_grad():
             u = u.clone().requires_grad_()  # numpy refuses tensors that require grad
             values, again = call(function, u, vectorized), call(function, u[2:5], vectorized)
+            if values.requires_grad:
+                torch.autograd.grad(values.sum(), u, retain_graph=True)
     except Exception as error:  # noqa: BLE001  a user's function may raise anything
         return f"{type(error).__name__}: {error}"
     if values.shape != u.shape:
@@ -250,7 +254,7 @@ def _call_numpy(function: Callable[[Any], Any], u: Tensor, vectorized: bool) -> 
 
 def _call_torch(function: Callable[[Any], Any], u: Tensor, vectorized: bool) -> Tensor:
     u = u.clone()
-    values = function(u) if vectorized else torch.stack([function(row) for row in u])
+    values = function(u) if vectorized else torch.stack([function(row.clone()) for row in u])
     return values.to(torch.float64)
 
 

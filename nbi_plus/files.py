@@ -1,0 +1,87 @@
+"""Engine files: a fitted engine as JSON and numbers; code is passed again at load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.prior import Prior
+
+_DEFAULTS = "defaults/"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `Engine.fit` leaves behind, besides the simulator.
+
+    Attributes
+    ----------
+    model : TrainedModel
+    prior : Prior
+    noise : Noise
+        Bound.
+    defaults : dict of ndarray
+        Errors and coordinates that other doors use when they are given none.
+    seed : int
+    """
+
+    model: TrainedModel
+    prior: Prior
+    noise: Noise
+    defaults: dict[str, NDArray]
+    seed: int
+
+
+def write(path: Path, fitted: Fitted) -> None:
+    """Write a fitted engine."""
+    prior = fitted.prior
+    meta = {
+        "model": fitted.model.meta(),
+        "prior": prior.manifest(),
+        "labels": dict(zip(prior.names, prior.labels, strict=True)),
+        "noise": fitted.noise.meta(),
+        "seed": fitted.seed,
+    }
+    defaults = {_DEFAULTS + k: np.asarray(v) for k, v in fitted.defaults.items()}
+    write_archive(path, "engine", meta, fitted.model.arrays() | defaults)
+
+
+def read(
+    path: Path,
+    device: torch.device,
+    *,
+    prior: Prior | None = None,
+    noise: Noise | None = None,
+    featurizer: nn.Module | None = None,
+) -> Fitted:
+    """Read a fitted engine; what is given here is code that no file holds."""
+    archive = read_archive(path, "engine")
+    meta = archive.meta
+    if prior is None:
+        prior = Prior.from_manifest(meta["prior"], meta["labels"])
+    if noise is None:
+        if meta["noise"] is None:
+            raise ValueError(
+                f"noise must be passed again, for {path} holds none of your code. "
+                "Call Engine.load(path, simulator=..., noise=...)."
+            )
+        noise = noise_from_meta(meta["noise"])
+    is_default = {k: k.startswith(_DEFAULTS) for k in archive.arrays}
+    learned = {k: v for k, v in archive.arrays.items() if not is_default[k]}
+    model = TrainedModel.from_archive(replace(archive, arrays=learned), device, featurizer)
+    return Fitted(
+        model=model,
+        prior=prior,
+        noise=as_noise(noise).bind(model.conditions.x_err is not None, prior.full_names),
+        defaults={k[len(_DEFAULTS) :]: v for k, v in archive.arrays.items() if is_default[k]},
+        seed=meta["seed"],
+    )

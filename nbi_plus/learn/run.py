@@ -1,0 +1,89 @@
+"""One run of fit: get simulations, train on them, return the trained model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+
+from nbi_plus.learn import fitting
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.setup import Setup
+from nbi_plus.learn.training import History
+from nbi_plus.problem.simulations import Campaign
+
+
+@dataclass(frozen=True)
+class Run:
+    """How simulations are made and where they are kept.
+
+    Attributes
+    ----------
+    n_sims : int or None
+        None when the setup brings simulations.
+    online : bool
+        Whether each epoch gets fresh ones.
+    max_failed : float
+        Largest share that may fail.
+    folder : Path or None
+        For the store and the checkpoint.
+    n_jobs, client
+        How the simulator is run.
+    callback, progress
+        See `nbi_plus.learn.training.train`.
+    """
+
+    n_sims: int | None
+    online: bool
+    max_failed: float
+    folder: Path | None
+    n_jobs: int | None = None
+    client: object | None = None
+    callback: Callable[[History], None] | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_sims is not None and not (isinstance(self.n_sims, Integral) and self.n_sims >= 2):
+            raise ValueError(
+                f"n_sims must be a whole number of at least 2, but is {self.n_sims!r}."
+            )
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"max_failed must lie in [0, 1], but is {self.max_failed!r}.")
+
+    def __call__(
+        self, setup: Setup, parts: fitting.Ingredients, start: TrainedModel | None = None
+    ) -> TrainedModel:
+        """Return the trained model, or a copy of ``start`` trained on."""
+        if start is not None:
+            start = replace(start, network=copy.deepcopy(start.network))
+        if setup.columns is not None:
+            return self._train(fitting.from_arrays(setup.columns, parts), parts, start)
+        campaign = Campaign(
+            prior=setup.prior,
+            simulator=setup.simulator,
+            conditions=setup.conditions,
+            seed=parts.seed,
+            n_jobs=self.n_jobs,
+            client=self.client,
+            progress=self.progress,
+        )
+        if self.online:
+            return self._train(fitting.online(campaign, self.n_sims, parts), parts, start)
+        with campaign.open(self.folder, self.n_sims) as store:
+            campaign.fill(store, self.n_sims, self.max_failed)
+            return self._train(fitting.from_store(store, self.n_sims, parts), parts, start)
+
+    def _train(
+        self, material: fitting.Material, parts: fitting.Ingredients, start: TrainedModel | None
+    ) -> TrainedModel:
+        folder = self.folder if start is None else None  # a continued run has another beginning
+        return fitting.fit(
+            material,
+            parts,
+            start=start,
+            folder=folder,
+            callback=self.callback,
+            progress=self.progress,
+        )

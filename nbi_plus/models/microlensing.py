@@ -1,0 +1,150 @@
+"""Microlensing by a point lens: light curves of a point source, and a season of such events.
+
+All functions take numpy arrays or torch tensors and return the same kind; in torch they carry
+gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import loguniform, uniform
+from torch import Tensor
+
+from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.prior import Prior
+
+Array = TypeVar("Array", NDArray[np.float64], Tensor)
+
+
+def excess_magnification(u: Array) -> Array:
+    r"""Return the magnification of a point source by a point lens, less one.
+
+    .. math:: A - 1 = \frac{4}{s\,(u^2 + 2 + s)}, \qquad s = |u| \sqrt{u^2 + 4}
+
+    has no cancellation: it goes to :math:`1/u` for small and to :math:`2/u^4` for large u.
+
+    Parameters
+    ----------
+    u : ndarray or Tensor, shape (...)
+        Separation of lens and source in Einstein radii, of either sign.
+
+    Returns
+    -------
+    ndarray or Tensor, shape (...)
+        Infinite for a perfect alignment in torch; numpy also warns of it.
+    """
+    square = u * u
+    s = abs(u) * (square + 4.0) ** 0.5
+    return 4.0 / s / (square + 2.0 + s)
+
+
+def magnification(u: Array) -> Array:
+    r"""Return the magnification :math:`A = (u^2 + 2) / (|u| \sqrt{u^2 + 4})`.
+
+    Parameters
+    ----------
+    u : ndarray or Tensor, shape (...)
+        Separation of lens and source in Einstein radii, of either sign.
+
+    Returns
+    -------
+    ndarray or Tensor, shape (...)
+
+    Examples
+    --------
+    >>> float(magnification(np.array(1.0)) - 3 / 5**0.5)
+    0.0
+    """
+    return 1.0 + excess_magnification(u)
+
+
+def point_lens(theta: Array, t: Array) -> Array:
+    r"""Return light curves :math:`f_s A(u) + f_b` with :math:`u^2 = u_0^2 + ((t - t_0)/t_E)^2`.
+
+    Parameters
+    ----------
+    theta : ndarray or Tensor, shape (n, 3) or (n, 5)
+        t0, u0, tE and, of the second kind, the fluxes fs of the source and fb of the blend;
+        without them the source shines alone with flux 1.
+    t : ndarray or Tensor, shape (L,) or (n, L)
+        Times, in the units of t0 and tE.
+
+    Returns
+    -------
+    ndarray or Tensor, shape (n, L)
+
+    Examples
+    --------
+    >>> point_lens(np.array([[50.0, 1.0, 10.0]]), np.array([50.0, 1e6])).round(4)
+    array([[1.3416, 1.    ]])
+    """
+    n_params = theta.shape[-1]
+    if n_params not in (3, 5):
+        raise ValueError(
+            "theta must have shape (n, 3) or (n, 5) for (t0, u0, tE) or (t0, u0, tE, fs, fb), "
+            f"but has {tuple(theta.shape)}."
+        )
+    t0, u0, te = (theta[..., i : i + 1] for i in range(3))
+    u = (u0 * u0 + ((t - t0) / te) ** 2) ** 0.5
+    if n_params == 3:
+        return magnification(u)
+    source, blend = theta[..., 3:4], theta[..., 4:5]
+    # the baseline apart from the excess: far from the peak nothing is lost to rounding
+    return (source + blend) + source * excess_magnification(u)
+
+
+@dataclass(frozen=True)
+class Season:
+    """A season of photometry of point-lens events: when it looks, how well, and at what.
+
+    The errors of an event scatter from night to night about a level of its own, so that no two
+    events, and no two points of one, are measured alike.
+
+    Attributes
+    ----------
+    n_nights : int
+        One point a night, at a slightly different hour.
+    best_error, worst_error : float
+        Range of the events' error levels, in units of the baseline flux.
+    """
+
+    n_nights: int = 100
+    best_error: float = 0.01
+    worst_error: float = 0.1
+
+    @property
+    def t(self) -> NDArray[np.float64]:
+        """Times of the points in days, shape (n_nights,)."""
+        hours = np.random.default_rng(0).uniform(-0.2, 0.2, self.n_nights)
+        return np.arange(self.n_nights) + hours
+
+    @property
+    def prior(self) -> Prior:
+        """What events there are: they peak within the season and last days to weeks."""
+        return Prior(
+            {
+                "t0": uniform(0.2 * self.n_nights, 0.6 * self.n_nights),
+                "u0": loguniform(0.05, 1.0),
+                "tE": loguniform(3.0, 40.0),
+            },
+            labels={"t0": r"$t_0$", "u0": r"$u_0$", "tE": r"$t_\mathrm{E}$"},
+            units={"t0": "d", "tE": "d"},
+        )
+
+    def errors(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return standard deviations of n events, shape (n, n_nights)."""
+        level = loguniform(self.best_error, self.worst_error).rvs((n, 1), random_state=rng)
+        return level * rng.lognormal(0.0, 0.25, (n, self.n_nights))
+
+    def observe(self, n: int, seed: int = 0) -> tuple[Observations, NDArray[np.float64]]:
+        """Return simulated data of n events of the prior, and their parameters (n, 3)."""
+        rng = np.random.default_rng(seed)
+        theta = self.prior.sample(n, rng)
+        error = self.errors(n, rng)
+        flux = point_lens(theta, self.t) + error * rng.standard_normal(error.shape)
+        ids = [f"event {i:04d}" for i in range(n)]
+        return Observations.from_arrays(flux, error, t=self.t, ids=ids), theta

@@ -1,0 +1,209 @@
+"""Predictor: the doors of a fitted engine, from data to posteriors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
+
+from nbi_plus import doors
+from nbi_plus.infer.answer import Answerer
+from nbi_plus.infer.ladder import Ladder
+from nbi_plus.infer.posterior import Posterior
+from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.inputs import (
+    check_inputs,
+    is_one_object,
+    many_objects,
+    one_object,
+    with_grid,
+)
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.simulator import BoundSimulator, Simulator
+
+
+class UncertifiedWarning(UserWarning):
+    """The posterior that was asked for passed no gate."""
+
+
+class Predictor:
+    """Answers for one object or many; `Engine` adds the fit.
+
+    Attributes ending in an underscore are set by `Engine.fit` or `Engine.load`.
+    """
+
+    simulator: Simulator | Callable | None
+    device: str | None
+    n_jobs: int | None
+    client: object | None
+    seed: int
+    ladder: Ladder | None
+    model_: TrainedModel
+    prior_: Prior
+    noise_: Noise
+    simulator_: BoundSimulator | None
+    defaults_: dict[str, NDArray[np.float64]]
+
+    def predict(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        n_samples: int = 2000,
+        mask: ArrayLike | None = None,
+        seed: int | None = None,
+        **inputs: ArrayLike,
+    ) -> Posterior:
+        """Return the posterior of one object.
+
+        Parameters
+        ----------
+        x_obs : array_like, shape (L,) or (C, L)
+        x_err : array_like, optional
+            Default: that given to `fit`.
+        n_samples : int
+            Draws wanted; at least as many are returned, with their weights.
+        mask : array_like of bool, optional
+            True for a real point.
+        seed : int, optional
+            Default: the engine's.
+        **inputs : array_like
+            Coordinates and scalars; default: those given to `fit`.
+
+        Returns
+        -------
+        Posterior
+        """
+        answerer = self._answerer("predict")
+        one = self._one(x_obs, x_err, mask, inputs, "predict")
+        posterior = answerer.posteriors(one, n_samples, None, self.seed if seed is None else seed)[
+            0
+        ]
+        if not posterior.certified:
+            warnings.warn(
+                f"{posterior.status.name}: {posterior.status.value}",
+                UncertifiedWarning,
+                stacklevel=2,
+            )
+        return posterior
+
+    def predict_many(
+        self,
+        observations: Observations,
+        *,
+        n_samples: int = 2000,
+        keep: int | None = None,
+        seed: int | None = None,
+    ) -> Posteriors:
+        """Return the posteriors of many objects, batched throughout.
+
+        Parameters
+        ----------
+        observations : Observations
+        n_samples : int
+            Draws wanted of each object.
+        keep : int, optional
+            None keeps all draws, n keeps n resampled ones, 0 only the summaries.
+        seed : int, optional
+            Default: the engine's. The draws of an object depend on the seed and its id alone.
+
+        Returns
+        -------
+        Posteriors
+        """
+        answerer = self._answerer("predict_many")
+        return answerer.posteriors(
+            with_grid(observations, self.defaults_),
+            n_samples,
+            keep,
+            self.seed if seed is None else seed,
+        )
+
+    def sample(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        n_samples: int = 1000,
+        mask: ArrayLike | None = None,
+        seed: int | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
+        answerer = self._answerer("sample")
+        return answerer.draws(
+            self._one(x_obs, x_err, mask, inputs, "sample"),
+            n_samples,
+            self.seed if seed is None else seed,
+        )[0]
+
+    def log_prob(
+        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+    ) -> NDArray[np.float64]:
+        """Return log q(theta | x) of the network, shape (n,).
+
+        Parameters
+        ----------
+        theta : array_like, shape (n, D)
+        x : array_like, shape (L,) or (C, L) for one object, else (n, L) or (n, C, L)
+            One object for all theta, or one for each.
+        x_err, **inputs
+            Default: those given to `fit`.
+        """
+        answerer = self._answerer("log_prob")
+        draws = self.prior_.check(theta)
+        error, known = self._known(x_err, inputs, "log_prob")
+        if is_one_object(x, self.model_.shape, len(draws)):
+            objects = one_object(x, error, None, known)
+        else:
+            objects = many_objects(x, error, known)
+        return answerer.log_prob(draws, objects)
+
+    def score(
+        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+    ) -> float:
+        """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
+        return float(self.log_prob(theta, x, x_err, **inputs).mean())
+
+    def _require_fit(self, door: str) -> None:
+        if not hasattr(self, "model_"):
+            raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
+
+    def _one(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None,
+        mask: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+        door: str,
+    ) -> Observations:
+        """Return one object, with what was given to `fit` where nothing is given here."""
+        error, known = self._known(x_err, inputs, door)
+        return one_object(x_obs, error, mask, known)
+
+    def _known(
+        self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str
+    ) -> tuple[ArrayLike | None, dict[str, ArrayLike]]:
+        check_inputs(inputs, self.simulator, door)
+        known = dict(getattr(self, "defaults_", {}))
+        error = known.pop("x_err", None)
+        return error if x_err is None else x_err, known | dict(inputs)
+
+    def _answerer(self, door: str) -> Answerer:
+        self._require_fit(door)
+        return Answerer(
+            prior=self.prior_,
+            noise=self.noise_,
+            simulator=self.simulator_,
+            model=self.model_,
+            ladder=self.ladder or Ladder(),
+            device=doors.device_of(self.device),
+            n_jobs=self.n_jobs,
+            client=self.client,
+        )
