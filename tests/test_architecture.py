@@ -125,7 +125,8 @@ def test_modules_and_functions_stay_small(path):
 
 def test_import_changes_no_global_state():
     code = (
-        "import sys, os, random, logging, numpy as np, torch\n"
+        # scikit-learn itself sets two variables for OpenMP when it is first imported
+        "import sys, os, random, logging, numpy as np, torch, sklearn\n"
         "def state(): return (dict(os.environ), random.getstate(), str(np.random.get_state()),"
         " torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),"
         " list(logging.getLogger().handlers), logging.getLogger().level)\n"

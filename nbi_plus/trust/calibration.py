@@ -220,7 +220,10 @@ def ecdf_band(n: int, seed: int = 0) -> Array:
     # counts in the cells of the grid: all that an ECDF on it knows of n uniform values
     cells = rng.multinomial(n, np.full(len(_GRID) - 1, 1 / (len(_GRID) - 1)), size=_N_SETS)
     counts = np.cumsum(cells, 1)[:, :-1]
-    tails = np.minimum(stats.binom.cdf(counts, n, inner), stats.binom.sf(counts - 1, n, inner))
+    least = counts.min(0)
+    seen = least + np.arange((counts - least).max() + 1)[:, None]
+    table = np.minimum(stats.binom.cdf(seen, n, inner), stats.binom.sf(seen - 1, n, inner))
+    tails = np.take_along_axis(table, counts - least, 0)
     tail = np.quantile(tails.min(1), 1 - _CONFIDENCE)
     low, high = stats.binom.ppf(tail, n, inner), stats.binom.isf(tail, n, inner)
     return np.pad(np.stack([low, high]) / n - inner, ((0, 0), (1, 1)))
@@ -232,10 +235,11 @@ def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike
         raise ValueError("posteriors must hold at least one object, but are empty.")
     names = posteriors[0].names
     truths = np.asarray(theta_true, np.float64)
-    if truths.shape != (len(posteriors), len(names)):
+    shape = (len(posteriors), len(names))
+    if truths.shape != shape:
         raise ValueError(
-            f"theta_true must have shape ({len(posteriors)}, {len(names)}), a row of {names} for each "
-            f"posterior, but has {truths.shape}."
+            f"theta_true must have shape {shape}, a row of {names} for each posterior, but has "
+            f"{truths.shape}."
         )
     if not np.isfinite(truths).all():
         raise ValueError(
