@@ -105,7 +105,7 @@ def _page(reports, data, problem, options):
 
 def _column(report):
     """Return the figures of one package, row title to text."""
-    plain, weighted = report["predict"], report.get("predict_weighted")
+    ratio, ratio_error = report["evidence_ratio"], report["evidence_ratio_error"]
     return {
         "version": f"{report['package']} {report['version']}",
         "simulation s": _text(report["simulation_seconds"]),
@@ -116,9 +116,9 @@ def _column(report):
         "draws outside the prior": f"{report['draws_outside_prior']:.1%}",
         "median ESS of 1000 draws": f"{report['ess_median']:.0f}",
         "5 % quantile of it": f"{report['ess_quantile_05']:.1f}",
-        "evidence / exact": f"{report['evidence_ratio']:.3f} ± {report['evidence_ratio_error']:.3f}",
-        "objects/s (per CPU s)": _rate(plain),
-        "weighted objects/s (per CPU s)": _rate(weighted),
+        "evidence / exact": f"{ratio:.3f} ± {ratio_error:.3f}",
+        "objects/s (per CPU s)": _rate(report["predict"]),
+        "weighted objects/s (per CPU s)": _rate(report.get("predict_weighted")),
         "peak RSS, MB": f"{report['peak_rss_mb']:.0f}",
         "load of the machine": _pair(
             report["machine"]["load_before"], report["machine"]["load_after"]

@@ -1,8 +1,9 @@
-"""Run nbi (PyPI) on a benchmark problem; run by benchmarks.amortized inside nbi's own environment."""
+"""nbi (PyPI) on a benchmark problem; benchmarks.amortized runs it in nbi's own environment."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 
@@ -16,6 +17,7 @@ from scipy.stats import uniform
 from benchmarks.runner import Clock, Contestant, main
 
 SHM = "/dev/shm"
+SCALED_FROM = 5000  # simulations, as in nbi
 FLOW = {"n_dims": 3, "flow_hidden": 32, "num_blocks": 4}
 FEATURIZER = {"type": "resnet-gru", "norm": "weight_norm", "dim_in": 1, "depth": 3}
 
@@ -26,15 +28,18 @@ class FairNBI(NBI):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.laps = []
-        self.clock = None
+        self.clock = Clock()
 
     def _init_scales(self):
-        # nbi 0.4.1 divides the data by the scatter of the *mean* curve over time: 0.05 here, where
-        # every phase occurs, so that the network would see values of +-60. Its documentation says
-        # "zero mean and unit variance"; handing it scaled data cannot help, it would scale again.
-        super()._init_scales()
-        batches = [x.numpy() for x, _ in self.train_loader]
-        self.x_std = np.concatenate(batches).std((0, 2))[:, None]
+        # nbi 0.4.1 divides the data by the scatter over time of the *mean* curve: a tenth here,
+        # where every phase occurs, so that the network would see values of +-50. Its documentation
+        # says "zero mean and unit variance". Handing it scaled data is no way round: it would scale
+        # them again.
+        n_batches = SCALED_FROM // self.train_loader.batch_size
+        batches = list(itertools.islice(self.train_loader, n_batches))
+        x, y = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
+        self.x_mean, self.x_std = x.mean((0, 2))[:, None], x.std((0, 2))[:, None]
+        self.y_mean, self.y_std = y.mean(0, keepdims=True), y.std(0, keepdims=True)
 
     def save_state_dict(self):
         super().save_state_dict()
@@ -64,14 +69,15 @@ class Peer(Contestant):
         )
 
     def fit(self):
-        paths = self._write_simulations()
-        self.engine.clock = Clock()
+        self.engine.clock = self.clock
+        with self.clock.paused():
+            paths = self._write_simulations()
         with _silence():
             self.engine.fit(
                 x=paths,
                 y=self.data.theta_train,
                 n_sims=len(paths),  # its smallest learning rate follows from this
-                noise=self._noise,
+                noise=self.x_err,  # drawn afresh whenever a curve is read
                 n_epochs=self.budget.epochs,
                 batch_size=self.budget.batch,
                 workers=self.budget.threads,  # at least one: its loader cannot do without
@@ -115,9 +121,6 @@ class Peer(Contestant):
         # nbi's own log_prob is in scaled parameters; the Jacobian makes it a density in theta.
         return -nll.astype(float) - np.log(self.engine.y_std).sum()
 
-    def _noise(self, x, y):
-        return x + self.problem.sigma * np.random.normal(size=x.shape), y
-
     def _write_simulations(self):
         """Write one file per simulation, the only form in which nbi takes them."""
         os.makedirs(f"{self.folder.name}/given")
@@ -130,9 +133,11 @@ class Peer(Contestant):
 @contextlib.contextmanager
 def _silence():
     """Send what nbi prints about every object to nowhere."""
-    with open(os.devnull, "w") as nowhere:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run sbi (PyPI) on a benchmark problem; run by benchmarks.amortized inside sbi's own environment."""
+"""sbi (PyPI) on a benchmark problem; benchmarks.amortized runs it in sbi's own environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sbi.utils import BoxUniform
 from benchmarks.problems import stream
 from benchmarks.runner import Clock, Contestant, main
 
-CHUNK = 10  # objects sampled together: the fastest, within what two cores' noise lets one see
+CHUNK = 10  # objects sampled together
 CNN = {
     "num_conv_layers": 3,
     "out_channels_per_layer": [32, 64, 128],
@@ -30,7 +30,7 @@ class ClockedNPE(NPE):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.laps = []
-        self.clock = None
+        self.clock = Clock()
 
     def _summarize_epoch(self, *args, **kwargs):
         super()._summarize_epoch(*args, **kwargs)
@@ -39,9 +39,9 @@ class ClockedNPE(NPE):
 
 
 class Peer(Contestant):
-    """sbi as it comes ("sbi") and the best of the variants tried ("sbi-cnn"), both with fixed noise.
+    """sbi as it comes ("sbi"), and the best of the variants tried ("sbi-cnn").
 
-    One draw of noise per simulation is sbi's standard way: it takes pairs, no noise model.
+    Both have one draw of noise per simulation, sbi's standard way: it takes pairs, no noise model.
     """
 
     distribution = "sbi"
@@ -58,7 +58,7 @@ class Peer(Contestant):
         prior = BoxUniform(torch.tensor(problem.low), torch.tensor(problem.high))
         x = problem.add_noise(data.x_train, stream("fixed noise"))
         trainer = ClockedNPE(prior, density_estimator=self._network(), show_progress_bars=False)
-        trainer.clock = Clock()
+        trainer.clock = self.clock
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the epochs ran out before it stopped by itself
             self.network = trainer.append_simulations(_tensor(data.theta_train), _tensor(x)).train(

@@ -1,4 +1,4 @@
-"""The benchmark problems: simulator, prior, likelihood, exact evidence; numpy only, so that every peer can read them."""
+"""The benchmark problems, with their exact evidence; numpy only, so that every peer reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STREAMS = {"train": 1, "validation": 2, "test": 3, "fixed noise": 4}
 
 @dataclass(frozen=True)
 class Sine:
-    """nbi's own demonstration: f(t) = A sin(omega t + phi0) with unit Gaussian noise and uniform priors."""
+    """nbi's own demonstration: f(t) = A sin(omega t + phi0), unit noise, uniform priors."""
 
     name: str = "sine"
     labels: tuple[str, ...] = ("phi0", "A", "omega")
@@ -106,7 +106,7 @@ def stream(purpose):
 
 
 def prepare(problem, folder, n_sims):
-    """Write ``<folder>/<problem>.npz`` unless it already holds n_sims simulations, and return its path."""
+    """Return the path of ``<folder>/<problem>.npz``, made unless it holds n_sims simulations."""
     path = Path(folder) / f"{problem.name}.npz"
     if path.exists() and len(load(path).theta_train) >= n_sims:
         return path

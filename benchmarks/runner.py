@@ -1,4 +1,4 @@
-"""What the runners share: a contestant is trained, judged on the common objects, and reported as JSON; no torch."""
+"""What the runners share: a contestant is trained, judged, reported as JSON. Without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,18 @@ class Contestant(ABC):
     weighted = False
     simulation_seconds: float | None = None  # for packages that run the simulator themselves
 
+    @property
+    def version(self):
+        """The version that is installed."""
+        return metadata.version(self.distribution)
+
     def __init__(self, name, problem, data, budget):
         self.name, self.problem, self.data, self.budget = name, problem, data, budget
+        self.clock = Clock()  # set anew when `fit` begins
 
     @abstractmethod
     def fit(self):
-        """Train, and return the laps, one per epoch."""
+        """Train, and return the laps of `self.clock`, one per epoch."""
 
     @abstractmethod
     def restore(self, state):
@@ -117,19 +123,21 @@ def main(contestant_class):
     data = load(options.data).first(budget.n_sims)
     load_before = os.getloadavg()[0]
     contestant = contestant_class(options.name, PROBLEMS[budget.problem], data, budget)
+    contestant.clock = Clock()
     laps = contestant.fit()
+    whole = contestant.clock.lap()
     load_after = os.getloadavg()[0]
     report = {
         "name": options.name,
         "package": contestant.distribution,
-        "version": version(contestant.distribution),
+        "version": contestant.version,
         "configuration": contestant.configuration,
         "budget": asdict(budget),
         "machine": _machine() | {"load_before": load_before, "load_after": load_after},
         "finished": time.strftime("%Y-%m-%d %H:%M"),
         "simulation_seconds": contestant.simulation_seconds,
-        "training_seconds": laps[-1].seconds,
-        "training_cpu_seconds": laps[-1].cpu_seconds,
+        "training_seconds": whole.seconds,
+        "training_cpu_seconds": whole.cpu_seconds,
         **_time_predict(contestant),
         # Read here, so that no judging of ours is counted as memory of theirs.
         "peak_rss_mb": _peak_rss_mb(),
@@ -217,8 +225,8 @@ def _machine():
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
+        "torch": metadata.version("torch"),
+        "numpy": metadata.version("numpy"),
     }
 
 

@@ -14,6 +14,7 @@ from contracts import check_prior
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.integrate import trapezoid
 from scipy.special import ndtr, ndtri
 
 from nbi_plus.problem.prior import Circular, EmpiricalPrior, Prior
@@ -160,7 +161,9 @@ def test_latent_of_values_outside_the_support_is_infinite_without_nan_gradients(
 def test_tails_keep_their_digits(distribution, z, expected):
     prior = Prior([distribution])
     assert prior.from_latent(np.array([z])) == pytest.approx(expected, rel=1e-8)
-    assert prior.to_latent(np.array([expected])) == pytest.approx(max(z, -8.3), rel=1e-8) or z < -8
+    closed = np.isfinite(distribution.support()[0])  # a closed end is reached at -8.3
+    expected_z = max(z, -8.3) if closed else z
+    assert prior.to_latent(np.array([expected])) == pytest.approx(expected_z, rel=1e-8)
 
 
 @each_family
@@ -401,7 +404,9 @@ def test_manifest_decides_equality_and_rebuilds_the_prior():
     assert rebuilt.full_names == prior.full_names
     theta = prior.sample(3, 0)
     assert np.array_equal(rebuilt.to_latent(theta), prior.to_latent(theta))
-    assert prior != Prior({**dict.fromkeys(prior.names, stats.norm(0, 1))})
+    prior.manifest()["transport"]["families"].clear()  # a copy: the prior is not touched
+    assert rebuilt == prior
+    assert prior != Prior(dict.fromkeys(prior.names, stats.norm(0, 1)))
     assert Prior(ONE) != Prior({"a": stats.norm(0, 1.1)})
     assert Prior(ONE) != Prior({"b": stats.norm(0, 1)})
     assert Prior(ONE) == Prior({"a": stats.norm(loc=0, scale=1)}, labels=["$a$"])
@@ -585,8 +590,8 @@ def test_empirical_prior_log_prob_is_a_normalised_density():
     prior = EmpiricalPrior(np.random.default_rng(0).standard_normal((500, 1)) ** 2)
     grid = np.linspace(-6, 40, 20_001)
     density = np.exp(prior.log_prob(grid[:, None]))
-    assert np.trapezoid(density, grid) == pytest.approx(1.0, abs=1e-5)
-    fraction = np.trapezoid(density * (grid < 1), grid)
+    assert trapezoid(density, grid) == pytest.approx(1.0, abs=1e-5)
+    fraction = trapezoid(density * (grid < 1), grid)
     assert ndtr(prior.to_latent(np.array([1.0]))) == pytest.approx(fraction, abs=1e-3)
 
 

@@ -455,9 +455,9 @@ print("ready", flush=True)
 """
 WRITE = """
 with open_store(50_000) as store:
-    blocks = np.unique(store.missing(50_000) // 20)
+    blocks = np.unique(store.missing(50_000) // 8)
     for block in np.random.default_rng(os.getpid()).permutation(blocks):
-        rows = 20 * block + np.arange(20)
+        rows = 8 * block + np.arange(8)
         store.write(rows[0], (rows % 7 == 0).astype(np.uint8), x=rows[:, None] * np.ones(64))
 """
 GROW = """
@@ -502,7 +502,7 @@ def test_store_survives_kills_while_it_writes(tmp_path):
     rng = np.random.default_rng(0)
     counts = [0]
     for _ in range(12):
-        killed_after(rng.uniform(0.0, 0.08), WRITE, path)
+        killed_after(rng.uniform(0.0, 0.12), WRITE, path)
         if path.exists():
             with wide_store(path) as store:
                 done = np.setdiff1d(np.arange(store.capacity), store.missing(store.capacity))

@@ -21,7 +21,7 @@ from nbi_plus.problem.noise import (
     like,
 )
 from nbi_plus.problem.observations import Batch
-from nbi_plus.problem.random import preserved_random_state
+from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
 
 class CustomNoise(Noise):
@@ -56,16 +56,11 @@ class CustomNoise(Noise):
                 "Give CustomNoise a log_likelihood, or read status AMORTIZED."
             )
         f = as_tensor(model)
-        return like(self._log_likelihood(as_tensor(theta), f, as_batch(obs, f)), model)
+        value = self._log_likelihood(as_tensor(theta), f, as_batch(obs, f))
+        return like(_checked("log_likelihood", value, f.shape[:-2]), model)
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
-        x = self._augment(model, obs, theta, rng)
-        if not isinstance(x, Tensor) or x.shape != model.shape:
-            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"augment must return a tensor of shape {tuple(model.shape)}, but gave {came}."
-            )
-        return x
+        return _checked("augment", self._augment(model, obs, theta, rng), model.shape)
 
     def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
         raise NotImplementedError  # log_likelihood is given whole
@@ -86,11 +81,10 @@ class CallableNoise(Noise):
         return has_errors
 
     def pairs(self, model: NDArray, theta: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-        """Return a noisy copy of every row (n, C, L) and its, perhaps changed, parameters (n, P)."""
+        """Return a noisy copy of every row (n, C, L) and its, maybe changed, parameters (n, P)."""
         x, y = model.copy(), theta.copy()
         with preserved_random_state():
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - nbi's functions draw from numpy's global state
-            torch.manual_seed(seed)
+            reseed_global_generators(seed)  # nbi's functions draw from numpy's global state
             for i in range(len(x)):  # the function takes one item at a time
                 row = x[i, 0] if x.shape[1] == 1 else x[i]
                 noisy, y[i] = self.function(row.copy(), y[i].copy())
@@ -106,12 +100,25 @@ class CallableNoise(Noise):
         return GaussianNoise()._log_density(x, model, err, theta)
 
 
+def _checked(name: str, value: object, shape: torch.Size) -> Tensor:
+    """Return what a user's function gave, or say what is wrong with it."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must return a tensor of shape {tuple(shape)}, but gave {came}.")
+    return value
+
+
 def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
     """Return a noise model of anything the public doors accept."""
     if isinstance(noise, Noise):
         return noise
     if noise is None:
         return GaussianNoise()
+    if isinstance(noise, type):
+        raise TypeError(
+            f"noise must be a noise model, but is the class {noise.__name__}. "
+            f"Write {noise.__name__}(...)."
+        )
     if callable(noise):
         return CallableNoise(noise)
     return GaussianNoise(noise)

@@ -137,8 +137,6 @@ def read_family(name: str, given: object) -> Family:
         args = {"period": float(given.period), "low": low}
         manifest = {"family": "circular", "args": args}
         return Family(stats.uniform(low, high - low), Uniform(low, high), manifest, args["period"])
-    if isinstance(given, stats.rv_histogram):
-        given = given()  # has all its parameters from the start
     distribution = _distribution(name, given)
     _check_quantiles(name, given, distribution)
     args = _arguments(given)
@@ -177,6 +175,8 @@ def _distribution(name: str, given: object) -> Distribution:
     """Return what has ppf, isf, pdf, logpdf and support, or say what came instead."""
     what = f"prior of {name!r} must be a frozen continuous scipy.stats distribution, but"
     bases = {base.__name__ for base in type(given).__mro__}
+    if isinstance(given, stats.rv_histogram):
+        return given  # has all its parameters from the start
     if isinstance(given, stats.rv_continuous | stats.rv_discrete):
         shapes = f"{given.shapes}, " if given.shapes else ""
         raise TypeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _MAX_STEPS = 120  # bisection alone needs about 60 to exhaust float64
-_CLOSE = 1e-13  # of 1 + |x|: a Newton step this small is not taken
+_CLOSE = 1e-12  # of 1 + |x|: a Newton step this small is the last
 
 
 def solve_increasing(
@@ -47,12 +47,11 @@ def solve_increasing(
             low = torch.where(error <= 0, x, low)
             high = torch.where(error >= 0, x, high)
             move = -error / slope
-            arrived = (move.abs() <= _CLOSE * (1 + x.abs())) | (error == 0)
+            arrived = move.abs() <= _CLOSE * (1 + x.abs())
             inside = (x + move >= low) & (x + move <= high)
             # a step that does not at least halve the previous one is a sign of a bend ahead
             good = inside & (2 * move.abs() <= step.abs())
-            step = torch.where(good, move, 0.5 * (low + high) - x)
-            step = torch.where(arrived, 0.0, step)
+            step = torch.where(good | arrived, move, 0.5 * (low + high) - x)
             x = x + step
             if bool((step.abs() <= _CLOSE * (1 + x.abs())).all()):
                 break

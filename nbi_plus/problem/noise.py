@@ -47,9 +47,10 @@ class Noise(ABC):
         Returns
         -------
         Tensor or ndarray, shape (n, C, L)
+            In the dtype of ``model``.
         """
         f, t = as_tensor(model), as_tensor(theta)
-        return like(self._draw(f, as_batch(obs, f), t, rng), model)
+        return like(self._draw(f, as_batch(obs, f), t, rng).to(f.dtype), model)
 
     def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
         """Return the normalised log-density of the data.
@@ -89,14 +90,15 @@ class Noise(ABC):
         return None
 
     def fingerprint(self) -> str:
-        """Return a text that changes when the noise does; the user's code counts by its byte code."""
+        """Return a text that changes with the noise; the user's code counts by its byte code."""
         parts = [str(self.meta())]
         for name, value in sorted(vars(self).items()):
             code = getattr(value, "__code__", None)
             parts.append(f"{name}: {type(value).__name__}")
             if code is not None:
                 constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
-                parts += [code.co_code.hex(), repr(constants)]
+                captured = [cell.cell_contents for cell in value.__closure__ or ()]
+                parts += [code.co_code.hex(), repr((constants, captured, value.__defaults__))]
         return " ".join(parts)
 
     @abstractmethod
@@ -134,18 +136,14 @@ class GaussianNoise(Noise):
         self.sigma = None if sigma is None else _positive("sigma", sigma)
         self.jitter = jitter
         self.fractional = float(fractional)
-        if not self.fractional >= 0:
-            raise ValueError(f"fractional must be >= 0, but is {fractional}.")
+        if not 0 <= self.fractional < math.inf:
+            raise ValueError(f"fractional must be finite and >= 0, but is {fractional}.")
         self._jitter_column: int | None = None
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> GaussianNoise:
-        """Return a copy that knows the column of its jitter; refuse data whose errors are unknown."""
+        """Return a copy that knows the column of its jitter; refuse data of unknown errors."""
         if not has_errors and self.sigma is None:
-            raise ValueError(
-                f"{type(self).__name__} must know the size of the errors, but neither the "
-                f"observations have x_err nor was sigma given. Give x_err, or "
-                f"{type(self).__name__}(sigma=...)."
-            )
+            raise self._no_errors()
         bound = copy.copy(self)
         if self.jitter is not None:
             if self.jitter not in names:
@@ -165,7 +163,16 @@ class GaussianNoise(Noise):
             "fractional": self.fractional,
         }
 
+    def _no_errors(self) -> ValueError:
+        name = type(self).__name__
+        return ValueError(
+            f"{name} must know the size of the errors, but neither the observations have x_err "
+            f"nor was sigma given. Give x_err, or {name}(sigma=...)."
+        )
+
     def _sigma(self, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+        if err is None and self.sigma is None:
+            raise self._no_errors()
         sigma = (
             torch.as_tensor(self.sigma, device=model.device, dtype=model.dtype)
             if err is None
@@ -212,8 +219,8 @@ class StudentTNoise(GaussianNoise):
         fractional: float = 0.0,
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional)
-        if not df > 0:
-            raise ValueError(f"df must be positive, but is {df}.")
+        if not 0 < df < math.inf:
+            raise ValueError(f"df must be finite and positive, but is {df}.")
         self.df = float(df)
 
     def meta(self) -> dict[str, object]:
@@ -247,11 +254,9 @@ class PoissonNoise(Noise):
 
     def __init__(self, exposure: ArrayLike = 1.0, background: ArrayLike = 0.0) -> None:
         self.exposure = _positive("exposure", exposure)
-        self.background = np.asarray(background, np.float64)
-        if not (self.background >= 0).all():
-            raise ValueError(
-                f"background must be >= 0, but goes down to {self.background.min():g}."
-            )
+        self.background = _numbers("background", background)
+        if not (np.isfinite(self.background) & (self.background >= 0)).all():
+            raise ValueError(f"background must be finite and >= 0, but is {background!r}.")
 
     def meta(self) -> dict[str, object]:
         """Return the arguments as plain JSON."""
@@ -268,7 +273,9 @@ class PoissonNoise(Noise):
         )
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
-        return torch.poisson(self._mean(model).clamp(min=0.0), generator=rng)
+        mean = self._mean(model).clamp(min=0.0)
+        bad = ~torch.isfinite(mean)  # one such point would make torch.poisson raise
+        return torch.poisson(mean.masked_fill(bad, 0.0), generator=rng).masked_fill(bad, math.nan)
 
     def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:  # noqa: ARG002
         mean = self._mean(model)
@@ -279,13 +286,24 @@ class PoissonNoise(Noise):
 
 
 def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(value, np.float64)
+    array = _numbers(name, value)
     if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(f"{name} must be finite and positive, but is {value!r}.")
     return array
 
 
+def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = np.array(value, np.float64)
+    if array.ndim > 2:
+        raise ValueError(
+            f"{name} must fit one object, shape (C, L) at most, but has {array.shape}. "
+            "Give what differs between objects as their x_err."
+        )
+    return array
+
+
 def as_tensor(array: Tensor | NDArray) -> Tensor:
+    """Return a tensor unchanged, anything else as float64."""
     return array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array, np.float64))
 
 
@@ -295,4 +313,5 @@ def as_batch(obs: Data, model: Tensor) -> Batch:
 
 
 def like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:
+    """Return the result as a tensor or an array, as the original is."""
     return result if isinstance(original, Tensor) else result.numpy()

@@ -1,4 +1,4 @@
-"""Observations: many objects' data in one container, and the padded batch that everything computes on.
+"""Observations: many objects' data in one container, and the padded batch that is computed on.
 
 Points are stored flat, object after object, so that memory grows with the number of points; a
 `Batch` pads and masks the objects it is asked for.
@@ -31,7 +31,8 @@ class Batch:
     mask : Tensor of bool, shape (n, C, L)
         True for a real point.
     coords : dict of Tensor, shape (n, L) or (L,)
-        Coordinates such as ``t``; one row is shared by all objects where they share their grid.
+        Coordinates such as ``t``; one row is shared by all objects where they share their grid. The
+        padding repeats an object's last point, where a simulator can be evaluated.
     scalars : dict of Tensor, shape (n,)
         One number per object, such as a redshift.
     """
@@ -190,16 +191,16 @@ class Observations:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: Index) -> Observations:
-        chosen = np.atleast_1d(np.arange(len(self))[index])
-        where = np.concatenate(
-            [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen] or [np.arange(0)]
-        )
+        chosen = self._rows(index)
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        where = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
         points = self.points if self.shared_grid else {k: v[where] for k, v in self.points.items()}
         return Observations(
             values=self.values[:, where],
             errors=None if self.errors is None else self.errors[:, where],
             valid=self.valid[:, where],
-            offsets=np.concatenate([[0], np.cumsum(self.lengths[chosen])]),
+            offsets=offsets,
             points=points,
             scalars={k: v[chosen] for k, v in self.scalars.items()},
             ids=self.ids[chosen],
@@ -252,29 +253,27 @@ class Observations:
 
     def batch(self, index: Index | None = None) -> Batch:
         """Return objects padded to their longest, as float64 tensors on the CPU."""
-        chosen = (
-            np.arange(len(self)) if index is None else np.atleast_1d(np.arange(len(self))[index])
-        )
+        chosen = self._rows(slice(None) if index is None else index)
         lengths = self.lengths[chosen]
-        inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
-        where = np.where(inside, self.offsets[chosen][:, None] + np.arange(inside.shape[1]), 0)
+        column = np.arange(lengths.max(initial=0))
+        inside = column < lengths[:, None]
+        last = np.maximum(lengths - 1, 0)[:, None]
+        where = self.offsets[chosen][:, None] + np.minimum(column, last)
+        where = np.minimum(where, self.valid.shape[1] - 1)  # an object may have no points at all
         mask = self.valid[:, where] & inside
-        pad = {
-            k: np.where(inside, v[where], 0.0)
-            for k, v in self.points.items()
-            if not self.shared_grid
-        }
+        coords = {k: v if self.shared_grid else v[where] for k, v in self.points.items()}
         return Batch(
             x=_tensor(np.where(mask, self.values[:, where], 0.0)),
             x_err=None
             if self.errors is None
             else _tensor(np.where(mask, self.errors[:, where], 1.0)),
             mask=_tensor(mask),
-            coords={
-                k: torch.tensor(v) for k, v in (self.points if self.shared_grid else pad).items()
-            },
+            coords={k: torch.tensor(v) for k, v in coords.items()},
             scalars={k: torch.tensor(v[chosen]) for k, v in self.scalars.items()},
         )
+
+    def _rows(self, index: Index) -> NDArray[np.int64]:
+        return np.atleast_1d(np.arange(len(self))[index])
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:

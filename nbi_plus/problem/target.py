@@ -1,4 +1,4 @@
-"""The target: log prior + log likelihood of many draws for many objects, the one central function."""
+"""The target: log prior + log likelihood of draws for objects, the one central function."""
 
 from __future__ import annotations
 
@@ -89,20 +89,11 @@ class Target:
 
     def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
         """Return prior, likelihood and failures of draws; shapes as for `log_prob`."""
-        n_each = z.shape[1]
         inside = (z.abs() <= Z_MAX).all(-1)
+        theta = self.prior.complete(self.prior.from_latent(z))
+        likelihood, failed, errors = self._likelihood(theta, index, inside)
         log_prior = self.prior.log_prob_latent(z).masked_fill(~inside, -math.inf)
-        objects = max(1, self._rows_per_launch() // max(n_each, 1))
-        parts = [
-            self._likelihood(z[i : i + objects], index[i : i + objects], inside[i : i + objects])
-            for i in range(0, len(z), objects)
-        ]
-        return Evaluation(
-            log_prior=log_prior,
-            log_likelihood=torch.cat([p[0] for p in parts]),
-            failed=torch.cat([p[1] for p in parts]),
-            errors=tuple(message for p in parts for message in p[2])[:10],
-        )
+        return Evaluation(log_prior, likelihood, failed, errors[:10])
 
     def densities(
         self, theta: NDArray[np.float64]
@@ -112,13 +103,12 @@ class Target:
         Both are of theta itself; the likelihood is -inf outside the prior and where it failed.
         """
         log_prior = np.asarray(self.prior.log_prob(theta))
-        log_like = np.full(len(theta), -np.inf)
-        inside = np.isfinite(log_prior)
-        z = torch.as_tensor(self.prior.to_latent(theta[inside]), device=self.data.x.device)
-        if len(z):
-            with torch.no_grad():
-                found = self.evaluate(z[None], torch.zeros(1, dtype=torch.int64, device=z.device))
-            log_like[inside] = found.log_likelihood[0].cpu().numpy()
+        device = self.data.x.device
+        full = torch.as_tensor(self.prior.complete(theta), device=device)[None]
+        inside = torch.as_tensor(np.isfinite(log_prior), device=device)[None]
+        with torch.no_grad():
+            first = torch.zeros(1, dtype=torch.int64, device=device)
+            log_like = self._likelihood(full, first, inside)[0][0].cpu().numpy()
         return log_prior, np.where(np.isnan(log_like), -np.inf, log_like)
 
     def simulate(self, z: Tensor, index: Tensor) -> Tensor:
@@ -133,13 +123,29 @@ class Target:
         rows = budget // (8 * _COPIES * math.prod(self.data.x.shape[1:]))
         return max(1, min(rows, _ROWS_PER_LAUNCH) if device == "cpu" else rows)
 
+    def _launches(self, n_objects: int, n_each: int) -> list[tuple[slice, slice]]:
+        """Return pieces of objects and draws that fit into memory."""
+        rows = self._rows_per_launch()
+        objects, draws = max(1, rows // max(n_each, 1)), min(rows, max(n_each, 1))
+        return [
+            (slice(i, i + objects), slice(j, j + draws))
+            for i in range(0, n_objects, objects)
+            for j in range(0, max(n_each, 1), draws)
+        ]
+
     def _likelihood(
-        self, z: Tensor, index: Tensor, inside: Tensor
+        self, theta: Tensor, index: Tensor, inside: Tensor
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        theta = self.prior.complete(self.prior.from_latent(z))
-        model, failed, errors = self._models(theta, index, inside)
-        value = self.noise.log_likelihood(theta, model, self.data.select(index))
-        return value.masked_fill(~inside | failed, -math.inf), failed, errors
+        """Return likelihood and failures (b, n) of theta (b, n, P), and the first errors."""
+        values, failures = torch.zeros_like(theta[..., 0]), torch.zeros_like(inside)
+        messages: tuple[str, ...] = ()
+        for i, j in self._launches(*inside.shape):
+            model, failed, errors = self._models(theta[i, j], index[i], inside[i, j])
+            value = self.noise.log_likelihood(theta[i, j], model, self.data.select(index[i]))
+            values[i, j] = value.masked_fill(~inside[i, j] | failed, -math.inf)
+            failures[i, j] = failed
+            messages += errors
+        return values, failures, messages
 
     def _models(
         self, theta: Tensor, index: Tensor, inside: Tensor
@@ -160,9 +166,12 @@ class Target:
         model = self._torch(flat, coords, per_row) if self.simulator.backend == "torch" else None
         if model is None:
             block = self._run(flat.detach().cpu().numpy(), coords, per_row)
-            model = torch.as_tensor(block.x, device=theta.device)
-            failed[rows] = torch.as_tensor(block.state == FAILED, device=theta.device)
+            bad = torch.as_tensor(block.state == FAILED, device=theta.device)
+            failed[rows] = bad
             errors = tuple(message for _, message in block.errors)
+            model = torch.as_tensor(block.x, device=theta.device)
+            if flat.requires_grad:
+                model = self._with_graph(model, flat, coords, per_row, ~bad)
         whole = torch.full(
             (inside.numel(), *model.shape[1:]), math.nan, dtype=theta.dtype, device=theta.device
         )
@@ -179,12 +188,23 @@ class Target:
             _LOG.debug("simulator raised on %d rows, trying them one by one: %r", len(theta), error)
             return None
 
+    def _with_graph(
+        self, model: Tensor, theta: Tensor, coords: dict[str, Tensor], per_row: frozenset[str],
+        good: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Return models of which the rows that do not raise carry their gradient."""
+        if self.simulator.backend != "torch" or not good.any():
+            return model
+        own = {k: v[good] if k in per_row else v for k, v in coords.items()}
+        again = self._torch(theta[good], own, per_row)
+        return model if again is None else model.index_put((good.nonzero()[:, 0],), again)
+
     def _run(
         self, theta: NDArray, coords: dict[str, Tensor], per_row: frozenset[str]
     ) -> SimulationBlock:
         """Run a numpy simulator on all rows, in parallel where that pays."""
         arrays = {k: v.cpu().numpy() for k, v in coords.items()}
-        x = np.full((len(theta), *self.simulator.shape), np.nan)
+        x = np.full((len(theta), *self.simulator.shape_for(arrays)), np.nan)
         state = np.full(len(theta), FAILED, np.uint8)
         errors: list[tuple[int, str]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -109,7 +110,8 @@ class Independent(Transport):
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifests of the distributions."""
-        return {"kind": "independent", "families": [family.manifest for family in self.families]}
+        manifests = [copy.deepcopy(family.manifest) for family in self.families]
+        return {"kind": "independent", "families": manifests}
 
     def describe(self, names: Sequence[str]) -> str:
         """Return ``name ~ family(arguments)`` for each parameter."""

@@ -1,0 +1,13 @@
+"""Plots: pictures of posteriors, weights, training and calibration.
+
+Every function returns a `matplotlib.figure.Figure` of its own, made without pyplot: nothing is
+shown and no figure stays open. Save it with ``figure.savefig("corner.png")``; in a notebook its
+value is displayed once ``matplotlib.pyplot`` has been imported.
+"""
+
+from nbi_plus.plots.corners import corner
+from nbi_plus.plots.diagnostics import loss, ranks, weights
+from nbi_plus.plots.predictions import predictive
+from nbi_plus.plots.style import STYLE
+
+__all__ = ["STYLE", "corner", "loss", "predictive", "ranks", "weights"]

@@ -1,0 +1,80 @@
+"""Problems with known answers, shared by the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import integrate
+from scipy.stats import norm
+
+import nbi_plus as nbi
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """theta ~ N(0, 1)^D, x = theta @ design + N(0, sigma^2)^L: posterior and evidence are known."""
+
+    n_dim: int
+    n_points: int
+    sigma: float = 1.0
+    seed: int = 0
+
+    @property
+    def design(self):
+        rng = np.random.default_rng(self.seed)
+        return 2 * rng.normal(size=(self.n_dim, self.n_points)) / np.sqrt(self.n_points)
+
+    @property
+    def prior(self):
+        return nbi.Prior({f"p{i}": norm(0, 1) for i in range(self.n_dim)})
+
+    @property
+    def simulator(self):
+        design = self.design
+        return lambda theta: theta @ design
+
+    def observe(self, n, seed=1):
+        rng = np.random.default_rng(seed)
+        theta = rng.normal(size=(n, self.n_dim))
+        return theta, theta @ self.design + self.sigma * rng.normal(size=(n, self.n_points))
+
+    def posterior(self, x):
+        """Return means (n, D) and the covariance (D, D) for data (n, L)."""
+        design = self.design
+        cov = np.linalg.inv(np.eye(self.n_dim) + design @ design.T / self.sigma**2)
+        return x @ design.T / self.sigma**2 @ cov, cov
+
+    def log_evidence(self, x):
+        cov = self.sigma**2 * np.eye(self.n_points) + self.design.T @ self.design
+        chi2 = np.einsum("ni,ij,nj->n", x, np.linalg.inv(cov), x)
+        return -0.5 * (chi2 + np.linalg.slogdet(2 * np.pi * cov)[1])
+
+
+@dataclass(frozen=True)
+class Square:
+    """theta ~ N(0, 1), x_i ~ N(theta^2, sigma^2): two modes of equal weight."""
+
+    n_points: int = 10
+    sigma: float = 0.5
+
+    prior = nbi.Prior({"a": norm(0, 1)})
+
+    @property
+    def simulator(self):
+        n = self.n_points
+        return lambda theta: theta**2 * np.ones((1, n))
+
+    def moments(self, x):
+        """Return E|theta|, sd of |theta| and log Z for data (L,), by quadrature."""
+
+        def integral(power):
+            def f(a):
+                like = norm.logpdf(x, a**2, self.sigma).sum() - offset
+                return 2 * a**power * np.exp(norm.logpdf(a) + like)
+
+            return integrate.quad(f, 0, 8, points=[max(x.mean(), 0) ** 0.5], limit=400)[0]
+
+        offset = norm.logpdf(x, max(x.mean(), 0), self.sigma).sum()
+        z, m1, m2 = (integral(k) for k in (0, 1, 2))
+        return m1 / z, np.sqrt(m2 / z - (m1 / z) ** 2), np.log(z) + offset

@@ -1,0 +1,32 @@
+"""Every Python block of README and docs runs, top to bottom, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "```python" in p.read_text()], ids=lambda p: p.name
+)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+    assert blocks
+    scope = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="nbi_plus")
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"{page.name} block {number}", "exec"), scope)
+
+
+def test_readme_names_the_test_command_that_ci_calls():
+    commands = re.findall(r"^python -m venv .*-m pytest$", (ROOT / "README.md").read_text(), re.M)
+    assert len(commands) == 1
+    assert "constraints.txt" in commands[0]
