@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +14,9 @@ import torch
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from nbi_plus.learn.flows import Flow
+from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 
 
@@ -126,3 +133,181 @@ def _check_prior_gradient(prior: Prior, z: np.ndarray) -> None:
             slope = difference[:, d] / (2 * h)
             noise = 1e-4 * np.abs(slope) + 1e-15 / h * np.abs(theta[:, d].detach().numpy())
             assert (np.abs(gradient[:, k].numpy() - slope) <= noise + 1e-9 * np.ptp(slope)).all()
+
+
+def check_noise(
+    noise: Noise, model: np.ndarray, obs: Observations, theta: np.ndarray, seed: int = 0
+) -> None:
+    """Check that a noise model keeps its contract: draws, densities, masks, and their agreement.
+
+    Parameters
+    ----------
+    noise : Noise
+        Bound, if it needs to be.
+    model : ndarray, shape (n, C, L)
+        Noise-free simulations, one for each of n > 1 objects.
+    obs : Observations
+        Of n objects, whose errors and masks are imitated; mask at least one point.
+    theta : ndarray, shape (n, P)
+        What the simulations were made of.
+    seed : int
+        Of the noise.
+    """
+    _check_noise_draws(noise, model, obs, theta, seed)
+    if noise.has_likelihood(obs.errors is not None):
+        drawn = torch.from_numpy(noise.augment(model, obs, theta, _generator(seed)))
+        data = obs.batch().with_data(drawn)
+        _check_noise_shapes(noise, model, data, theta)
+        _check_noise_masks(noise, model, data, theta)
+        _check_noise_agreement(noise, model, obs, theta, seed)
+
+
+def _check_noise_draws(noise, model, obs, theta, seed):
+    """Draws follow from the generator alone, in the type and dtype of the model."""
+    with _untouched_generators():
+        x = noise.augment(model, obs, theta, _generator(seed))
+        again = noise.augment(
+            torch.from_numpy(model), obs, torch.from_numpy(theta), _generator(seed)
+        )
+        other = noise.augment(model, obs, theta, _generator(seed + 1))
+        half = noise.augment(
+            torch.from_numpy(model).float(), obs.batch(), torch.from_numpy(theta), _generator(seed)
+        )
+    assert isinstance(x, np.ndarray)
+    assert x.shape == model.shape
+    assert x.dtype == np.float64
+    assert half.dtype == torch.float32
+    assert np.array_equal(x, again.numpy())
+    assert not np.array_equal(x, other)
+
+
+def _check_noise_shapes(noise, model, data, theta):
+    """One likelihood for each object, or for each of S draws of each; arrays equal tensors."""
+    one = noise.log_likelihood(theta, model, data)
+    assert isinstance(one, np.ndarray)
+    assert one.shape == (len(model),)
+    assert np.isfinite(one).all()
+    as_tensors = noise.log_likelihood(torch.from_numpy(theta), torch.from_numpy(model), data)
+    assert np.array_equal(one, as_tensors.numpy())
+    models, thetas = np.stack([model, 1.1 * model, model], 1), np.stack([theta] * 3, 1)
+    many = noise.log_likelihood(thetas, models, data)
+    assert many.shape == (len(model), 3)
+    loop = [
+        noise.log_likelihood(
+            thetas[i : i + 1, s], models[i : i + 1, s], data.select(slice(i, i + 1))
+        )
+        for i in range(len(model))
+        for s in range(3)
+    ]
+    np.testing.assert_allclose(many.ravel(), np.concatenate(loop), rtol=1e-12)
+
+
+def _check_noise_masks(noise, model, data, theta):
+    """What a simulation says at a masked point changes neither the value nor the gradient."""
+    assert not data.mask.all(), "obs must mask a point, so that masks can be checked"
+    values, gradients = [], []
+    for filler in (0.0, 1e6, np.nan):
+        f = torch.from_numpy(np.where(data.mask.numpy(), model, filler)).requires_grad_()
+        value = noise.log_likelihood(torch.from_numpy(theta), f, data)
+        values.append(value.detach().numpy())
+        gradients.append(torch.autograd.grad(value.sum(), f)[0].numpy())
+    for other in (1, 2):
+        assert np.array_equal(values[0], values[other])
+        assert np.array_equal(gradients[0], gradients[other])
+    assert np.isfinite(gradients[0]).all()
+    assert not gradients[0][~data.mask.numpy()].any()
+
+
+def _check_noise_agreement(noise, model, obs, theta, seed):
+    """Draws have the density that is claimed: E[p(x | f') / p(x | f)] = 1 over x drawn about f."""
+    n, rng, ratios = 4000, _generator(seed + 2), []
+    for i in range(len(model)):
+        f, t = np.repeat(model[i : i + 1], n, 0), np.repeat(theta[i : i + 1], n, 0)
+        x = noise.augment(f, obs[i], t, rng)
+        data = obs[[i] * n].batch().with_data(torch.from_numpy(x))
+        shift = np.abs(x - f).mean(0) / np.sqrt(model[i].size)  # in all about one sigma
+        ratios.append(
+            np.exp(noise.log_likelihood(t, f + shift, data) - noise.log_likelihood(t, f, data))
+        )
+    ratio = np.concatenate(ratios)
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / np.sqrt(ratio.size)
+
+
+def check_flow(flow: Flow, context: torch.Tensor, seed: int = 0) -> None:
+    """Check that a flow keeps its contract: draws have its density, and depend on the context.
+
+    Parameters
+    ----------
+    flow : Flow
+        In float64 for exact laws.
+    context : Tensor, shape (B, F)
+        Of B > 1 objects, all different.
+    seed : int
+        Of the base noise.
+    """
+    shape = (len(context), 2000, flow.n_dims)
+    rng = _generator(seed)
+    noise = torch.randn(shape, generator=rng, dtype=torch.float64)
+    choice = torch.rand(shape, generator=rng, dtype=torch.float64)
+    with torch.no_grad(), _untouched_generators():
+        _check_flow_batches(flow, context, noise[:, :7], choice[:, :7])
+        _check_flow_widths(flow, context, noise, choice)
+        _check_flow_context(flow, context, noise[:, :200], choice[:, :200])
+
+
+def _check_flow_batches(flow, context, noise, choice):
+    """Objects and draws together equal a loop over them."""
+    z = flow.sample(noise, context, choice)
+    log_q = flow.log_prob(z, context)
+    assert z.dtype == torch.float64
+    assert z.shape == noise.shape
+    assert log_q.shape == noise.shape[:2]
+    assert log_q.isfinite().all()
+    for b in range(len(context)):
+        for s in range(noise.shape[1]):
+            one = slice(b, b + 1), slice(s, s + 1)
+            alone = flow.sample(noise[one], context[one[0]], choice[one])
+            torch.testing.assert_close(alone, z[one], rtol=1e-9, atol=1e-9)
+            density = flow.log_prob(z[one], context[one[0]])
+            torch.testing.assert_close(density, log_q[one], rtol=1e-9, atol=1e-9)
+
+
+def _check_flow_widths(flow, context, noise, choice):
+    """Draws have the density that is claimed, from the plain base and from a wider one."""
+    plain, wide = flow.sample(noise, context, choice), flow.sample(2 * noise, context, choice)
+    for z, scales in ((wide, (1.0, 2.0)), (plain, (0.5, 1.0))):  # ratios of at most 2^D
+        narrow, own = flow.log_probs(z, context, scales)
+        ratio = torch.exp(narrow - own)
+        error = ratio.std() / math.sqrt(ratio.numel())
+        assert abs(ratio.mean() - 1) < 4 * error
+        twice = [flow.log_probs(z, context, (s,))[0] for s in scales]
+        torch.testing.assert_close(torch.stack([narrow, own]), torch.stack(twice))
+    assert torch.equal(flow.log_prob(plain, context), flow.log_probs(plain, context, (1.0,))[0])
+
+
+def _check_flow_context(flow, context, noise, choice):
+    """Every quantile of every parameter moves with the context."""
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+    step = 1e-4 * torch.randn(context.shape, generator=_generator(1)).to(context)
+
+    def quantiles(c):
+        return torch.quantile(flow.sample(noise, c, choice), levels, dim=1)  # (5, B, D)
+
+    slope = (quantiles(context + step) - quantiles(context - step)) / 2e-4
+    assert (slope.abs() > 1e-5).all(), "each quantile must have a gradient in the context"
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _untouched_generators() -> Iterator[None]:
+    """Fail when numpy's, torch's or Python's global generator moves."""
+
+    def state():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    before = state()
+    yield
+    assert state() == before, "the global random generators must be left alone"

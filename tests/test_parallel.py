@@ -426,7 +426,7 @@ def test_a_cluster_gives_the_same_results(closure, client):
 
 
 def test_a_cluster_holds_a_bounded_number_of_blocks(closure, client):
-    cluster = workers.Cluster(closure, workers.payload_of(closure), client)
+    cluster = workers.Cluster(workers.payload_of(closure), client)
     most = 0
     for rows in np.arange(N)[:, None]:
         while not cluster.has_room:
@@ -448,3 +448,31 @@ def test_a_simulator_that_cannot_run_on_a_cluster_says_why(client):
 
     with pytest.raises(SimulationError, match="no number"):
         simulate(bound_to(Broken()), client=client)
+
+
+def test_a_cluster_that_lost_its_workers_is_given_up_and_one_without_is_waited_for(monkeypatch):
+    class Lost:
+        def __init__(self, threads):
+            self.threads = threads
+
+        def nthreads(self):
+            return self.threads
+
+        def submit(self, *_, **__):
+            return None
+
+        def get_executor(self, **_):
+            return self
+
+        def shutdown(self, wait):
+            assert not wait
+
+    monkeypatch.setattr(workers, "_LOST_SECONDS", -1.0)
+    monkeypatch.setattr(workers, "_WAKE_SECONDS", 0.01)
+    patient, gone = Lost({}), Lost({"tcp://worker": 2})
+    waiting, lost = workers.Cluster(b"", patient), workers.Cluster(b"", gone)
+    assert list(waiting.collect()) == list(lost.collect()) == []
+    gone.threads = {}
+    assert list(waiting.collect()) == []
+    with pytest.raises(workers.WorkerError, match="lost all its workers"):
+        list(lost.collect())

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from nbi_plus.problem.calling import Rows
+from nbi_plus.problem.probing import _row_counts
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import (
     FAILED,
@@ -146,8 +148,9 @@ def test_every_shape_and_real_dtype_of_output_becomes_float64_blocks(f, shape):
         (lambda _: np.ones(0), "shape"),
         (lambda theta: np.ones(3 + int(theta[0] > 1.0)), "one shape"),
         (lambda _: np.full(4, np.nan), "NaN"),
+        (lambda theta: np.ones((theta.shape[0], theta[:, 0].size)), "gave shape"),
     ],
-    ids=["str", "object", "complex", "none", "ragged", "4-d", "empty", "lengths", "nan"],
+    ids=["str", "object", "complex", "none", "ragged", "4-d", "empty", "lengths", "nan", "grows"],
 )
 def test_bind_says_what_is_wrong_with_an_output(f, reason):
     with pytest.raises(SimulationError, match=reason):
@@ -215,6 +218,33 @@ def test_differentiable_means_that_an_output_requires_grad():
 
     bound = bind(detached, THETA, COORDS)
     assert (bound.backend, bound.differentiable) == ("torch", False)
+
+
+def test_a_gradient_that_is_not_of_theta_or_cannot_be_computed_is_none():
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+
+    def of_a_weight(theta):
+        return theta.detach()[:, :1] * weight
+
+    def overwritten(theta):
+        x = torch.exp(theta)
+        return x.mul_(2.0)
+
+    for f in (of_a_weight, overwritten):
+        bound = bind(f, THETA)
+        assert (bound.backend, bound.differentiable) == ("torch", False)
+
+
+def test_probes_have_row_counts_that_no_other_axis_has():
+    for k in (1, 5, 16):
+        for p in range(1, 20):
+            coords = {"t": np.ones(k + 1), "m": np.ones((k, 2, k + 2))}
+            rows = Rows.of(np.ones((k, p)), coords, {"m"})
+            many, few = _row_counts(rows)
+            assert many != few
+            assert many >= k
+            assert min(many, few) > 1
+            assert not {many, few} & {p, k + 1, 2, k + 2}
 
 
 def test_torch_is_preferred_only_where_it_gives_the_answer_of_numpy():
@@ -591,15 +621,21 @@ def test_a_slow_row_fails_alone_and_the_alarm_is_put_back(swallow):
 
 @needs_alarm
 def test_a_vectorised_block_that_is_late_is_run_row_by_row():
+    sizes = []
+
     def slow(theta, t):
+        sizes.append(len(theta))
         if (theta[:, 0] > 2.0).any():
             time.sleep(20.0)
         return vectorised(np.asarray(theta), t)
 
     theta = THETA.copy()
     theta[5, 0] = 3.0
-    block = bind(Simulator(slow, timeout=0.1), THETA, COORDS).run(theta, COORDS)
+    bound = bind(Simulator(slow, timeout=0.1), THETA, COORDS)
+    sizes.clear()
+    block = bound.run(theta, COORDS)
     np.testing.assert_array_equal(np.flatnonzero(block.state == FAILED), [5])
+    assert sizes == [16] + 17 * [2]  # each row alone, one of them again
 
 
 def test_a_time_limit_is_ignored_outside_the_main_thread():

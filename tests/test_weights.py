@@ -117,6 +117,14 @@ def test_dominated_row_is_not_certified():
     assert Gate().grade(summary).item() == Grade.F
 
 
+def test_weights_that_underflow_give_numbers_and_no_certificate():
+    summary = summarise(400.0 * normals(33, 20, 1000), normals(34, 20, 1000, 2))
+    assert not (summary.k_hat.isnan() | summary.k_hat_moment.isnan()).any()
+    assert (summary.k_hat > 1).all()
+    torch.testing.assert_close(summary.weights.sum(1), torch.ones(20, dtype=torch.float64))
+    assert (Gate().grade(summary) == Grade.F).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, INF])
 def test_unclean_log_weights_are_refused(bad):
     for function in (psis, effective_sample_size, summarise):
@@ -247,6 +255,20 @@ def test_summarise_is_reproducible_and_leaves_global_state_alone():
 # --- effective sample size and evidence ---------------------------------------------------------
 
 
+def test_moments_use_smoothed_weights_and_evidence_raw_ones():
+    raw = 2.0 * normals(32, 3, 1000)
+    smoothed, k_hat = psis(raw)
+    summary = summarise(raw)
+    torch.testing.assert_close(summary.weights, normalise(smoothed))
+    torch.testing.assert_close(summary.ess, 1.0 / summary.weights.square().sum(1))
+    torch.testing.assert_close(summary.max_share, summary.weights.amax(1))
+    torch.testing.assert_close(summary.log_evidence, raw.logsumexp(1) - math.log(1000))
+    torch.testing.assert_close(summary.log_evidence_psis, smoothed.logsumexp(1) - math.log(1000))
+    torch.testing.assert_close(summary.ess_nbi, 1.0 / normalise(raw).square().sum(1) - 1.0)
+    assert ((summary.log_evidence - summary.log_evidence_psis).abs() > 1e-4).all()
+    assert torch.equal(summary.k_hat, k_hat)
+
+
 def test_ess_low_is_seldom_above_the_truth():
     # lognormal weights: the efficiency of infinitely many draws is exp(-sigma^2)
     summary = summarise(0.5 * normals(10, 600, 4096))
@@ -326,7 +348,7 @@ GRADES = [
     (0.69, 1300, 4096, 0.9, Grade.A, Grade.A),
     (0.69, 1300, 4096, 1.1, Grade.A, Grade.F),
     (0.71, 1300, 4096, 0.9, Grade.F, Grade.F),
-    (0.69, 399, 1000, 0.9, Grade.F, Grade.F),  # above the threshold 2/3 of 1000 draws, too
+    (0.69, 900, 1000, 0.9, Grade.F, Grade.F),  # the threshold of 1000 draws is 2/3
     (0.50, 399, 1000, 0.9, Grade.F, Grade.F),
     (0.50, 400, 1000, 0.9, Grade.A, Grade.A),
     (0.50, 800, 4096, 0.9, Grade.F, Grade.F),  # efficiency 0.195

@@ -224,9 +224,8 @@ def _fit_tail(rows: Tensor, n_draws: Tensor) -> _TailFit:
     length = torch.minimum(_tail_length(n_draws), (n_finite - 1).clamp(min=0))
     cutoff = top_log.gather(1, length[:, None]).exp().clamp(min=_TINY)
     rank = torch.arange(n_top, device=rows.device)
-    excess = torch.where(rank < length[:, None], top_log.exp() - cutoff, 0.0)
-    excess = torch.where(excess > _TINY / _EPS, excess, 0.0)  # ties with the cut-off, underflow
-    n_excess = (excess > 0).sum(1)
+    excess = torch.where(rank < length[:, None], top_log.exp() - cutoff, 0.0).clamp(min=0.0)
+    n_excess = (excess > 0).sum(1)  # not ties with the cut-off, nor what underflows
 
     shape, scale = _fit_pareto(excess, n_excess)
     flat = _is_flat(top_log, torch.minimum(n_finite, _tail_length(n_draws).clamp(min=_MIN_TAIL)))

@@ -97,7 +97,9 @@ def log_evidence(log_weights: Tensor, k_hat: Tensor, n_draws: Tensor | None = No
 
     The error is :math:`\sqrt{(S - n_\mathrm{eff}) / (S\, n_\mathrm{eff})}` (delta method), the bias
     :math:`-\frac{1}{2}` of its square. PSIS lowers the scatter of log Z but not its honesty, so
-    smoothed weights have no place here.
+    smoothed weights have no place here. Reliable is a word about k-hat: without a defensive part, a
+    proposal narrower than the target can pass it by luck, with log Z too low. Believe those that
+    the gate certified.
 
     Parameters
     ----------
@@ -143,7 +145,8 @@ class WeightSummary:
     n_draws
         Draws that count, those of zero weight included.
     ess, ess_low
-        Kish's effective sample size of ``weights``, and the 5 % quantile of its bootstrap.
+        Kish's effective sample size of ``weights``, and the 5 % quantile of its bootstrap; that is
+        a bound for light tails only, for draws that were never made cannot be drawn again.
     ess_nbi
         nbi's number, of the raw weights.
     efficiency, perplexity

@@ -86,8 +86,8 @@ class Encoder(nn.Module):
             torch.where(spread > 1e-6 * self.centre.abs(), spread, torch.ones_like(spread))
         )
         for i, name in enumerate(self.config.coords):
-            offsets, _ = _since_first(batch.coords[name], batch.mask.any(1))
-            self.span[i] = offsets.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+            span = _since_first(batch.coords[name], batch.mask.any(1))[0].abs().max()
+            self.span[i] = torch.where(span > 0, span, torch.ones_like(span))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return channels (n, C', L), the mask last, and the context (n, E), both float32."""
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         seen = batch.mask.any(1)
         channels = [x]
         if self.config.has_errors:
-            channels.append((batch.x_err / scale).log())
+            channels.append((batch.x_err / scale).log().masked_fill(~batch.mask, 0.0))
         for i, name in enumerate(self.config.coords):
             offsets, _ = _since_first(batch.coords[name], seen)
             channels.append((2 * offsets / self.span[i] - 1).expand(len(x), -1)[:, None])

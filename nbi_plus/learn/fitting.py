@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.encode import EncoderConfig
@@ -85,10 +86,11 @@ class Ingredients:
 
     def dtype(self, largest: float) -> torch.dtype:
         """Return float64 where rounding the largest value to float32 would show in the errors."""
-        errors = self.conditions.x_err
-        smallest = float(errors[self.conditions.mask].min()) if errors is not None else np.inf
-        sigma = getattr(self.noise, "sigma", None)
-        if errors is None and sigma is not None:
+        errors, mask = self.conditions.x_err, self.conditions.mask
+        smallest, sigma = np.inf, getattr(self.noise, "sigma", None)
+        if errors is not None and mask.any():
+            smallest = float(errors[mask].min())
+        elif errors is None and sigma is not None:
             smallest = float(np.min(sigma))
         return torch.float64 if largest * _FLOAT32_STEP > _SMALL_STEP * smallest else torch.float32
 
@@ -131,12 +133,15 @@ def from_store(store: SimulationStore, n: int, parts: Ingredients) -> Material:
     )
 
 
-def online(campaign: Campaign, n: int, parts: Ingredients) -> Material:
+def online(
+    campaign: Campaign, n: int, parts: Ingredients, max_failed: float | None = None
+) -> Material:
     """Return material that simulates ``n`` fresh rows for each epoch, and some to validate with."""
+    simulate = partial(campaign.simulate, max_failed=max_failed)
     n_held_out = min(max(int(parts.train.val_fraction * n), 100), _MAX_VALIDATION)
-    held_out = campaign.simulate(np.arange(n_held_out))
+    held_out = simulate(np.arange(n_held_out))
     dtype = parts.dtype(_largest(held_out["x"]))
-    source = Online(campaign.simulate, n, n_held_out, parts.prior, parts.device, dtype)
+    source = Online(simulate, n, n_held_out, parts.prior, parts.device, dtype)
     validation = to_device(held_out, parts.prior, parts.device, dtype)
     return Material(source, validation, validation, n_held_out + n * parts.train.n_epochs)
 
@@ -162,7 +167,7 @@ def fit(
 ) -> TrainedModel:
     """Train a network on the material, or go on with the one of ``start``."""
     problem = _problem(material, parts)
-    network = _network(parts, problem, material) if start is None else start.network
+    network = _network(parts, problem, material.sample) if start is None else start.network
     checkpoint = None if folder is None else folder / f"training-{_fingerprint(parts, material)}.h5"
     history = train(
         network,
@@ -206,9 +211,12 @@ def _problem(material: Material, parts: Ingredients) -> Problem:
     return Problem(source, validation, noise, conditions, parts.own_grid)
 
 
-def _network(parts: Ingredients, problem: Problem, material: Material) -> PosteriorNetwork:
+def _network(parts: Ingredients, problem: Problem, sample: Rows) -> PosteriorNetwork:
     """Return an untrained network that knows the scales of the data."""
-    batch = problem.observe(material.sample, generator(parts.seed, "encoder", parts.device))
+    if isinstance(problem.source, NoisyBank):
+        seed = stage_key(parts.seed, "encoder") % 2**32
+        sample = noisy_copy(sample, problem.source.noise, parts.prior, seed)
+    batch = problem.observe(sample, generator(parts.seed, "encoder", parts.device))
 
     def make() -> PosteriorNetwork:
         module = parts.featurizer.build(parts.custom)
@@ -218,7 +226,7 @@ def _network(parts: Ingredients, problem: Problem, material: Material) -> Poster
 
     network = without_global_rng(stage_key(parts.seed, "weights") % 2**63, make).to(parts.device)
     network.encoder.fit(batch)
-    network.flow.whiten(material.sample.z)
+    network.flow.whiten(sample.z[torch.isfinite(sample.z).all(-1)])
     return network
 
 
@@ -228,14 +236,17 @@ def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) 
     rows = problem.validation
     half = max(len(rows.z) // 2, 1)
     halves = rows.pick(slice(0, half)), rows.pick(slice(-half, None))
-    features = [
-        torch.cat([
-            network.features(problem.observe(r, generator(parts.seed, f"reference {i} {k}", parts.device)))
-            for k in range(max(1, _N_REFERENCE // (2 * half)))
-        ])
-        for i, r in enumerate(halves)
-    ]  # fmt: skip
-    return FeatureReference.fit(*features, problem.conditions)
+    n_copies = max(1, _N_REFERENCE // (2 * half))
+
+    def features(part: Rows, name: str) -> Tensor:
+        rng = generator(parts.seed, f"reference {name}", parts.device)
+        each = [network.features(problem.observe(part, rng)) for _ in range(n_copies)]
+        found = torch.cat(each)
+        return found[torch.isfinite(found).all(-1)]
+
+    return FeatureReference.fit(
+        features(halves[0], "scale"), features(halves[1], "cut"), problem.conditions
+    )
 
 
 def _largest(x: NDArray) -> float:
@@ -251,16 +262,22 @@ def _fingerprint(parts: Ingredients, material: Material) -> str:
         "featurizer": asdict(parts.featurizer),
         "flow": asdict(parts.flow),
         "train": asdict(parts.train),
+        "own_grid": parts.own_grid,
+        "custom": repr(parts.custom),
         "seed": parts.seed,
         "n_sims": material.n_sims,
     }
     digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
-    conditions = parts.conditions
-    for tensor in (
-        conditions.x_err,
-        conditions.mask,
-        material.validation.z,
-        material.validation.model,
-    ):
+    conditions, custom = parts.conditions, parts.custom
+    tensors = {
+        "x_err": conditions.x_err,
+        "mask": conditions.mask,
+        "z": material.validation.z,
+        "model": material.validation.model,
+        **conditions.arguments(),
+        **({} if custom is None else custom.state_dict()),
+    }
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
         digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

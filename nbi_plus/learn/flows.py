@@ -16,13 +16,10 @@ from nflows.transforms.splines import unconstrained_rational_quadratic_spline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-LOG_SCALE_BOUND = (
-    12.0  # one block may narrow the prior by e^-12; smooth, so the gradient never dies
-)
+# One block may narrow the prior by e^-12; the bound is smooth, so that the gradient never dies.
+LOG_SCALE_BOUND = 12.0
 _TAIL_BOUND = 6.0
-_UNIT_SLOPE = math.log(
-    math.expm1(1 - 1e-3)
-)  # raw slope that makes an untrained spline the identity
+_UNIT_SLOPE = math.log(math.expm1(1 - 1e-3))  # makes an untrained spline the identity
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -192,11 +189,11 @@ class SplineBlock(AffineBlock):
         return super()._elementwise_inverse(self._spline(inputs, params, inverse=True)[0], params)
 
     def _spline(self, u: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = params[..., 2:].split(
-            [self.n_bins, self.n_bins, self.n_bins - 1], -1
-        )
-        return unconstrained_rational_quadratic_spline(
-            u,
+        raw = params[..., 2:].to(torch.float64) if inverse else params[..., 2:]
+        widths, heights, slopes = raw.split([self.n_bins, self.n_bins, self.n_bins - 1], -1)
+        # the inverse is a root of differences, which float32 can get wrong by 1e-2 in steep bins
+        value, log_det = unconstrained_rational_quadratic_spline(
+            u.to(raw.dtype),
             widths,
             heights,
             slopes + _UNIT_SLOPE,
@@ -204,6 +201,7 @@ class SplineBlock(AffineBlock):
             tails="linear",
             tail_bound=_TAIL_BOUND,
         )
+        return value.to(u.dtype), log_det.to(u.dtype)
 
 
 class NormalBase(nn.Module):
@@ -220,7 +218,7 @@ class NormalBase(nn.Module):
 
 
 class MixtureBase(nn.Module):
-    """An autoregressive mixture of Gaussians given the context; a wide copy scales each component."""
+    """An autoregressive mixture of Gaussians given the context; wide means wider components."""
 
     def __init__(self, n_dims: int, n_context: int, config: FlowConfig) -> None:
         super().__init__()
@@ -290,11 +288,10 @@ class Flow(nn.Module):
         )
         mean = w @ z
         cov = (z - mean).T @ ((z - mean) * w[:, None])
-        ridge = 1e-10 * cov.diagonal().mean().clamp(min=1e-30)
+        # relative to each variance, since some parameters may be known far better than others
+        ridge = 1e-10 * cov.diagonal().clamp(min=1e-30)
         self.mean.copy_(mean)
-        self.chol.copy_(
-            torch.linalg.cholesky(cov + ridge * torch.eye(self.n_dims, device=z.device))
-        )
+        self.chol.copy_(torch.linalg.cholesky(cov + ridge.diag()))
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Return log q(z | context), shape (B, S), of z (B, S, D) given context (B, F)."""

@@ -18,11 +18,12 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
 from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
 
 @dataclass(frozen=True)
 class FeaturizerSpec:
-    """Which featurizer: a registered name with its options, or ``"custom"`` for a module passed in."""
+    """Which featurizer: a registered name with its options, or ``"custom"``, the user's own."""
 
     name: str
     n_channels: int
@@ -140,9 +141,9 @@ class TrainedModel:
 
 
 def without_global_rng(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """Return a module initialised from ``seed``; torch's global generators stay as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    """Return a module initialised from ``seed``; the global generators stay as they were."""
+    with preserved_random_state():
+        reseed_global_generators(seed)
         return make()
 
 

@@ -28,8 +28,8 @@ class FeatureReference:
         Of features of held-out noisy simulations; the distance is |precision_root^T (f - mean)|.
     distances : Tensor, shape (m,)
         Sorted distances of a second held-out set: they give the cut-off and the p-values.
-    ranges : Tensor, shape (2, 2)
-        Lowest and highest (log error, number of points) seen in training.
+    ranges : Tensor, shape (2, C + 1)
+        Lowest and highest mean log error of each channel, and number of points, seen in training.
     """
 
     mean: Tensor
@@ -51,7 +51,9 @@ class FeatureReference:
         )
         root = torch.linalg.inv(torch.linalg.cholesky(cov)).T
         seen = _conditions(conditions)
-        ranges = torch.stack([seen.amin(0), seen.amax(0)])
+        ranges = torch.stack([
+            seen.nan_to_num(nan=math.inf).amin(0), seen.nan_to_num(nan=-math.inf).amax(0)
+        ])  # fmt: skip
         bare = cls(mean, root, mean[:0], ranges)
         return cls(mean, root, bare.distance(held_out).sort().values, ranges)
 
@@ -69,8 +71,9 @@ class FeatureReference:
     def flag(self, features: Tensor, batch: Batch) -> Tensor:
         """Say which objects are unlike the training set, bool (n,)."""
         cut = torch.quantile(self.distances, _CUT)
-        margin = torch.tensor([_LOG_ERR_MARGIN, 0.5], dtype=torch.float64, device=cut.device)
         seen = _conditions(batch).to(cut.device)
+        margin = torch.full_like(self.ranges[0], _LOG_ERR_MARGIN)
+        margin[-1] = 0.5
         outside = ((seen < self.ranges[0] - margin) | (seen > self.ranges[1] + margin)).any(-1)
         return (self.distance(features) > cut) | outside
 
@@ -80,11 +83,12 @@ class FeatureReference:
 
 
 def _conditions(batch: Batch) -> Tensor:
-    """Return (mean log error, number of points) of each object, shape (n, 2)."""
-    n_points = batch.mask.sum((-2, -1)).to(torch.float64)
-    if batch.x_err is None:
-        return torch.stack([torch.zeros_like(n_points), n_points], -1)
-    log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum((-2, -1)) / n_points.clamp(
-        min=1
-    )
-    return torch.stack([log_err, n_points], -1)
+    """Return each channel's mean log error, NaN without points, and the number of points.
+
+    Shape (n, C + 1); the errors are 0 where they are not known.
+    """
+    n_points = batch.mask.sum(-1).to(torch.float64)
+    log_err = torch.zeros_like(n_points)
+    if batch.x_err is not None:
+        log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum(-1) / n_points
+    return torch.cat([log_err, n_points.sum(-1, keepdim=True)], -1)

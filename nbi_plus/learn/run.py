@@ -70,7 +70,8 @@ class Run:
             progress=self.progress,
         )
         if self.online:
-            return self._train(fitting.online(campaign, self.n_sims, parts), parts, start)
+            material = fitting.online(campaign, self.n_sims, parts, self.max_failed)
+            return self._train(material, parts, start)
         with campaign.open(self.folder, self.n_sims) as store:
             campaign.fill(store, self.n_sims, self.max_failed)
             return self._train(fitting.from_store(store, self.n_sims, parts), parts, start)

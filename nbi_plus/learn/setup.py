@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.io.store import read_columns
-from nbi_plus.problem.inputs import bind_simulator, one_object, split_inputs
+from nbi_plus.problem.inputs import bind_simulator, one_object, split_inputs, with_grid
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Batch, Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
+
+_LOG = logging.getLogger("nbi_plus")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Given:
             raise TypeError(f"observations must be Observations, but are {came}.")
         if self.observations is not None and self.x_err is not None:
             raise ValueError("x_err must be part of the observations, but was given beside them.")
-        return self.observations
+        if self.observations is None:
+            return None
+        grid, _ = split_inputs(self.inputs)
+        return with_grid(self.observations, {k: v.astype(np.float64) for k, v in grid.items()})
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
@@ -127,8 +133,8 @@ def _bare(inputs: Mapping[str, ArrayLike]) -> Batch:
         x=torch.zeros(1, 1, 1),
         x_err=None,
         mask=torch.ones(1, 1, 1, dtype=torch.bool),
-        coords={k: torch.as_tensor(v) for k, v in coords.items()},
-        scalars={k: torch.as_tensor(v[None]) for k, v in scalars.items()},
+        coords={k: torch.as_tensor(v.astype(np.float64)) for k, v in coords.items()},
+        scalars={k: torch.as_tensor(v[None].astype(np.float64)) for k, v in scalars.items()},
     )
 
 
@@ -141,12 +147,14 @@ def _columns(prior: Prior, theta: ArrayLike, x: NDArray[np.float64]) -> dict[str
             "Did you swap x and theta?"
         )
     x = x[:, None] if x.ndim == 2 else x
-    good = np.isfinite(x).all((1, 2)) & np.isfinite(np.asarray(prior.log_prob(values)))
+    z = np.asarray(prior.to_latent(values))  # infinite outside the prior, and on its edges
+    good = np.isfinite(x).all((1, 2)) & np.isfinite(z).all(1)
+    n_bad = int((~good).sum())
     if good.sum() < 2:
         raise ValueError(
-            f"theta and x must have finite rows inside the prior, but {int((~good).sum())} of "
-            f"{n} have not."
+            f"theta and x must have finite rows inside the prior, but {n_bad} of {n} have not."
         )
-    z = np.asarray(prior.to_latent(values[good]))
+    if n_bad:
+        _LOG.warning("%d of %d simulations are not finite or not inside the prior", n_bad, n)
     owner = np.zeros(int(good.sum()), np.int64)
-    return {"z": z, "theta": values[good], "x": x[good], "owner": owner}
+    return {"z": z[good], "theta": values[good], "x": x[good], "owner": owner}

@@ -1,4 +1,4 @@
-"""Sources of training simulations: held on the device, streamed from disk, or made while training."""
+"""Sources of training simulations: on the device, streamed from disk, or made while training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     model: Tensor
     owner: Tensor
 
-    def pick(self, index: Tensor) -> Rows:
+    def pick(self, index: Tensor | slice) -> Rows:
         """Return some of the rows."""
         return Rows(*(column[index] for column in self))
 
@@ -46,7 +46,7 @@ class Resident:
         return len(self.rows.z)
 
     def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
-        """Yield whole batches in random order; the few rows left over have their turn another time."""
+        """Yield whole batches in random order; a few rows left over wait for another epoch."""
         order = torch.randperm(self.n_rows, generator=rng, device=self.rows.z.device)
         for start in range(0, self.n_rows - batch_size + 1, batch_size):
             yield self.rows.pick(order[start : start + batch_size])
@@ -68,14 +68,19 @@ class Streamed:
         """Number of simulations."""
         return len(self.rows)
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
-        """Yield whole batches of shuffled chunks."""
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
+        """Yield whole batches of shuffled chunks; what is left of one goes before the next."""
         chunks = self.store.stream(
             self.rows, COLUMNS, buffer_bytes=self.buffer_bytes, seed=rng.initial_seed()
         )
+        rest: Rows | None = None
         for chunk in chunks:
-            resident = Resident(to_device(chunk, self.prior, self.device, self.dtype))
-            yield from resident.batches(epoch, min(batch_size, resident.n_rows), rng)
+            rows = to_device(chunk, self.prior, self.device, self.dtype)
+            rows = rows if rest is None else Rows(*map(torch.cat, zip(rest, rows, strict=True)))
+            whole = len(rows.z) // batch_size * batch_size
+            for start in range(0, whole, batch_size):
+                yield rows.pick(slice(start, start + batch_size))
+            rest = rows.pick(slice(whole, None))
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Online:
 
 @dataclass(frozen=True)
 class NoisyBank:
-    """A bank of noisy copies, redrawn before each epoch by a function that takes one item at a time."""
+    """A bank of noisy copies, drawn anew for each epoch by a function of one item."""
 
     clean: Resident
     noise: CallableNoise

@@ -25,7 +25,12 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Batch
-from nbi_plus.problem.random import generator
+from nbi_plus.problem.random import (
+    generator,
+    preserved_random_state,
+    reseed_global_generators,
+    stage_key,
+)
 
 _LOG = logging.getLogger("nbi_plus")
 History = list[dict[str, float]]
@@ -190,6 +195,7 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             _restore(run, checkpoint)
         held_out = _validation_data(problem, seed)
+        loss_of = _loss(network, config)
         bar = tqdm(
             total=config.n_epochs,
             initial=len(run.history),
@@ -201,7 +207,9 @@ def train(
                 if epoch - 1 - run.best_epoch >= config.patience:
                     _LOG.info("training stopped: no better epoch since %d", run.best_epoch)
                     break
-                _epoch(run, problem, held_out, config, seed, epoch)
+                with preserved_random_state():  # dropout draws from the global generators
+                    reseed_global_generators(stage_key(seed, f"epoch {epoch}"))
+                    _epoch(run, problem, loss_of, held_out, config, seed, epoch)
                 bar.update()
                 bar.set_postfix(
                     train=f"{run.history[-1]['train_nll']:.3f}",
@@ -234,14 +242,28 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> _Run:
 
 @torch.no_grad()
 def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
-    """Return held-out z and noisy data: noise unlike any in training, the same at every epoch."""
+    """Return held-out z and noisy data: noise unlike any in training, the same at every epoch.
+
+    Data that are not finite are left out: one of them would make every validation loss NaN.
+    """
     rows = problem.validation
-    return rows.z, problem.observe(rows, generator(seed, "validation", rows.z.device))
+    batch = problem.observe(rows, generator(seed, "validation", rows.z.device))
+    good = torch.isfinite(batch.x).all(-1).all(-1) & torch.isfinite(rows.z).all(-1)
+    if not good.any():
+        raise TrainingError(
+            f"validation data must be finite, but all {len(good)} hold NaN or infinities. "
+            "Look at the noise model.",
+            [],
+        )
+    if not good.all():
+        _LOG.warning("%d of %d validation data are not finite", int((~good).sum()), len(good))
+    return rows.z[good], batch.select(good)
 
 
 def _epoch(
     run: _Run,
     problem: Problem,
+    loss_of: Callable[[Tensor, Batch], Tensor],
     held_out: tuple[Tensor, Batch],
     config: TrainConfig,
     seed: int,
@@ -253,7 +275,6 @@ def _epoch(
     rng = generator(seed, f"epoch {epoch}", device)
     size = min(config.batch_size, problem.source.n_rows)
     n_batches = max(1, problem.source.n_rows // size)
-    loss_of = _loss(run.network, config)
     total, n_good = torch.zeros((), device=device), torch.zeros((), device=device)
     n_steps = 0
     for rows in problem.source.batches(epoch, size, rng):
@@ -317,6 +338,8 @@ def _average(run: _Run, config: TrainConfig, step: int) -> None:
     decay = min(config.ema, (1 + step) / (10 + step))
     for mean, now in zip(run.average.parameters(), run.network.parameters(), strict=True):
         mean.lerp_(now, 1 - decay)
+    for mean, now in zip(run.average.buffers(), run.network.buffers(), strict=True):
+        mean.copy_(now)  # running statistics of a normalisation layer are averages already
 
 
 def _rate(config: TrainConfig, done: float) -> float:

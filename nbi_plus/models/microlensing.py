@@ -113,8 +113,8 @@ class Season:
     """
 
     n_nights: int = 100
-    best_error: float = 0.01
-    worst_error: float = 0.1
+    best_error: float = 0.03
+    worst_error: float = 0.2
 
     @property
     def t(self) -> NDArray[np.float64]:
@@ -127,9 +127,9 @@ class Season:
         """What events there are: they peak within the season and last days to weeks."""
         return Prior(
             {
-                "t0": uniform(0.2 * self.n_nights, 0.6 * self.n_nights),
-                "u0": loguniform(0.05, 1.0),
-                "tE": loguniform(3.0, 40.0),
+                "t0": uniform(0.3 * self.n_nights, 0.4 * self.n_nights),
+                "u0": uniform(0.05, 0.95),
+                "tE": loguniform(5.0, 30.0),
             },
             labels={"t0": r"$t_0$", "u0": r"$u_0$", "tE": r"$t_\mathrm{E}$"},
             units={"t0": "d", "tE": "d"},

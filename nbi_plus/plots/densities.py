@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from nbi_plus.infer.posterior import Posterior, weighted_quantile
 
@@ -16,7 +15,8 @@ Span = tuple[float, float]
 
 _RANGE = (0.001, 0.999)
 _MARGIN = 0.08
-_N_BINS = 72
+_N_BINS = 80
+_SCOTT = 0.65  # of the width of Scott's rule
 
 
 def span(posteriors: Sequence[Posterior], i: int, truth: float = np.nan) -> Span:
@@ -41,27 +41,33 @@ class Density:
 
 
 def density(posterior: Posterior, pair: tuple[int, int], spans: tuple[Span, Span]) -> Density:
-    """Return the smoothed weighted histogram of two parameters."""
+    """Return the weighted histogram of two parameters, smoothed along their correlation."""
     draws = posterior.samples[:, pair]
     mass, *edges = np.histogram2d(*draws.T, _N_BINS, spans, weights=posterior.weights)
-    steps = np.array([e[1] - e[0] for e in edges])
-    smooth = ndimage.gaussian_filter(mass, bandwidth(draws, posterior.weights) / steps)
-    return Density(*(0.5 * (e[1:] + e[:-1]) for e in edges), smooth)
+    cells = (draws - [e[0] for e in edges]) / [e[1] - e[0] for e in edges]
+    values = smoothed(mass, kernel_covariance(cells, posterior.weights))
+    return Density(*(0.5 * (e[1:] + e[:-1]) for e in edges), values)
 
 
-def bandwidth(draws: Array, weights: Array) -> Array:
-    """Return half of Scott's rule for both axes of draws (S, 2), shape (2,).
+def kernel_covariance(draws: Array, weights: Array) -> Array:
+    """Return the covariance (2, 2) of the smoothing kernel: Scott's rule, made narrower.
 
-    It is taken of the spread that the other axis leaves, so that the smoothing widens a contour by
-    no more than a percent or two, and does not blur a narrow correlation.
+    The kernel has the shape of the draws (S, 2), so that a narrow correlation is not blurred; for
+    a thousand effective draws it widens a contour by two percent.
     """
-    covariance = np.cov(draws.T, aweights=weights, ddof=0)
-    spread = np.sqrt(np.diag(covariance))
-    product = spread.prod()
-    correlation = covariance[0, 1] / product if product > 0 else 0.0
-    left_over = np.sqrt(max(1.0 - correlation**2, 1e-4))
     n_effective = weights.sum() ** 2 / (weights**2).sum()
-    return 0.5 * n_effective ** (-1 / 6) * spread * left_over
+    return (_SCOTT * n_effective ** (-1 / 6)) ** 2 * np.cov(draws.T, aweights=weights, ddof=0)
+
+
+def smoothed(mass: Array, covariance: Array) -> Array:
+    """Return a gridded density convolved with a Gaussian of a covariance in units of cells."""
+    frequencies = np.meshgrid(
+        *(f(n) for f, n in zip((np.fft.fftfreq, np.fft.rfftfreq), mass.shape, strict=True)),
+        indexing="ij",
+    )
+    k = 2 * np.pi * np.stack(frequencies, -1)
+    kernel = np.exp(-0.5 * ((k @ covariance) * k).sum(-1))
+    return np.maximum(np.fft.irfft2(np.fft.rfft2(mass) * kernel, mass.shape), 0.0)
 
 
 def credible_heights(values: Array, levels: Sequence[float]) -> Array:

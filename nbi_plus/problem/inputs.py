@@ -23,7 +23,7 @@ def one_object(
     mask: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
 ) -> Observations:
-    """Return Observations of one object x_obs (L,) or (C, L); inputs are coordinates and scalars."""
+    """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars."""
     try:
         x = np.asarray(x_obs, np.float64)
     except (TypeError, ValueError) as error:

@@ -102,7 +102,7 @@ def simulate_rows(
                 job = make_rows(block)
                 finish(block, job[0], bound.run(*job))
         elif client is not None:
-            with contextlib.closing(Cluster(bound, payload, client)) as cluster:
+            with contextlib.closing(Cluster(payload, client)) as cluster:
                 _drive(cluster, bound, make_rows, todo, finish)
         else:
             _run_in_processes(bound, payload, min(n_workers, len(todo)), make_rows, todo, finish)
@@ -251,10 +251,7 @@ def _collected(crew: Crew) -> list[tuple[NDArray[np.int64], Job, SimulationBlock
     try:
         return [*crew.collect()]
     except WorkerError as error:
-        raise SimulationError(
-            f"simulator must run in other processes too, but there {error}. "
-            "Are its modules importable there? Use n_jobs=1 to see the error here."
-        ) from error
+        raise SimulationError(f"simulations in other processes stopped: {error}") from error
 
 
 def _too_many_deaths(

@@ -1,4 +1,4 @@
-"""Simulations from the prior: numbered rows, made in parallel, kept in a store, never made twice."""
+"""Simulations from the prior: numbered rows, made in parallel, stored, and never made twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from nbi_plus.io.store import SimulationStore, StoreError
 from nbi_plus.problem.observations import Batch
-from nbi_plus.problem.parallel import check_failures, simulate_rows
+from nbi_plus.problem.parallel import OnBlock, check_failures, simulate_rows
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_normal
-from nbi_plus.problem.simulator import FAILED, OK, BoundSimulator, SimulationBlock
+from nbi_plus.problem.simulator import OK, BoundSimulator, SimulationBlock
 
 _LOG = logging.getLogger("nbi_plus")
 _N_CHECKED = 8  # stored rows simulated again when a store is reused
+_N_LISTED = 100  # failures that an error names
+_UNKNOWN = "failed in an earlier run"
+_NOT_FINITE = "the output is not finite"
 
 
 @dataclass(frozen=True)
@@ -86,43 +89,38 @@ class Campaign:
         if store.n_done and not self.simulator.stochastic:
             self._check_reuse(store)
         missing = store.missing(n)
-        failed: list[dict[str, object]] = []
-        n_failed = 0
+        done = np.setdiff1d(np.arange(n), missing)
+        earlier = store.read(done, ["state"])["state"] != OK
+        failures = _Failures(dict.fromkeys(done[earlier].tolist(), _UNKNOWN))
 
         def keep(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
-            nonlocal n_failed
             z = self.latent(rows)
             theta = self.prior.from_latent(z)
             store.write(
                 int(rows[0]), block.state, z=z, theta=theta, x=block.x, owner=self.owner(rows)
             )
-            n_failed += int((block.state == FAILED).sum())
-            room = max(0, 100 - len(failed))
-            failed.extend(
-                {
-                    "row": int(rows[i]),
-                    "theta": dict(zip(self.prior.names, theta[i].tolist(), strict=True)),
-                    "error": message,
-                }
-                for i, message in block.errors[:room]
-            )
+            failures.add(rows, block)
+            self._check(failures, n, max_failed)  # what cannot succeed any more stops at once
 
         self._run(missing, keep)
-        state = store.read(slice(0, n), ["state"])["state"]
-        check_failures(int((state != OK).sum()), n, max_failed, failed)
+        self._check(failures, n, max_failed)
 
-    def simulate(self, rows: NDArray[np.int64]) -> dict[str, NDArray]:
-        """Return the stored columns of numbered rows that came out well."""
+    def simulate(
+        self, rows: NDArray[np.int64], max_failed: float | None = None
+    ) -> dict[str, NDArray]:
+        """Return the columns of successive numbered rows that came out well; store nothing."""
         z = self.latent(rows)
         x = np.full((len(rows), *self.simulator.shape), np.nan)
-        state = np.full(len(rows), FAILED, np.uint8)
-        first = int(rows[0])
+        good = np.zeros(len(rows), bool)
+        failures = _Failures()
 
         def keep(done: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
-            x[done - first], state[done - first] = block.x, block.state
+            place = done - rows[0]
+            x[place], good[place] = block.x, block.state == OK
+            failures.add(done, block)
 
         self._run(rows, keep)
-        good = state == OK
+        self._check(failures, len(rows), max_failed)
         return {
             "z": z[good],
             "theta": self.prior.from_latent(z[good]),
@@ -130,7 +128,19 @@ class Campaign:
             "owner": self.owner(rows[good]),
         }
 
-    def _run(self, rows: NDArray[np.int64], keep: object) -> None:
+    def _check(self, failures: _Failures, n: int, max_failed: float | None) -> None:
+        """Raise a SimulationError that names the first failures when there are too many."""
+        first = sorted(failures.errors)[:_N_LISTED]
+        theta = self.prior.from_latent(self.latent(np.array(first, np.int64))).tolist()
+        named = [
+            {"row": row, "theta": dict(zip(self.prior.names, values, strict=True)),
+             "error": failures.errors[row]}
+            for row, values in zip(first, theta, strict=True)
+        ]  # fmt: skip
+        limit = {} if max_failed is None else {"max_fraction": max_failed}
+        check_failures(len(failures.errors), n, failed=named, **limit)
+
+    def _run(self, rows: NDArray[np.int64], keep: OnBlock) -> None:
         simulate_rows(
             self.simulator,
             self._make_rows,
@@ -169,11 +179,24 @@ class Campaign:
             worst = np.abs(block.x - old).max() if np.isfinite(block.x).all() else np.nan
             raise StoreError(
                 f"{store.path} must hold simulations of this simulator, but {len(rows)} of them, "
-                f"simulated again, differ by up to {worst:g}. Was the simulator edited? Use another "
-                "path, or delete the file."
+                f"simulated again, differ by up to {worst:g}. Was the simulator edited? Use "
+                "another path, or delete the file."
             )
         _LOG.info("using %d stored simulations of %s", store.n_done, store.path)
 
 
+@dataclass
+class _Failures:
+    """Rows that came out badly, and why."""
+
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def add(self, rows: NDArray[np.int64], block: SimulationBlock) -> None:
+        bad = np.flatnonzero(block.state != OK)
+        self.errors |= {int(rows[i]): _NOT_FINITE for i in bad}
+        self.errors |= {int(rows[i]): message for i, message in block.errors}
+
+
 def _digest(array: NDArray) -> str:
-    return f"{list(array.shape)} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]}"
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{list(array.shape)} {content[:16]}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import pickle
 import signal
+import sys
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
@@ -28,8 +32,9 @@ Answer = SimulationBlock | str  # a text tells how the worker died
 _IDLE_SECONDS = 60.0  # after which a worker without work ends itself
 _WAKE_SECONDS = 1.0  # how often the workers are looked at while nothing arrives
 _JOIN_SECONDS = 5.0
+_LOST_SECONDS = 300.0  # after which a cluster that has lost its workers is given up
 _READY = b"ready"  # the first thing a worker says: until it reads, a large job would block us
-_LARGE_BYTES = 2**23  # more than this is scattered over a cluster instead of sent with a task
+_IMPORTABLE = "Are the simulator's modules importable there? Use n_jobs=1 to see the error here."
 
 
 class WorkerError(RuntimeError):
@@ -75,19 +80,16 @@ def _serve(pipe: connection.Connection, payload: bytes) -> None:
     """Answer jobs until the parent is gone or has nothing to do: the life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     torch.set_num_threads(1)
-    pipe.send(_READY)
-    bound = None
-    while pipe.poll(_IDLE_SECONDS):
-        try:
+    simulator = functools.cache(loaded)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        pipe.send(_READY)
+        while pipe.poll(_IDLE_SECONDS):
             job = pipe.recv()
-        except EOFError:
-            return
-        try:
-            bound = loaded(payload) if bound is None else bound
-            answer = bound.run(*job)
-        except Exception as error:  # noqa: BLE001  the parent reports it
-            answer = WorkerError(repr(error))
-        pipe.send(answer)
+            try:
+                answer = simulator(payload).run(*job)
+            except Exception as error:  # noqa: BLE001  the parent reports it
+                answer = WorkerError(f"{error!r}. {_IMPORTABLE}")
+            pipe.send(answer)
 
 
 @dataclass
@@ -126,11 +128,14 @@ class _Worker:
         self.process.join(_JOIN_SECONDS)
         return f"the worker process died (exit code {self.process.exitcode})"
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """End the process whatever it is doing; it has nothing to clean up."""
         self.pipe.close()
         if self.process.is_alive():
-            self.process.terminate()
-        self.process.join(_JOIN_SECONDS)
+            if sys.platform == "win32":
+                self.process.terminate()
+            else:
+                os.kill(self.process.pid, signal.SIGKILL)
 
 
 class Processes:
@@ -141,11 +146,15 @@ class Processes:
     """
 
     def __init__(self, bound: BoundSimulator, payload: bytes, n_workers: int) -> None:
-        self.bound = bound
         self.n_workers = n_workers
+        self._bound = bound
         self._payload = payload
         self._workers: list[_Worker] = []
-        self.owner = os.getpid()
+        self._owner = os.getpid()
+
+    def serves(self, bound: BoundSimulator) -> bool:
+        """Tell whether these workers hold this very simulator, and are this process's own."""
+        return self._bound is bound and self._owner == os.getpid()
 
     @property
     def n_busy(self) -> int:
@@ -188,12 +197,17 @@ class Processes:
                 yield rows, job, answer
 
     def close(self) -> None:
-        """End all workers at once."""
+        """End all workers at once, unless they belong to the process this one was forked from."""
+        if self._owner != os.getpid():
+            return
+        for worker in self._workers:
+            worker.kill()
         while self._workers:
-            self._workers.pop().stop()
+            self._workers.pop().process.join(_JOIN_SECONDS)
 
     def _drop(self, worker: _Worker) -> None:
-        worker.stop()
+        worker.kill()
+        worker.process.join(_JOIN_SECONDS)
         self._workers.remove(worker)
 
 
@@ -206,9 +220,9 @@ def processes(bound: BoundSimulator, payload: bytes, n_workers: int) -> Processe
     Another function object, even of the same name, gets new processes: an edited and reloaded
     module would otherwise live on in the old ones.
     """
-    crew = _kept.pop() if _kept else None
-    if crew is not None and crew.owner == os.getpid():
-        if crew.bound is bound:
+    with contextlib.suppress(IndexError):  # none is kept, or another thread took it
+        crew = _kept.pop()
+        if crew.serves(bound):
             crew.n_workers = n_workers
             return crew
         crew.close()
@@ -225,9 +239,7 @@ def keep(crew: Processes) -> None:
 def release_workers() -> None:
     """End the worker processes that wait for further simulations; they also do so by themselves."""
     while _kept:
-        crew = _kept.pop()
-        if crew.owner == os.getpid():  # not those of the process that this one was forked from
-            crew.close()
+        _kept.pop().close()
 
 
 @functools.cache
@@ -244,16 +256,19 @@ class Cluster:
     """The workers of a Dask cluster, reached through a ``dask.distributed.Client`` alone.
 
     Two blocks for each thread of the cluster are out at a time, so that none waits for this
-    process. Time limits are not enforced there, as Dask runs tasks outside the main thread.
+    process. Time limits are not enforced there, as Dask runs tasks outside the main thread. A
+    cluster that has no workers yet is waited for, as long as it takes.
     """
 
-    def __init__(self, bound: BoundSimulator, payload: bytes, client: Any) -> None:  # noqa: ANN401
+    def __init__(self, payload: bytes, client: Any) -> None:  # noqa: ANN401
         self.n_workers = max(4, sum(client.nthreads().values()))  # more may still be on their way
+        self._client = client
+        self._heard, self._had_workers = time.monotonic(), bool(client.nthreads())
         self._executor: Executor = client.get_executor(pure=False)
         self._blocks: dict[Future[SimulationBlock], tuple[NDArray[np.int64], Job]] = {}
-        if len(payload) > _LARGE_BYTES:
-            self._bound = client.scatter(bound)
-        else:
+        with warnings.catch_warnings():
+            # Dask warns of large payloads; scattered ones would be lost with the worker they are on
+            warnings.simplefilter("ignore", UserWarning)
             self._bound = client.submit(loaded, payload, pure=False)
 
     @property
@@ -273,17 +288,26 @@ class Cluster:
     def collect(self) -> Iterator[tuple[NDArray[np.int64], Job, Answer]]:
         """Wait, and yield the blocks that were answered or that killed their workers."""
         done, _ = wait(self._blocks, _WAKE_SECONDS, FIRST_COMPLETED)
+        self._check_alive(bool(done))
         for future in done:
             rows, job = self._blocks.pop(future)
             error = None if future.cancelled() else future.exception()
             if future.cancelled():
-                raise WorkerError("the cluster cancelled the simulations")
+                raise WorkerError("the cluster cancelled them.")
             if error is None:
                 yield rows, job, future.result()
             elif type(error).__name__ == "KilledWorker":  # Dask's, known by name, not imported
                 yield rows, job, f"the worker process died ({error!r:.200})"
             else:
-                raise WorkerError(repr(error)) from error
+                raise WorkerError(f"{error!r}. {_IMPORTABLE}") from error
+
+    def _check_alive(self, answered: bool) -> None:
+        """Raise when the workers there were are gone: a cluster may give up restarting them."""
+        quiet = time.monotonic() - self._heard
+        if answered or (quiet > _LOST_SECONDS and self._client.nthreads()):
+            self._heard, self._had_workers = time.monotonic(), True
+        elif quiet > _LOST_SECONDS and self._had_workers:
+            raise WorkerError(f"the cluster has lost all its workers, for {quiet:.0f} s now.")
 
     def close(self) -> None:
         """Cancel what is out."""
