@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
 from nbi_plus.problem.noise import Noise
@@ -65,6 +65,24 @@ def read(
 ) -> Fitted:
     """Read a fitted engine; what is given here is code that no file holds."""
     archive = read_archive(path, "engine")
+    _check_sizes(archive)
+    try:
+        return _rebuild(archive, path, device, prior, noise, featurizer)
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise ArchiveError(
+            f"{path} must hold a complete engine, but its parts do not fit together: {error!r}. "
+            "Save it again."
+        ) from error
+
+
+def _rebuild(
+    archive: Archive,
+    path: Path,
+    device: torch.device,
+    prior: Prior | None,
+    noise: Noise | None,
+    featurizer: nn.Module | None,
+) -> Fitted:
     meta = archive.meta
     if prior is None:
         prior = Prior.from_manifest(meta["prior"], meta["labels"])
@@ -85,3 +103,24 @@ def read(
         defaults={k[len(_DEFAULTS) :]: v for k, v in archive.arrays.items() if is_default[k]},
         seed=meta["seed"],
     )
+
+
+def _check_sizes(archive: Archive) -> None:
+    """Refuse numbers that would build a network larger than the arrays the file really holds."""
+    largest = max([64, len(archive.arrays), *(n for a in archive.arrays.values() for n in a.shape)])
+    model = archive.meta.get("model")
+    parts = {**model, "model": model} if isinstance(model, dict) else {}
+    for part in ("model", "encoder", "flow", "featurizer"):
+        options = parts.get(part)
+        if not isinstance(options, dict):
+            raise ArchiveError(f"the file must describe its {part}, but does not. Save it again.")
+        nested = options.get("options")
+        sizes = {**options, **(nested if isinstance(nested, dict) else {})}
+        for free in ("perm_seed", "n_sims"):  # numbers that nothing is as large as
+            sizes.pop(free, None)
+        for name, value in sizes.items():
+            if isinstance(value, (int, float)) and not value <= largest:
+                raise ArchiveError(
+                    f"{part}.{name} must be at most {largest}, the largest size in the file, but is "
+                    f"{value}. The file is damaged or forged."
+                )

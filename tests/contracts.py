@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -295,6 +296,116 @@ def _check_flow_context(flow, context, noise, choice):
 
     slope = (quantiles(context + step) - quantiles(context - step)) / 2e-4
     assert (slope.abs() > 1e-5).all(), "each quantile must have a gradient in the context"
+
+
+def check_featurizer(
+    module: torch.nn.Module, *, n_channels: int, length: int, seed: int = 0
+) -> None:
+    """Check that a featurizer keeps its contract: shapes, mask, padding, batches, gradients.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps (n, C, L), the mask last, to (n, F); for float32, on any device. Left as it is.
+    n_channels, length : int
+        C (the mask included) and L.
+    seed : int
+        Of the series it is tried on.
+    """
+    module = copy.deepcopy(module)
+    device = next(module.parameters()).device
+    shape = (6, n_channels, length)
+    x = torch.randn(shape, generator=_generator(seed)).to(device)
+    lengths = torch.linspace(1, length, 6).long()  # of one point to all, in one batch
+    x[:, -1] = (torch.arange(length) < lengths[:, None]).to(x)
+    x[-1, -1, 1 : length - 1 : 3] = 0.0  # gaps inside a series
+    with _untouched_generators():
+        _check_featurizer_output(module, x)
+        _check_featurizer_mask(module, x, lengths)
+        _check_featurizer_batches(module, x)
+        _check_featurizer_gradients(module, x)
+        _check_featurizer_double(module, x)
+
+
+def _features(module, x):
+    """Return the features without a graph."""
+    with torch.no_grad():
+        return module(x)
+
+
+def _close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def _check_featurizer_output(module, x):
+    """Features are (n, F), in the type and place of x, finite even where no point is valid."""
+    given = x.clone()
+    features = _features(module, x)
+    assert features.shape == (len(x), module.n_features)
+    assert features.dtype == x.dtype
+    assert features.device == x.device
+    assert features.isfinite().all()
+    assert torch.equal(x, given), "the input must not be edited"
+    assert torch.equal(features, _features(module, x)), "the same input must give the same features"
+    assert (features[-1] - features[-2]).abs().max() > 1e-4, "features must depend on the data"
+    empty = x * torch.zeros(1)[0].to(x)
+    assert _features(module, empty).isfinite().all()
+    assert _features(module, x[:, :, :1]).shape == features.shape  # series of one point
+    twin = copy.deepcopy(module)
+    twin.load_state_dict(module.state_dict())
+    assert torch.equal(_features(twin, x), features)
+
+
+def _check_featurizer_mask(module, x, lengths):
+    """Neither values under the mask, nor appended masked steps, nor cut ones, change a feature."""
+    features = _features(module, x)
+    valid = x[:, -1:] > 0
+    for filler in (0.0, 1e6, math.nan, math.inf):
+        other = torch.where(valid, x, filler)
+        other[:, -1:] = x[:, -1:]
+        assert torch.equal(_features(module, other), features)
+    for extra in (1, 2, 3, 37, x.shape[2]):
+        padding = torch.full((*x.shape[:2], extra), 7.0).to(x)
+        padding[:, -1] = 0.0
+        _close(_features(module, torch.cat([x, padding], dim=2)), features)
+    for i, n in enumerate(lengths.tolist()):
+        _close(_features(module, x[i : i + 1, :, :n]), features[i : i + 1])
+    empty = torch.zeros_like(x[:1])
+    _close(_features(module, empty[:, :, :1]), _features(module, empty))
+
+
+def _check_featurizer_batches(module, x):
+    """An object's features do not depend on its batch: its size, its order, or the mode."""
+    features = _features(module, x)
+    _close(torch.cat([_features(module, row[None]) for row in x]), features)
+    _close(_features(module, x.flip(0)).flip(0), features)
+    _close(_features(module, x.repeat(20, 1, 1))[-len(x) :], features)
+    mode = module.training
+    _close(_features(module.train(not mode), x), features)
+    module.train(mode)
+
+
+def _check_featurizer_gradients(module, x):
+    """Gradients are finite everywhere, reach every parameter and every valid point alone."""
+    x = torch.cat([x, torch.zeros_like(x[:1])]).requires_grad_()
+    module.zero_grad()
+    module(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.isfinite().all(), f"{name} has a gradient that is not finite"
+    assert x.grad.isfinite().all()
+    valid = x[:, -1] > 0
+    assert not x.grad.transpose(1, 2)[~valid].any(), "a masked value must have no gradient"
+    reached = x.grad[0].abs().sum() > 0
+    assert reached, "the only point of a series must have a gradient"
+
+
+def _check_featurizer_double(module, x):
+    """The same features, more exactly, in float64."""
+    double = copy.deepcopy(module).double()
+    features = _features(double, x.double())
+    assert features.dtype == torch.float64
+    torch.testing.assert_close(features.float(), _features(module, x), rtol=1e-3, atol=1e-4)
 
 
 def _generator(seed: int) -> torch.Generator:

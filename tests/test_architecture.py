@@ -19,7 +19,7 @@ DOORS = {
              "io/blocks.py"},
     "nflows": {"learn/flows.py"},
     "emcee": {"infer/ensemble.py"},
-    "matplotlib": {"plots.py"},
+    "matplotlib": {"plots/style.py"},
     "dask": {"survey.py", "problem/simulator.py"},
     "distributed": {"survey.py", "problem/simulator.py"},
     "astropy": {"io/tables.py", "infer/export.py"},

@@ -328,6 +328,24 @@ def test_deaths_cost_only_the_rows_that_cause_them(closure, deadly, block_rows):
     np.testing.assert_array_equal(np.flatnonzero(drive(closure, deadly, block_rows)), deadly)
 
 
+def test_a_row_whose_worker_died_by_accident_is_saved_by_the_second_try(closure):
+    class Unlucky(Crew):
+        def collect(self):
+            for rows, job, answer in super().collect():
+                self.deadly -= set(rows.tolist())
+                yield rows, job, answer
+
+    states = np.full(N, 99, np.uint8)
+    parallel._drive(
+        Unlucky(closure, [5, 17]),
+        closure,
+        make_rows,
+        parallel._blocks(np.arange(N), 1),
+        lambda rows, _, block: states.__setitem__(rows, block.state),
+    )
+    assert (states == OK).all()
+
+
 @pytest.mark.parametrize("deadly", [range(N), range(0, N, 3)])
 def test_too_many_deaths_end_the_run_with_a_reason(closure, deadly):
     with pytest.raises(SimulationError, match="workers died") as caught:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer import export
 from nbi_plus.infer.weights import summarise, systematic_resample
-from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -282,6 +282,25 @@ class Posterior:
     def load(cls, path: str | Path) -> Posterior:
         """Read a posterior; nothing in the file is executed."""
         archive = read_archive(Path(path), "posterior")
+        try:
+            posterior = cls._of_archive(archive)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArchiveError(
+                f"{path} must hold a complete posterior, but its parts do not fit: {error!r}."
+            ) from error
+        n, d = len(posterior.weights), len(posterior.names)
+        for name in _ARRAYS:
+            array = getattr(posterior, name)
+            shape = (n, d) if name == "samples" else (n,)
+            if array.shape != shape or array.dtype != np.float64:
+                raise ArchiveError(
+                    f"{path}: {name} must be float64 of shape {shape}, but is {array.dtype} of "
+                    f"{array.shape}."
+                )
+        return posterior
+
+    @classmethod
+    def _of_archive(cls, archive: Archive) -> Posterior:
         meta = dict(archive.meta)
         derived = {k[8:]: v for k, v in archive.arrays.items() if k.startswith("derived/")}
         p = meta.pop("parameters")

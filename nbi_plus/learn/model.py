@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -39,7 +40,8 @@ class FeaturizerSpec:
                     "featurizer must be passed again, for the file holds none of your code. "
                     "Call Engine.load(path, simulator=..., featurizer=...)."
                 )
-            return featurizers.as_featurizer(custom, self.n_channels, self.length)
+            # a copy: training must not change the user's module, nor a second fit start from the first
+            return featurizers.as_featurizer(copy.deepcopy(custom), self.n_channels, self.length)
         return featurizers.make(
             self.name, self.n_channels, self.length, self.n_params, **self.options
         )

@@ -112,7 +112,7 @@ class Season:
         Range of the events' error levels, in units of the baseline flux.
     """
 
-    n_nights: int = 100
+    n_nights: int = 60
     best_error: float = 0.03
     worst_error: float = 0.2
 
@@ -129,7 +129,7 @@ class Season:
             {
                 "t0": uniform(0.3 * self.n_nights, 0.4 * self.n_nights),
                 "u0": uniform(0.05, 0.95),
-                "tE": loguniform(5.0, 30.0),
+                "tE": loguniform(4.0, 20.0),
             },
             labels={"t0": r"$t_0$", "u0": r"$u_0$", "tE": r"$t_\mathrm{E}$"},
             units={"t0": "d", "tE": "d"},

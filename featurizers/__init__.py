@@ -1,0 +1,94 @@
+"""Networks that turn masked series into features; needs torch alone.
+
+Every featurizer maps ``x (n, C, L)``, whose last channel is the mask (1 = a real point), to
+features ``(n, F)``. Padding, and whatever stands under a zero mask, change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+
+from featurizers.base import Featurizer, WrappedFeaturizer, as_featurizer
+from featurizers.checks import check_keys, check_name
+from featurizers.recurrent import GRU, GRUOptions
+from featurizers.resnet import ResNet, ResNetGRU, ResNetGRUOptions, ResNetOptions
+from featurizers.size import Size, default_size
+from featurizers.transformer import Transformer, TransformerOptions
+from featurizers.vocabulary import from_nbi
+
+__all__ = [
+    "GRU",
+    "Featurizer",
+    "GRUOptions",
+    "ResNet",
+    "ResNetGRU",
+    "ResNetGRUOptions",
+    "ResNetOptions",
+    "Size",
+    "Transformer",
+    "TransformerOptions",
+    "WrappedFeaturizer",
+    "as_featurizer",
+    "available",
+    "default_size",
+    "from_nbi",
+    "make",
+    "options",
+]
+
+_REGISTRY = {
+    "resnet-gru": (ResNetGRU, ResNetGRUOptions),
+    "resnet": (ResNet, ResNetOptions),
+    "gru": (GRU, GRUOptions),
+    "transformer": (Transformer, TransformerOptions),
+}
+
+
+def available() -> tuple[str, ...]:
+    """Return the names that `make` knows."""
+    return tuple(_REGISTRY)
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Return the names of the options that `make` takes for one featurizer.
+
+    Examples
+    --------
+    >>> options("gru")
+    ('n_features', 'width', 'n_rnn', 'pool')
+    """
+    check_name("name", name, _REGISTRY)
+    return tuple(f.name for f in fields(_REGISTRY[name][1]) if f.name != "length")
+
+
+def make(name: str, n_channels: int, length: int, n_params: int, **chosen: object) -> Featurizer:
+    """Make a featurizer, untrained, of a size that suits the problem.
+
+    Its first weights are drawn from torch's global generator, as those of any network.
+
+    Parameters
+    ----------
+    name : str
+        One of `available()`.
+    n_channels, length, n_params : int
+        C (the mask included), L, and the number of parameters to infer; see `default_size`.
+    **chosen
+        Some of `options(name)`; None, or an option left out, is the default.
+
+    Returns
+    -------
+    Featurizer
+
+    Examples
+    --------
+    >>> net = make("resnet-gru", n_channels=3, length=50, n_params=3, depth=2)
+    >>> net.n_features
+    40
+    """
+    check_name("name", name, _REGISTRY)
+    check_keys(f"options of {name}", chosen, options(name))
+    network, options_type = _REGISTRY[name]
+    size = asdict(default_size(n_channels, length, n_params))
+    sized = {f.name: size[f.name] for f in fields(options_type) if f.name in size}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return network(n_channels, options_type(**{**sized, **given}))

@@ -1,0 +1,302 @@
+"""Laws of the featurizers: the mask, padding, sizes, options, and networks of one's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from contracts import check_featurizer
+from torch import nn
+
+import featurizers
+
+VARIANTS = {
+    "resnet-gru": {},
+    "resnet-gru, layer norm": {"norm": "layer", "kernel": 3, "activation": "gelu"},
+    "resnet-gru, halving stem": {"stem_stride": 2, "norm": "none", "n_rnn": 2, "hidden": 24},
+    "resnet": {},
+    "resnet, last": {"pool": "last+mean", "width_first": 8, "width": 48},
+    "gru": {"n_rnn": 2},
+    "transformer": {},
+    "transformer, by time": {"time_channel": 1, "n_layers": 1},
+}
+
+
+def build(variant, n_channels=3, length=50, n_params=3, seed=0, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        name = variant.split(",")[0]
+        chosen = {**VARIANTS.get(variant, {}), **options}
+        return featurizers.make(name, n_channels, length, n_params, **chosen)
+
+
+def series(n, n_channels, length, seed=0):
+    x = torch.randn(n, n_channels, length, generator=torch.Generator().manual_seed(seed))
+    x[:, -1] = 1.0
+    return x
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_featurizer_keeps_its_contract(variant):
+    check_featurizer(build(variant), n_channels=3, length=50)
+
+
+@pytest.mark.parametrize("name", featurizers.available())
+@pytest.mark.parametrize(("n_channels", "length"), [(2, 1), (2, 7), (5, 200)])
+def test_default_featurizer_keeps_its_contract_at_other_shapes(name, n_channels, length):
+    check_featurizer(build(name, n_channels, length), n_channels=n_channels, length=length)
+
+
+class Broken(featurizers.Featurizer):
+    """Breaks one clause of the contract at a time."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.n_features = how, 4
+        self.linear = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        mask = x[:, -1:] > 0.5
+        values = torch.where(mask, x, 0.0)
+        total = {
+            "reads under the mask": lambda: x.sum(2),
+            "counts the padding": lambda: values.mean(2),
+            "divides by no point": lambda: values.sum(2) / mask.sum(2),
+            "looks at its batch": lambda: values.sum(2) - values.sum(2).mean(0),
+            "draws random numbers": lambda: values.sum(2) + torch.randn(1),
+            "works in float32 alone": lambda: values.sum(2).float(),
+            "ignores the data": lambda: 0 * values.sum(2),
+            "normalises a batch": lambda: values.sum(2),
+            "nothing": lambda: values.sum(2),
+        }[self.how]()
+        features = self.linear(total)
+        return self.norm(features) if self.how == "normalises a batch" else features + 0 * self.norm.weight + 0 * self.norm.bias  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "reads under the mask",
+        "counts the padding",
+        "divides by no point",
+        "looks at its batch",
+        "draws random numbers",
+        "works in float32 alone",
+        "ignores the data",
+        "normalises a batch",
+    ],
+)
+def test_contract_refuses_what_breaks_it(how):
+    check_featurizer(Broken("nothing"), n_channels=3, length=20)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_featurizer(Broken(how), n_channels=3, length=20)
+
+
+def test_transformer_by_time_ignores_the_order_of_the_points():
+    net, x = build("transformer, by time"), series(4, 3, 50)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(net(x[:, :, order]), net(x), rtol=1e-5, atol=1e-5)
+    by_step = build("transformer")
+    assert (by_step(x[:, :, order]) - by_step(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", featurizers.available())
+def test_featurizer_is_pickled_and_made_again_from_its_seed(name):
+    net, x = build(name), series(4, 3, 50)
+    again = pickle.loads(pickle.dumps(net))  # noqa: S301
+    assert torch.equal(again(x), net(x))
+    assert torch.equal(build(name)(x), net(x))
+    assert not torch.equal(build(name, seed=1)(x), net(x))
+
+
+@pytest.mark.parametrize("name", featurizers.available())
+def test_featurizer_is_traced_without_a_graph_break(name):
+    net, x = build(name), series(4, 3, 50)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+@pytest.mark.parametrize("name", featurizers.available())
+def test_featurizer_learns_a_frequency(name):
+    net = build(name, n_channels=2, length=30, n_params=1)
+    head = nn.Linear(net.n_features, 1)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+    rng = torch.Generator().manual_seed(0)
+    parameters = [*net.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    losses = []
+    for _ in range(150):
+        u = torch.rand(64, 2, generator=rng)
+        phase = 6.28 * u[:, :1] + (2 + 8 * u[:, 1:]) * torch.linspace(0, 1, 30)
+        x = torch.stack([phase.sin(), torch.ones(64, 30)], dim=1)
+        loss = (head(net(x)) - (u[:, 1:] - 0.5) * 12**0.5).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.35  # 1 is what the prior mean gives
+
+
+def test_default_size_grows_with_each_argument():
+    size = featurizers.default_size
+    assert size(3, 50, 3) == featurizers.Size(length=50, depth=3, width=64, n_features=40)
+    assert [size(3, length, 3).depth for length in (1, 16, 64, 1000, 4000)] == [1, 1, 3, 7, 9]
+    assert [size(3, 50, d).width for d in (1, 5, 7, 20)] == [64, 112, 208, 256]
+    assert [size(c, 50, 1).width for c in (2, 12)] == [64, 96]
+    assert [size(3, 50, d).n_features for d in (1, 4, 20)] == [32, 64, 128]
+    with pytest.raises(ValueError, match="length must be at least 1, but is 0"):
+        size(3, 0, 3)
+
+
+def test_widths_double_and_reach_the_width():
+    def widths(**options):
+        chosen = {"n_features": 8, "depth": 4, "width": 64, **options}
+        return featurizers.ResNetOptions(**chosen).widths
+
+    assert widths(width_first=16) == (16, 32, 64, 64)
+    assert widths() == (32, 64, 64, 64)
+    assert widths(width=512, depth=2) == (256, 512)
+    assert widths(width=8) == (8, 8, 8, 8)
+
+
+def test_options_are_taken_and_none_means_ours():
+    net = featurizers.make("resnet-gru", 3, 50, 3, n_features=7, depth=2, n_rnn=2, width=None)
+    assert net.n_features == net(series(2, 3, 50)).shape[1] == 7
+    assert len(net.trunk.blocks) == net.gru.num_layers == 2
+    assert net.gru.hidden_size == featurizers.default_size(3, 50, 3).width
+    assert set(featurizers.options("gru")) == {"n_features", "width", "n_rnn", "pool"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("resnet50", {}, "'resnet-gru', 'resnet', 'gru', 'transformer', but is 'resnet50'"),
+        ("gru", {"kernel": 3}, "n_features, n_rnn, pool, width, but has kernel"),
+        ("resnet", {"kernel": 4}, "kernel must be odd, but is 4"),
+        ("resnet", {"depth": 0}, "depth must be a whole number >= 1, but is 0"),
+        ("resnet", {"depth": "deep"}, "depth must be a whole number >= 1, but is 'deep'"),
+        ("resnet", {"norm": "batch"}, "'weight', 'layer', 'none', but is 'batch'"),
+        ("resnet", {"activation": "tan"}, "activation must be one of 'relu'"),
+        ("resnet", {"stem_stride": 3}, "stem_stride must be one of 1, 2, but is 3"),
+        ("resnet", {"width": 16, "width_first": 32}, "width_first must be at most width = 16"),
+        ("resnet-gru", {"pool": "last+median"}, "but is 'median'"),
+        ("transformer", {"width": 30}, "width must be a multiple of n_heads, but 30 is none of 4"),
+        ("transformer", {"time_channel": 3}, "time_channel must be one of 0, 1, 2, but is 3"),
+    ],
+)
+def test_make_refuses_what_it_does_not_know(name, options, words):
+    with pytest.raises(ValueError, match=words.replace("+", r"\+")):
+        featurizers.make(name, 3, 50, 3, **options)
+    if not options:
+        with pytest.raises(ValueError, match="name must be one of"):
+            featurizers.options(name)
+
+
+def test_nbi_dictionary_keeps_its_meaning():
+    config = {
+        "type": "ResNet-GRU", "dim_in": 1, "dim_out": 24, "dim_conv_min": 8, "dim_conv_max": 20,
+        "max_hidden": 20, "kernel": 3, "depth": 3, "n_rnn": 2, "norm": "weight_norm",
+        "dim_hidden": 12,
+    }  # fmt: skip
+    given = copy.deepcopy(config)
+    name, options = featurizers.from_nbi(config, n_channels=4)
+    assert config == given
+    assert name == "resnet-gru"
+    net = featurizers.make(name, 4, 50, 3, **options)
+    assert [block.conv_2.out_channels for block in net.trunk.blocks] == [8, 16, 20]
+    assert net.trunk.stem.kernel_size == (3,)
+    assert (net.gru.num_layers, net.gru.hidden_size, net.n_features) == (2, 12, 24)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "options"),
+    [
+        ({"dim_in": 2, "dim_out": -1, "depth": 3}, "resnet-gru", {"depth": 3}),
+        ({"type": "resnet-gru", "n_rnn": 0}, "resnet", {}),
+        ({"type": "resnet", "n_rnn": 2, "norm": "layer_norm"}, "resnet", {"norm": "layer"}),
+        ({"type": "resnet", "dim_conv_min": 32}, "resnet", {"width_first": 32, "width": 256}),
+        ({"type": "GRU", "dim_hidden": 9, "depth": 2}, "gru", {"width": 9, "n_rnn": 2}),
+        ({"type": "transformer", "dim_hidden": 8}, "transformer", {"width": 8}),
+    ],
+)
+def test_nbi_dictionary_is_translated(config, name, options):
+    assert featurizers.from_nbi(config) == (name, options)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"dim_output": 3}, "dim_conv_max, .*type, but has dim_output"),
+        ({"type": "rnn"}, "type must be one of 'resnet-gru'"),
+        ({"norm": "batch_norm"}, "over a batch, an object's features"),
+        ({"norm": "group"}, "norm must be one of"),
+        ({"dim_conv_max": 64, "max_hidden": 32}, "64 and 32 were given"),
+        ({"dim_in": 3}, "dim_in must be below the 3 channels"),
+    ],
+)
+def test_nbi_dictionary_refuses_what_it_does_not_know(config, words):
+    with pytest.raises(ValueError, match=words):
+        featurizers.from_nbi(config, n_channels=3)
+
+
+def test_own_network_is_wrapped_and_left_as_it_was():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(150, 12), nn.BatchNorm1d(12), nn.Dropout(0.5))
+    net[3].eval()
+    before = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    wrapped = featurizers.as_featurizer(net, n_channels=3, length=50)
+    assert isinstance(wrapped, featurizers.Featurizer)
+    assert wrapped.n_features == 12
+    assert (net.training, net[3].training) == (True, False)
+    assert all(torch.equal(v, before[0][k]) for k, v in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before[1])
+    x = series(4, 3, 50)
+    assert torch.equal(wrapped.eval()(x), net.eval()(x))
+
+
+def test_own_network_may_be_lazy_or_without_parameters_or_double():
+    lazy = featurizers.as_featurizer(nn.Sequential(nn.Flatten(), nn.LazyLinear(6)), 3, 50)
+    assert lazy(series(2, 3, 50)).shape == (2, 6)
+    assert featurizers.as_featurizer(nn.Flatten(), 3, 50).n_features == 150
+    double = nn.Sequential(nn.Flatten(), nn.Linear(150, 5)).double()
+    assert featurizers.as_featurizer(double, 3, 50).n_features == 5
+
+
+def test_own_featurizer_is_returned_as_it_is():
+    net = build("resnet")
+    assert featurizers.as_featurizer(net, 3, 50) is net
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class NotFinite(nn.Module):
+    def forward(self, x):
+        return x[:, 0] / 0.0
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(100, 5)), "but raised RuntimeError"),
+        (nn.Linear(50, 5), r"but returned \(2, 3, 5\)"),
+        (nn.Flatten(0), r"but returned \(300,\)"),
+        (Pair(), "but returned a tuple"),
+        (NotFinite(), "but returned NaN or inf"),
+    ],
+)
+def test_own_network_that_does_not_fit_is_refused(module, words):
+    with pytest.raises(ValueError, match=words):
+        featurizers.as_featurizer(module, 3, 50)
+
+
+def test_own_network_must_be_an_instance():
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, but is a function"):
+        featurizers.as_featurizer(lambda x: x, 3, 50)
