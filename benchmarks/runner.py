@@ -50,16 +50,20 @@ class Clock:
     def __init__(self):
         self._start = _now()
 
-    def lap(self, state=None):
-        """Return the lap that ends now."""
-        return Lap(*(_now() - self._start).tolist(), state)
+    def lap(self, snapshot=lambda: None):
+        """Return the lap that ends now, with the state that ``snapshot()`` takes meanwhile."""
+        seconds = (_now() - self._start).tolist()
+        with self.paused():
+            return Lap(*seconds, snapshot())
 
     @contextlib.contextmanager
     def paused(self):
         """Leave out what happens inside the with block."""
         before = _now()
-        yield
-        self._start = self._start + _now() - before
+        try:
+            yield
+        finally:
+            self._start = self._start + _now() - before
 
 
 class Contestant(ABC):

@@ -39,7 +39,7 @@ class ResNetOptions:
     kernel : int
         Odd length of the filters.
     stem_stride : int
-        1, or 2 to halve the series in the very first convolution too.
+        2 halves the series in the very first convolution already, 1 does not.
     norm : str
         "weight" (filters as length times direction), "layer" (over channels, per step), "none".
     activation : str
@@ -53,7 +53,7 @@ class ResNetOptions:
     width: int
     width_first: int | None = None
     kernel: int = 5
-    stem_stride: int = 1
+    stem_stride: int = 2
     norm: str = "weight"
     activation: str = "relu"
     pool: str = "mean+max"

@@ -20,7 +20,7 @@ class Size:
     length : int
         The number of steps L the network is made for; it accepts any other.
     depth : int
-        How many times the series is halved.
+        The number of residual blocks, each of which halves the series.
     width : int
         The largest number of hidden channels.
     n_features : int
@@ -42,7 +42,8 @@ def default_size(n_channels: int, length: int, n_params: int) -> Size:
 
     With C channels, L steps and D parameters:
 
-    - ``depth`` :math:`= \max(1, \mathrm{round}(\log_2 L) - 3)`, so that about eight steps remain;
+    - ``depth`` :math:`= \max(1, \mathrm{round}(\log_2 L) - 4)`: with the halving of the
+      first convolution, about eight steps remain;
     - ``width`` :math:`= \max(4 D^2, 8 C)`, rounded up to a multiple of 16, within [64, 256];
     - ``n_features`` :math:`= 4 D^2`, rounded up to a multiple of 8, within [32, 128].
 
@@ -58,7 +59,7 @@ def default_size(n_channels: int, length: int, n_params: int) -> Size:
     Examples
     --------
     >>> default_size(n_channels=3, length=50, n_params=3)
-    Size(length=50, depth=3, width=64, n_features=40)
+    Size(length=50, depth=2, width=64, n_features=40)
     """
     for name, value in (("n_channels", n_channels), ("length", length), ("n_params", n_params)):
         if value < 1:
@@ -67,7 +68,7 @@ def default_size(n_channels: int, length: int, n_params: int) -> Size:
     width = _round_up(max(few_squares, 8 * n_channels), 16)
     return Size(
         length=length,
-        depth=max(1, round(math.log2(length)) - 3),
+        depth=max(1, round(math.log2(length)) - 4),
         width=min(max(width, _MIN_WIDTH), _MAX_WIDTH),
         n_features=min(max(_round_up(few_squares, 8), _MIN_FEATURES), _MAX_FEATURES),
     )

@@ -193,21 +193,30 @@ def test_plain_proposal_is_the_flow_itself():
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(ratio.numel())
 
 
-@pytest.mark.parametrize("kind", ["maf", "nsf"])
 @pytest.mark.parametrize("n_mog", [1, 4])
 @torch.no_grad()
-def test_float32_density_agrees_with_float64_at_float32_draws(kind, n_mog):
-    single = trained(make(5, kind, n_blocks=5, n_mog=n_mog, dtype=torch.float32), 0.5)
+def test_float32_densities_of_affine_blocks_are_good_to_a_thousandth(n_mog):
+    single = trained(make(5, n_blocks=5, n_mog=n_mog, dtype=torch.float32), 0.7)
     exact = copy.deepcopy(single).double()  # the same weights
     context = normals(4, N_CONTEXT)
     z = single.sample(normals(4, 5000, 5), context, uniforms(4, 5000, 5))
     error = (single.log_prob(z, context).double() - exact.log_prob(z, context)).abs()
-    assert z.dtype == torch.float64
-    assert single.mean.dtype == torch.float64
-    assert error.median() < 1e-4
-    assert error.quantile(0.999) < 1e-2  # a weight is wrong by 1 % at most, were it not for `exact`
-    ratio = torch.exp(exact.log_probs(z, context, (0.5,))[0] - exact.log_prob(z, context))
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(ratio.numel())
+    assert z.dtype == single.mean.dtype == torch.float64
+    assert error.median() < 1e-5
+    assert error.quantile(0.999) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["maf", "nsf"])
+@pytest.mark.parametrize("seed", [1, 3])
+@torch.no_grad()
+def test_proposal_draws_have_their_density_however_curved_a_float32_flow_is(kind, seed):
+    single = trained(make(5, kind, n_blocks=5, dtype=torch.float32), 1.0, seed)
+    proposal = FlowProposal(single, copy.deepcopy(single).double())
+    features = normals(4, N_CONTEXT)
+    draws = proposal.draw(features, torch.arange(4), 4000, 0, "test")
+    for part in proposal.exact.log_probs(draws.z, features, (0.5, 1.0)):
+        ratio = torch.exp(part - draws.log_q)
+        assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(ratio.numel())
 
 
 def maximise(flow, z, steps=150):
@@ -277,9 +286,10 @@ def test_whitening_standardises_whatever_the_units():
 def test_mixture_base_learns_two_modes(kind):
     sign = torch.where(uniforms(1000, 1, seed=9) < 0.3, -1.0, 1.0)
     z = sign + 0.1 * normals(1000, 1, seed=8)
-    flow = maximise(make(1, kind, 1, n_layers=1, n_mog=4), z, 60)
+    flow = maximise(make(1, kind, 1, n_layers=1, n_mog=4), z)
     drawn = draws_of(flow)
-    assert (drawn < 0).double().mean().item() == pytest.approx(0.3, abs=0.04)
+    share = (z < 0).double().mean().item()
+    assert (drawn < 0).double().mean().item() == pytest.approx(share, abs=0.03)
     assert ((drawn.abs() - 1).abs() < 0.5).double().mean() > 0.99
     for mode in (drawn[drawn > 0] - 1, drawn[drawn < 0] + 1):
         assert mode.std().item() == pytest.approx(0.1, rel=0.15)

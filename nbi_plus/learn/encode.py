@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         self.centre.copy_(context.median(0).values)
         spread = _MAD_TO_SD * (context - self.centre).abs().median(0).values
         self.width.copy_(
-            torch.where(spread > 1e-6 * self.centre.abs(), spread, torch.ones_like(spread))
+            torch.where(spread > 1e-12 * self.centre.abs(), spread, torch.ones_like(spread))
         )
         for i, name in enumerate(self.config.coords):
             span = _since_first(batch.coords[name], batch.mask.any(1))[0].abs().max()

@@ -40,7 +40,7 @@ class FeaturizerSpec:
                     "featurizer must be passed again, for the file holds none of your code. "
                     "Call Engine.load(path, simulator=..., featurizer=...)."
                 )
-            # a copy: training must not change the user's module, nor a second fit start from the first
+            # a copy: a second fit must not start where the first one ended
             return featurizers.as_featurizer(copy.deepcopy(custom), self.n_channels, self.length)
         return featurizers.make(
             self.name, self.n_channels, self.length, self.n_params, **self.options

@@ -150,6 +150,10 @@ class _Run:
     best: dict[str, Tensor]
     history: History = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.weights = list(self.network.parameters())
+        self.average_weights = list(self.average.parameters())
+
     @property
     def best_epoch(self) -> int:
         """The epoch of the lowest finite validation loss, -1 before there is one."""
@@ -235,7 +239,10 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> _Run:
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    # fused: one kernel for all weights, which can skip a step without asking the device
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
     average = copy.deepcopy(network).requires_grad_(False).eval()
     return _Run(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 
@@ -317,17 +324,15 @@ def _loss(network: PosteriorNetwork, config: TrainConfig) -> Callable[[Tensor, B
 
 
 def _step(run: _Run, loss: Tensor, config: TrainConfig) -> Tensor:
-    """Take one optimizer step, with no gradient where the loss is not finite; say which it was.
+    """Take one optimizer step, or none where the loss is not finite; say which it was.
 
     The choice is made on the device: asking for its value would wait for the GPU at each step.
     """
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = [p for p in run.network.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+    norm = torch.nn.utils.clip_grad_norm_(run.weights, config.clip)
     good = torch.isfinite(norm) & torch.isfinite(loss)
-    for p in parameters:
-        p.grad = torch.where(good, p.grad, 0.0)
+    run.optimizer.found_inf = (~good).to(torch.float32)  # as torch's GradScaler does
     run.optimizer.step()
     return good
 
@@ -336,10 +341,7 @@ def _step(run: _Run, loss: Tensor, config: TrainConfig) -> Tensor:
 def _average(run: _Run, config: TrainConfig, step: int) -> None:
     """Move the averaged weights towards the present ones, faster in the beginning."""
     decay = min(config.ema, (1 + step) / (10 + step))
-    for mean, now in zip(run.average.parameters(), run.network.parameters(), strict=True):
-        mean.lerp_(now, 1 - decay)
-    for mean, now in zip(run.average.buffers(), run.network.buffers(), strict=True):
-        mean.copy_(now)  # running statistics of a normalisation layer are averages already
+    torch._foreach_lerp_(run.average_weights, run.weights, 1 - decay)
 
 
 def _rate(config: TrainConfig, done: float) -> float:
