@@ -46,7 +46,7 @@ class TransformerOptions:
     width: int
     n_layers: int = 2
     n_heads: int = 4
-    n_latents: int = 16
+    n_latents: int = 8
     n_periods: int = 16
     time_channel: int | None = None
     activation: str = "silu"
@@ -117,7 +117,7 @@ class Transformer(Featurizer):
     """An attention network whose cost grows in proportion to the number of points.
 
     Each point becomes a token; latent vectors read the tokens and then each other, ``n_layers``
-    times, and their mean is the summary (the Perceiver of Jaegle et al., 2021; its first reading is
+    times, and together they are the summary (the Perceiver of Jaegle et al., 2021; its first reading is
     the pooling by learned queries of the Set Transformer, Lee et al., 2019).
     """
 
@@ -135,11 +135,12 @@ class Transformer(Featurizer):
             ACTIVATIONS[options.activation](),
             nn.Linear(width, width),
         )
-        self.latents = nn.Parameter(torch.randn(options.n_latents, width) / math.sqrt(width))
+        self.latents = nn.Parameter(torch.randn(options.n_latents, width) / 2)
         block = (width, options.n_heads, options.activation)
         self.readers = nn.ModuleList(ReadingBlock(*block) for _ in blocks)
         self.mixers = nn.ModuleList(ReadingBlock(*block) for _ in blocks)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.n_features))
+        kept = options.n_latents * width
+        self.head = nn.Sequential(nn.LayerNorm(kept), nn.Linear(kept, self.n_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, C, L) to (n, F)."""
@@ -152,7 +153,7 @@ class Transformer(Featurizer):
         for read, mix in zip(self.readers, self.mixers, strict=True):
             latents = read(latents, tokens, readable)
             latents = mix(latents, latents, None)
-        return self.head(latents.mean(1))
+        return self.head(latents.flatten(1))
 
     def _time(self, channels: Tensor) -> Tensor:
         """Return the time (n, L) of each point, by its channel or by its number."""

@@ -112,6 +112,8 @@ def test_featurizer_is_pickled_and_made_again_from_its_seed(name):
     assert not torch.equal(build(name, seed=1)(x), net(x))
 
 
+# torch's compiler itself looks at .grad when it resumes after a recurrent layer
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("name", featurizers.available())
 def test_featurizer_compiles(name):
     net, x = build(name), series(4, 3, 50)
@@ -121,27 +123,25 @@ def test_featurizer_compiles(name):
 
 
 @pytest.mark.parametrize("name", featurizers.available())
-def test_featurizer_learns_a_frequency(name):
+def test_featurizer_learns_the_time_of_a_bump(name):
     net = build(name, n_channels=2, length=30, n_params=1)
     head = nn.Linear(net.n_features, 1)
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
     rng = torch.Generator().manual_seed(0)
-    parameters = [*net.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=2e-3)
     losses = []
-    for _ in range(150):
-        u = torch.rand(64, 2, generator=rng)
-        phase = 6.28 * u[:, :1] + (2 + 8 * u[:, 1:]) * torch.linspace(0, 1, 30)
-        x = torch.stack([phase.sin(), torch.ones(64, 30)], dim=1)
-        loss = (head(net(x)) - (u[:, 1:] - 0.5) * 12**0.5).square().mean()
+    for _ in range(100):
+        t0 = torch.rand(64, 1, generator=rng)
+        bump = torch.exp(-0.5 * ((torch.linspace(0, 1, 30) - t0) / 0.1) ** 2)
+        x = torch.stack([bump, torch.ones_like(bump)], dim=1)
+        loss = (head(net(x)) - (t0 - 0.5) * 12**0.5).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) / 20 < 0.35  # 1 is what the prior mean gives
+    assert sum(losses[-10:]) / 10 < 0.1  # 1 is what the prior mean gives
 
 
 def test_default_size_grows_with_each_argument():

@@ -11,16 +11,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
 from nbi_plus.problem.noise import Noise
@@ -33,7 +32,6 @@ from nbi_plus.problem.random import (
 )
 
 _LOG = logging.getLogger("nbi_plus")
-History = list[dict[str, float]]
 
 
 class TrainingError(RuntimeError):
@@ -140,28 +138,6 @@ class Problem:
         return seen.with_data(self.noise.augment(rows.model, seen, rows.theta, rng))
 
 
-@dataclass
-class _Run:
-    """Everything that a checkpoint must bring back."""
-
-    network: PosteriorNetwork
-    average: PosteriorNetwork
-    optimizer: torch.optim.Optimizer
-    best: dict[str, Tensor]
-    history: History = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.weights = list(self.network.parameters())
-        self.average_weights = list(self.average.parameters())
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of the lowest finite validation loss, -1 before there is one."""
-        losses = [h["val_nll"] for h in self.history]
-        finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
-        return min(finite, key=lambda i: losses[i], default=-1)
-
-
 def train(
     network: PosteriorNetwork,
     problem: Problem,
@@ -192,12 +168,13 @@ def train(
     Returns
     -------
     list of dict
-        One entry an epoch: ``train_nll``, ``val_nll``, ``lr``, ``seconds``, ``n_bad``.
+        One entry an epoch: ``train_nll``, ``val_nll``, ``lr``, ``seconds`` and ``n_bad``, the
+        number of rows left out because data, parameters or loss were not finite.
     """
     with torch.enable_grad():
         run = _start(network, config)
         if checkpoint is not None and checkpoint.exists():
-            _restore(run, checkpoint)
+            restore(run, checkpoint)
         held_out = _validation_data(problem, seed)
         loss_of = _loss(network, config)
         bar = tqdm(
@@ -220,7 +197,7 @@ def train(
                     val=f"{run.history[-1]['val_nll']:.3f}",
                 )
                 if checkpoint is not None:
-                    _save(run, checkpoint)
+                    save(run, checkpoint)
                 if callback is not None:
                     callback(copy.deepcopy(run.history))
     if run.best_epoch < 0:
@@ -234,7 +211,7 @@ def train(
     return run.history
 
 
-def _start(network: PosteriorNetwork, config: TrainConfig) -> _Run:
+def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
     network.train()
     decay = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
@@ -244,7 +221,7 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> _Run:
         groups, lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    return _Run(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
+    return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 
 
 @torch.no_grad()
@@ -255,7 +232,7 @@ def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
     """
     rows = problem.validation
     batch = problem.observe(rows, generator(seed, "validation", rows.z.device))
-    good = torch.isfinite(batch.x).all(-1).all(-1) & torch.isfinite(rows.z).all(-1)
+    good = _finite(rows.z, batch)
     if not good.any():
         raise TrainingError(
             f"validation data must be finite, but all {len(good)} hold NaN or infinities. "
@@ -268,9 +245,9 @@ def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
 
 
 def _epoch(
-    run: _Run,
+    run: TrainingState,
     problem: Problem,
-    loss_of: Callable[[Tensor, Batch], Tensor],
+    loss_of: Callable[[Tensor, Batch], tuple[Tensor, Tensor]],
     held_out: tuple[Tensor, Batch],
     config: TrainConfig,
     seed: int,
@@ -282,15 +259,16 @@ def _epoch(
     rng = generator(seed, f"epoch {epoch}", device)
     size = min(config.batch_size, problem.source.n_rows)
     n_batches = max(1, problem.source.n_rows // size)
-    total, n_good = torch.zeros((), device=device), torch.zeros((), device=device)
+    total, n_good, n_bad = torch.zeros((3,), device=device)
     n_steps = 0
     for rows in problem.source.batches(epoch, size, rng):
         rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of(rows.z, problem.observe(rows, rng))
+        loss, n_out = loss_of(rows.z, problem.observe(rows, rng))
         good = _step(run, loss, config)
         total, n_good = total + torch.where(good, loss.detach(), 0.0), n_good + good
+        n_bad = n_bad + torch.where(good, n_out, len(rows.z))
         _average(run, config, epoch * n_batches + n_steps)
         n_steps += 1
     if n_good == 0:
@@ -299,12 +277,14 @@ def _epoch(
             f"{epoch} gave NaN. Look for extreme simulations, or lower lr.",
             run.history,
         )
+    for mean, now in zip(run.average.buffers(), run.network.buffers(), strict=True):
+        mean.copy_(now)  # running statistics of a normalisation layer are averages already
     entry = {
         "train_nll": float(total / n_good),
         "val_nll": evaluate(run.average, *held_out),
         "lr": rate,
         "seconds": time.perf_counter() - began,
-        "n_bad": n_steps - int(n_good),
+        "n_bad": int(n_bad),
     }
     run.history.append(entry)
     if run.best_epoch == epoch:
@@ -312,18 +292,29 @@ def _epoch(
     _LOG.info("epoch %d: %s", epoch, entry)
 
 
-def _loss(network: PosteriorNetwork, config: TrainConfig) -> Callable[[Tensor, Batch], Tensor]:
+def _loss(
+    network: PosteriorNetwork, config: TrainConfig
+) -> Callable[[Tensor, Batch], tuple[Tensor, Tensor]]:
+    """Return a function that gives the mean loss of the finite rows, and how many are not."""
     forward = torch.compile(network) if config.compile else network
 
-    def loss(z: Tensor, batch: Batch) -> Tensor:
+    def loss(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        good = _finite(z, batch)
+        z, x = z.masked_fill(~good[:, None], 0.0), batch.x.masked_fill(~good[:, None, None], 0.0)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=config.mixed_precision):
-            features = forward(batch)
-        return -network.flow.log_prob(z[:, None], features.float()).mean()
+            features = forward(replace(batch, x=x))
+        log_q = network.flow.log_prob(z[:, None], features.float())[:, 0]
+        return -torch.where(good, log_q, 0.0).sum() / good.sum(), (~good).sum()
 
     return loss
 
 
-def _step(run: _Run, loss: Tensor, config: TrainConfig) -> Tensor:
+def _finite(z: Tensor, batch: Batch) -> Tensor:
+    """Say which rows have finite parameters and data, bool (n,)."""
+    return torch.isfinite(z).all(-1) & torch.isfinite(batch.x).flatten(1).all(-1)
+
+
+def _step(run: TrainingState, loss: Tensor, config: TrainConfig) -> Tensor:
     """Take one optimizer step, or none where the loss is not finite; say which it was.
 
     The choice is made on the device: asking for its value would wait for the GPU at each step.
@@ -338,7 +329,7 @@ def _step(run: _Run, loss: Tensor, config: TrainConfig) -> Tensor:
 
 
 @torch.no_grad()
-def _average(run: _Run, config: TrainConfig, step: int) -> None:
+def _average(run: TrainingState, config: TrainConfig, step: int) -> None:
     """Move the averaged weights towards the present ones, faster in the beginning."""
     decay = min(config.ema, (1 + step) / (10 + step))
     torch._foreach_lerp_(run.average_weights, run.weights, 1 - decay)
@@ -356,37 +347,3 @@ def evaluate(network: PosteriorNetwork, z: Tensor, batch: Batch) -> float:
     """Return the mean of -log q(z | data) in the latent space."""
     features = network.features(batch)
     return float(-network.flow.log_prob(z[:, None], features).to(torch.float64).mean())
-
-
-def _save(run: _Run, path: Path) -> None:
-    """Write a checkpoint; the file is replaced whole, so that a kill leaves the last one."""
-    arrays = {}
-    for name in ("network", "average"):
-        arrays |= {f"{name}/{k}": v for k, v in getattr(run, name).state_dict().items()}
-    arrays |= {f"best/{k}": v for k, v in run.best.items()}
-    for i, state in run.optimizer.state_dict()["state"].items():
-        arrays |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-    numbers = {k: v.detach().cpu().numpy() for k, v in arrays.items()}
-    history = {f"history/{k}": np.array([h[k] for h in run.history]) for k in run.history[0]}
-    write_archive(path, "training", {}, numbers | history)
-
-
-def _restore(run: _Run, path: Path) -> None:
-    """Bring a run back to the end of the epoch that a checkpoint was written after."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in read_archive(path, "training").arrays.items():
-        part, key = name.split("/", 1)
-        parts.setdefault(part, {})[key] = value
-    run.network.load_state_dict({k: torch.as_tensor(v) for k, v in parts["network"].items()})
-    run.average.load_state_dict({k: torch.as_tensor(v) for k, v in parts["average"].items()})
-    run.best = {k: torch.as_tensor(v) for k, v in parts["best"].items()}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in parts["optimizer"].items():
-        i, key = name.split("/")
-        state.setdefault(int(i), {})[key] = torch.as_tensor(value)
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    keys, columns = list(parts["history"]), parts["history"].values()
-    run.history = [
-        dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
-    ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
-import zlib
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,16 @@ _MIX_2 = -7723592293110705685
 
 
 def stage_key(seed: int, stage: str) -> int:
-    """Return a 63-bit key for one use of randomness; different stages are independent."""
-    return (zlib.crc32(stage.encode()) << 31 ^ (int(seed) * 2654435761)) & (2**63 - 1)
+    """Return a 63-bit key for one use of randomness; different stages are independent.
+
+    All bits depend on both, for torch's generator on the CPU looks at the lowest 32 alone.
+    """
+    digest = hashlib.blake2b(f"{int(seed)} {stage}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a torch generator for one stage, for streams that no other batch layout must repeat."""
+    """Return a torch generator for one stage, for what no other batch layout must repeat."""
     return torch.Generator(device=device).manual_seed(stage_key(seed, stage))
 
 

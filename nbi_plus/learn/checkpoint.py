@@ -1,0 +1,85 @@
+"""Checkpoints: the state of a training run, and its file form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.learn.network import PosteriorNetwork
+
+History = list[dict[str, float]]
+
+
+@dataclass
+class TrainingState:
+    """Everything that a checkpoint must bring back.
+
+    Attributes
+    ----------
+    network, average : PosteriorNetwork
+        The one that is trained, and the running average of its weights.
+    optimizer : torch.optim.Optimizer
+    best : dict of Tensor
+        State of the average after its best epoch.
+    history : list of dict
+        Figures of every epoch.
+    weights, average_weights : list of Tensor
+        Parameters of both networks, in one order.
+    """
+
+    network: PosteriorNetwork
+    average: PosteriorNetwork
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    history: History = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights = list(self.network.parameters())
+        self.average_weights = list(self.average.parameters())
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the lowest finite validation loss, -1 before there is one."""
+        losses = [h["val_nll"] for h in self.history]
+        finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
+        return min(finite, key=lambda i: losses[i], default=-1)
+
+
+def save(run: TrainingState, path: Path) -> None:
+    """Write a checkpoint; the file is replaced whole, so that a kill leaves the last one."""
+    arrays = {}
+    for name in ("network", "average"):
+        arrays |= {f"{name}/{k}": v for k, v in getattr(run, name).state_dict().items()}
+    arrays |= {f"best/{k}": v for k, v in run.best.items()}
+    for i, state in run.optimizer.state_dict()["state"].items():
+        arrays |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
+    numbers = {k: v.detach().cpu().numpy() for k, v in arrays.items()}
+    history = {f"history/{k}": np.array([h[k] for h in run.history]) for k in run.history[0]}
+    write_archive(path, "training", {}, numbers | history)
+
+
+def restore(run: TrainingState, path: Path) -> None:
+    """Bring a run back to the end of the epoch that a checkpoint was written after."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in read_archive(path, "training").arrays.items():
+        part, key = name.split("/", 1)
+        parts.setdefault(part, {})[key] = value
+    run.network.load_state_dict({k: torch.as_tensor(v) for k, v in parts["network"].items()})
+    run.average.load_state_dict({k: torch.as_tensor(v) for k, v in parts["average"].items()})
+    run.best = {k: torch.as_tensor(v) for k, v in parts["best"].items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts["optimizer"].items():
+        i, key = name.split("/")
+        state.setdefault(int(i), {})[key] = torch.as_tensor(value)
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    keys, columns = list(parts["history"]), parts["history"].values()
+    run.history = [
+        dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
+    ]
