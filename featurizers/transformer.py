@@ -117,8 +117,8 @@ class Transformer(Featurizer):
     """An attention network whose cost grows in proportion to the number of points.
 
     Each point becomes a token; latent vectors read the tokens and then each other, ``n_layers``
-    times, and together they are the summary (the Perceiver of Jaegle et al., 2021; its first reading is
-    the pooling by learned queries of the Set Transformer, Lee et al., 2019).
+    times, and together they are the summary (the Perceiver of Jaegle et al., 2021; its first
+    reading is the pooling by learned queries of the Set Transformer, Lee et al., 2019).
     """
 
     def __init__(self, n_channels: int, options: TransformerOptions) -> None:

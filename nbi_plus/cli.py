@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nbi_plus import __version__, plots
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from matplotlib.figure import Figure
 
-_N_SIMS, _N_EPOCHS, _BATCH_SIZE, _LR = 10_000, 15, 128, 2e-3
+_N_SIMS, _N_EPOCHS, _BATCH_SIZE, _LR = 25_000, 25, 128, 1e-2
 _N_EVENTS, _N_CALIBRATION = 64, 300
 
 
@@ -98,7 +100,8 @@ def _count(text: str) -> int:
 def _demo(options: argparse.Namespace) -> int:
     """Train, answer, print and write."""
     began = time.perf_counter()
-    found = _run(options, began)
+    with _one_thread():
+        found = _run(options, began)
     print(_verdicts(found))
     if found.calibration is not None:
         print(f"\n{found.calibration.report}")
@@ -138,6 +141,20 @@ def _run(options: argparse.Namespace, began: float) -> Demo:
     enough = posteriors.certified.sum() >= 2
     calibration = sbc(posteriors, truths, seed=options.seed) if enough else None
     return Demo(engine, seen[:n], truths[:n], posteriors[:n], calibration)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread, as many as before afterwards.
+
+    So small a network gains little from more, and loses a factor where cores are shared.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _verdicts(found: Demo) -> str:

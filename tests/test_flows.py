@@ -136,6 +136,16 @@ def test_each_output_sees_only_what_stands_before_it():
     assert (torch.tril(jacobian[:, 0, 0], -1)[torch.tril_indices(6, 6, -1).unbind()] != 0).all()
 
 
+@pytest.mark.parametrize("n_dims", [1, 4])
+@torch.no_grad()
+def test_every_output_is_a_curved_function_of_the_context(n_dims):
+    """The direct path is linear; the hidden units must serve the first parameter too."""
+    net = make(n_dims).blocks[0].autoregressive_net
+    u, context, step = normals(1, 1, n_dims), normals(1, N_CONTEXT), normals(1, N_CONTEXT, seed=6)
+    left, middle, right = (net(u, net.terms(context + s * step)) for s in (-1, 0, 1))
+    assert ((left + right - 2 * middle).abs() > 1e-5).all()
+
+
 @torch.no_grad()
 def test_steps_together_equal_one_forward_pass():
     for n_layers in (1, 2, 3):

@@ -212,7 +212,7 @@ LOG = None  # where the slow simulator of a killed process writes which theta it
 
 def slow(theta, t):
     if LOG is not None:
-        os.write(LOG, f"{theta[0]!r}\n".encode())
+        os.write(LOG, f"{float(theta[0])!r}\n".encode())
         time.sleep(5e-4)
     return one_row(theta, t)
 

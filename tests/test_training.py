@@ -608,6 +608,22 @@ def test_per_item_noise_reaches_encoder_training_and_reference():
     assert abs(encoder.centre[0] - 1) < 0.3
 
 
+def test_reference_of_a_fit_flags_one_ordinary_object_in_a_hundred():
+    parts = ingredients(train=replace(SHORT, n_epochs=1, val_fraction=0.5))
+    model = fitting.fit(fitting.from_arrays(columns(3000), parts), parts, progress=False)
+    fresh = simulate(5000, seed=77)
+    problem = make_problem()
+    batch = problem.observe(fresh, generator(0, "fresh"))
+    features = model.network.features(batch)
+    share = model.reference.flag(features, batch).double().mean().item()
+    assert abs(share - 0.01) < 4 * math.sqrt(0.01 * (1 / 5000 + 1 / 750))  # 750 set the cut-off
+    p = model.reference.p_value(features)
+    assert stats.kstest(p, "uniform").statistic < 2 * math.sqrt(1 / 5000 + 1 / 750)
+    for factor in (0.2, 5.0):
+        other = replace(batch, x_err=factor * batch.x_err)
+        assert model.reference.flag(model.network.features(other), other).all()
+
+
 def test_streamed_simulations_refuse_per_item_noise(tmp_path):
     parts = ingredients(noise=CallableNoise(jump), memory=20_000)
     with stored(tmp_path) as store:

@@ -45,7 +45,7 @@ class FlowConfig:
     n_blocks: int = 5
     hidden: int = 64
     n_layers: int = 2
-    n_mog: int = 1
+    n_mog: int = 4
     n_bins: int = 8
     perm_seed: int = 0
 

@@ -66,7 +66,7 @@ class TrainConfig:
 
     n_epochs: int = 100
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float = 5e-3
     warmup: float = 0.05
     weight_decay: float = 1e-4
     clip: float = 5.0

@@ -113,8 +113,8 @@ class Season:
     """
 
     n_nights: int = 60
-    best_error: float = 0.03
-    worst_error: float = 0.2
+    best_error: float = 0.05
+    worst_error: float = 0.3
 
     @property
     def t(self) -> NDArray[np.float64]:
@@ -128,7 +128,7 @@ class Season:
         return Prior(
             {
                 "t0": uniform(0.3 * self.n_nights, 0.4 * self.n_nights),
-                "u0": uniform(0.05, 0.95),
+                "u0": uniform(0.1, 0.9),
                 "tE": loguniform(4.0, 20.0),
             },
             labels={"t0": r"$t_0$", "u0": r"$u_0$", "tE": r"$t_\mathrm{E}$"},
