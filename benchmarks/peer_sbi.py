@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 
 import numpy as np
@@ -11,6 +12,8 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.embedding_nets import CNNEmbedding
 from sbi.utils import BoxUniform
+from sbi.utils.tracking import TensorBoardTracker
+from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.problems import stream
 from benchmarks.runner import N_DRAWS, Clock, Contestant, main
@@ -56,7 +59,13 @@ class Peer(Contestant):
         problem, data = self.problem, self.data
         prior = BoxUniform(torch.tensor(problem.low), torch.tensor(problem.high))
         x = problem.add_noise(data.x_train, stream("fixed noise"))
-        trainer = ClockedNPE(prior, density_estimator=self._network(), show_progress_bars=False)
+        self.folder = tempfile.TemporaryDirectory()  # else its logs go to the working directory
+        trainer = ClockedNPE(
+            prior,
+            density_estimator=self._network(),
+            show_progress_bars=False,
+            tracker=TensorBoardTracker(SummaryWriter(self.folder.name)),
+        )
         trainer.clock = self.clock
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the epochs ran out before it stopped by itself

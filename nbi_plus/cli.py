@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _N_SIMS, _N_EPOCHS, _BATCH_SIZE, _LR = 25_000, 25, 128, 1e-2
+_FLOW = {"n_blocks": 3}  # enough for posteriors of one mode, and faster
 _N_EVENTS, _N_CALIBRATION = 64, 300
 
 
@@ -128,7 +129,8 @@ def _run(options: argparse.Namespace, began: float) -> Demo:
         f"{season.best_error:.0%} and {season.worst_error:.0%} of the baseline.\n"
         f"Training on {options.n_sims} simulations for {options.n_epochs} epochs ..."
     )
-    engine = Engine(point_lens, season.prior, noise=GaussianNoise(), seed=options.seed)
+    noise = GaussianNoise()
+    engine = Engine(point_lens, season.prior, noise=noise, flow=_FLOW, seed=options.seed)
     engine.fit(
         options.n_sims,
         n_epochs=options.n_epochs,

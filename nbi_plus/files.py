@@ -121,6 +121,6 @@ def _check_sizes(archive: Archive) -> None:
         for name, value in sizes.items():
             if isinstance(value, (int, float)) and not value <= largest:
                 raise ArchiveError(
-                    f"{part}.{name} must be at most {largest}, the largest size in the file, but is "
-                    f"{value}. The file is damaged or forged."
+                    f"{part}.{name} must be at most {largest}, the largest size in the file, "
+                    f"but is {value}. The file is damaged or forged."
                 )

@@ -30,10 +30,10 @@ class FlowProposal:
     Attributes
     ----------
     flow : Flow
-        Draws, in float32: for affine blocks that is enough, since densities are evaluated afresh.
+        Draws; float32 is enough, since it moves them by 1e-5 of a posterior's width or so, and
+        densities are evaluated afresh.
     exact : Flow
-        The same flow in float64: the density of a stored draw is always this forward pass. It also
-        draws for splines, whose steep bins enlarge rounding errors until draws and density differ.
+        The same flow in float64: the density of a stored draw is always this forward pass.
     share, width : float
         Of the defensive part. A share of 0 gives the plain network.
     """
@@ -56,7 +56,6 @@ class FlowProposal:
         seed, stage
             Of the randomness.
         """
-        sampler = self.exact if self.flow.config.kind == "nsf" else self.flow
         noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
         wide = torch.arange(n, device=noise.device) >= n - int(self.share * n)
         noise = torch.where(wide[:, None], self.width * noise, noise)
@@ -68,7 +67,7 @@ class FlowProposal:
         )
         z = torch.cat(
             [
-                sampler.sample(noise[i], features[i], None if choice is None else choice[i])
+                self.flow.sample(noise[i], features[i], None if choice is None else choice[i])
                 for i in _pieces(noise)
             ]
         )

@@ -206,10 +206,14 @@ class SplineBlock(AffineBlock):
 class NormalBase(nn.Module):
     """The standard normal."""
 
-    def log_prob(self, u: Tensor, context: Tensor, scale: float) -> Tensor:  # noqa: ARG002
-        """Return log N(u; 0, scale^2), shape (B, S), of u (B, S, D)."""
-        n = u.shape[-1]
-        return -0.5 * (u / scale).square().sum(-1) - n * (math.log(scale) + 0.5 * _LOG_2PI)
+    def log_probs(
+        self, u: Tensor, context: Tensor, scales: tuple[float, ...]  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Return log N(u; 0, scale^2), shape (B, S), of u (B, S, D) for each scale."""
+        n, square = u.shape[-1], u.square().sum(-1)
+        return tuple(
+            -0.5 * square / scale**2 - n * (math.log(scale) + 0.5 * _LOG_2PI) for scale in scales
+        )
 
     def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:  # noqa: ARG002
         """Return the noise (B, S, D), already scaled, itself."""
@@ -226,14 +230,18 @@ class MixtureBase(nn.Module):
             means = torch.linspace(-1.0, 1.0, config.n_mog)
             self.net.out.bias.view(n_dims, 3, config.n_mog)[:, 1] += means
 
-    def log_prob(self, u: Tensor, context: Tensor, scale: float) -> Tensor:
-        """Return the log-density, shape (B, S), with every component ``scale`` times wider."""
+    def log_probs(
+        self, u: Tensor, context: Tensor, scales: tuple[float, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return log-densities, shape (B, S), with every component ``scale`` times wider."""
         logits, mean, log_sd = self._components(self.net(u, self.net.terms(context)))
-        log_sd = log_sd + math.log(scale)
-        each = (
-            -0.5 * ((u[..., None] - mean) * torch.exp(-log_sd)).square() - log_sd - 0.5 * _LOG_2PI
+        square = ((u[..., None] - mean) * torch.exp(-log_sd)).square()
+        height = logits.log_softmax(-1) - log_sd - 0.5 * _LOG_2PI
+        return tuple(
+            torch.logsumexp(height - 0.5 * square / scale**2, -1).sum(-1)
+            - u.shape[-1] * math.log(scale)
+            for scale in scales
         )
-        return torch.logsumexp(logits.log_softmax(-1) + each, -1).sum(-1)
 
     def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:
         """Return draws (B, S, D) made of scaled noise and uniforms that choose components."""
@@ -300,8 +308,9 @@ class Flow(nn.Module):
         self, z: Tensor, context: Tensor, scales: tuple[float, ...]
     ) -> tuple[Tensor, ...]:
         """Return log q for several scales of the base, from one pass through the blocks."""
-        u, log_det = self._to_base(z, context.to(self.dtype))
-        return tuple(self.base.log_prob(u, context.to(self.dtype), s) + log_det for s in scales)
+        context = context.to(self.dtype)
+        u, log_det = self._to_base(z, context)
+        return tuple(log_base + log_det for log_base in self.base.log_probs(u, context, scales))
 
     def sample(self, noise: Tensor, context: Tensor, choice: Tensor | None = None) -> Tensor:
         """Return draws z (B, S, D), float64, of base noise (B, S, D).

@@ -49,10 +49,6 @@ class PosteriorNetwork(nn.Module):
         joined = self.join(torch.cat([self.featurizer(channels), context], -1))
         return joined + self.mix(nn.functional.silu(joined))
 
-    def loss(self, z: Tensor, batch: Batch) -> Tensor:
-        """Return -log q(z | data) of one draw z (n, D) for each object, shape (n,)."""
-        return -self.flow.log_prob(z[:, None], self(batch))[:, 0]
-
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """Return `forward` computed in pieces of bounded memory."""

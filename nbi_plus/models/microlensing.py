@@ -128,7 +128,7 @@ class Season:
         return Prior(
             {
                 "t0": uniform(0.3 * self.n_nights, 0.4 * self.n_nights),
-                "u0": uniform(0.1, 0.9),
+                "u0": uniform(0.15, 0.85),
                 "tE": loguniform(4.0, 20.0),
             },
             labels={"t0": r"$t_0$", "u0": r"$u_0$", "tE": r"$t_\mathrm{E}$"},
