@@ -1,5 +1,6 @@
 """nbi-plus: neural posterior estimation you can trust."""
 
+from nbi_plus import plots
 from nbi_plus.engine import Engine
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Flag, Posterior, Status
@@ -15,12 +16,14 @@ from nbi_plus.problem.noise import GaussianNoise, Noise, PoissonNoise, StudentTN
 from nbi_plus.problem.observations import Batch, Observations
 from nbi_plus.problem.prior import Circular, EmpiricalPrior, Prior
 from nbi_plus.problem.simulator import SimulationError, Simulator
+from nbi_plus.trust.calibration import Calibration, sbc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArchiveError",
     "Batch",
+    "Calibration",
     "Circular",
     "CustomNoise",
     "EmpiricalPrior",
@@ -44,4 +47,6 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "UncertifiedWarning",
+    "plots",
+    "sbc",
 ]
