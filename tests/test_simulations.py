@@ -251,9 +251,9 @@ def simulate_killed(folder, n_kills):
         before, log = done_rows(c, folder, n), folder.parent / f"{attempt}.log"
         child = simulate_in_child(folder, n, log)
         if attempt < n_kills:
-            while not log.exists():
-                time.sleep(1e-3)
-            time.sleep(rng.uniform(0, 0.12))
+            n_seen = rng.randint(1, 60)  # a moment that a busy machine does not shift
+            while not log.exists() or log.read_bytes().count(b"\n") < n_seen:
+                time.sleep(rng.uniform(0, 2e-3))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) if attempt < n_kills else status == 0
