@@ -136,4 +136,4 @@ def test_import_changes_no_global_state():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert 'nflows.flows' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

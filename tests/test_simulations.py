@@ -273,4 +273,5 @@ def test_killed_campaign_ends_as_an_unbroken_one(n_kills, tmp_path):
     code = f"import test_simulations as t; t.simulate_killed({str(folder)!r}, {n_kills})"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment, check=False, timeout=300).returncode == 0

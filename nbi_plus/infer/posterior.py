@@ -85,6 +85,19 @@ _FLAG_SENTENCES = {
 FOOTER = "Weights cannot see a mode or tail that no draw has visited."
 
 
+# what the weights of one object come to, in every container of answers
+WEIGHT_NUMBERS = (
+    "ess",
+    "ess_low",
+    "efficiency",
+    "k_hat",
+    "log_evidence",
+    "log_evidence_err",
+    "evidence_reliable",
+)
+NUMBERS = (*WEIGHT_NUMBERS, "ood_p_value")
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Names (D,), display labels (D,) and units of the parameters."""
@@ -316,16 +329,6 @@ class Posterior:
         )
 
     def _meta(self) -> dict[str, object]:
-        numbers = (
-            "ess",
-            "ess_low",
-            "efficiency",
-            "k_hat",
-            "log_evidence",
-            "log_evidence_err",
-            "evidence_reliable",
-            "ood_p_value",
-        )
         p = self.parameters
         return {
             "parameters": {
@@ -337,7 +340,7 @@ class Posterior:
             "flags": sorted(f.name for f in self.flags),
             "rungs": [_plain({f.name: getattr(r, f.name) for f in fields(r)}) for r in self.rungs],
             "id": self.id,
-            **_plain({k: getattr(self, k) for k in numbers}),
+            **_plain({k: getattr(self, k) for k in NUMBERS}),
         }
 
     def _require_weights(self) -> Array:

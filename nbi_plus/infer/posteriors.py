@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.infer import export
-from nbi_plus.infer.posterior import Flag, Parameters, Posterior, Rung, Status
+from nbi_plus.infer.posterior import NUMBERS, Flag, Parameters, Posterior, Rung, Status
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -44,19 +44,7 @@ class Posteriors:
         The kept draws of each object; None when only summaries were kept.
     """
 
-    NUMBERS: ClassVar[tuple[str, ...]] = (
-        "ess",
-        "ess_low",
-        "efficiency",
-        "k_hat",
-        "log_evidence",
-        "log_evidence_err",
-        "evidence_reliable",
-        "ood_p_value",
-        "n_masked",
-        "n_simulated",
-        "n_failed",
-    )
+    NUMBERS: ClassVar[tuple[str, ...]] = (*NUMBERS, "n_masked", "n_simulated", "n_failed")
 
     parameters: Parameters
     ids: NDArray

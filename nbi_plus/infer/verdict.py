@@ -11,7 +11,15 @@ from torch import Tensor
 
 from nbi_plus.infer.assemble import Failure
 from nbi_plus.infer.ladder import Outcome, Pool
-from nbi_plus.infer.posterior import Flag, Parameters, Posterior, Rung, Status
+from nbi_plus.infer.posterior import (
+    NUMBERS,
+    WEIGHT_NUMBERS,
+    Flag,
+    Parameters,
+    Posterior,
+    Rung,
+    Status,
+)
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.weights import Gate, Grade, systematic_resample
 from nbi_plus.problem.prior import Prior
@@ -101,18 +109,7 @@ def amortized(pool: Pool, objects: Objects, request: Request) -> Posteriors:
 def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
     rows = outcome.pool.index.cpu().numpy()
     s, cleaned = outcome.summary, outcome.cleaned
-    numbers = {
-        k: _numpy(getattr(s, k))
-        for k in (
-            "ess",
-            "ess_low",
-            "efficiency",
-            "k_hat",
-            "log_evidence",
-            "log_evidence_err",
-            "evidence_reliable",
-        )
-    }
+    numbers = {k: _numpy(getattr(s, k)) for k in WEIGHT_NUMBERS}
     numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
     numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
@@ -228,22 +225,12 @@ def _draws(
         columns = _resampled(columns, objects.keys[pool.index], request)
     samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
     derived = _derived(request.prior, samples)
-    keys = (
-        "ess",
-        "ess_low",
-        "efficiency",
-        "k_hat",
-        "log_evidence",
-        "log_evidence_err",
-        "evidence_reliable",
-        "ood_p_value",
-    )
     return tuple(  # results are one object each: the only loop over objects
         Posterior(
             result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
             derived={k: v[i] for k, v in derived.items()},
-            **{k: getattr(result, k)[i].item() for k in keys},
+            **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))
     )  # fmt: skip

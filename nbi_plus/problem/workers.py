@@ -72,7 +72,7 @@ def payload_of(bound: BoundSimulator) -> bytes:
 
 
 def loaded(payload: bytes) -> BoundSimulator:
-    """Return the simulator of `payload_of`, which this session made itself."""
+    """Return the simulator of `payload_of`, which this very run made."""
     return pickle.loads(payload)  # noqa: S301  own bytes, through own pipe
 
 
