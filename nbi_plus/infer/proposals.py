@@ -57,31 +57,32 @@ class FlowProposal:
             Of the randomness.
         """
         noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
-        wide = torch.arange(n, device=noise.device) >= n - int(self.share * n)
+        n_wide = int(self.share * n)
+        wide = torch.arange(n, device=noise.device) >= n - n_wide
         noise = torch.where(wide[:, None], self.width * noise, noise)
-        needs_choice = self.flow.config.n_mog > 1
-        choice = (
-            keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
-            if needs_choice
-            else None
-        )
+        choice = None
+        if self.flow.config.n_mog > 1:
+            choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
         z = torch.cat(
             [
                 self.flow.sample(noise[i], features[i], None if choice is None else choice[i])
                 for i in _pieces(noise)
             ]
         )
-        return Draws(z, self.log_prob(z, features))
+        # the share that was really drawn, which n may not divide into
+        return Draws(z, self._log_prob(z, features, n_wide / n))
 
     @torch.no_grad()
     def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
-        return torch.cat([self._log_prob(z[i], features[i]) for i in _pieces(z)])
+        return self._log_prob(z, features, self.share)
 
-    def _log_prob(self, z: Tensor, features: Tensor) -> Tensor:
-        if not self.share:
-            return self.exact.log_prob(z, features)
-        return defensive_log_prob(*self.exact.log_probs(z, features, (1.0, self.width)), self.share)
+    def _log_prob(self, z: Tensor, features: Tensor, share: float) -> Tensor:
+        if not share:
+            return torch.cat([self.exact.log_prob(z[i], features[i]) for i in _pieces(z)])
+        scales = (1.0, self.width)
+        both = [self.exact.log_probs(z[i], features[i], scales) for i in _pieces(z)]
+        return torch.cat([defensive_log_prob(plain, wide, share) for plain, wide in both])
 
 
 def _pieces(draws: Tensor) -> Iterator[slice]:

@@ -6,9 +6,9 @@ Points are stored flat, object after object, so that memory grows with the numbe
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -228,7 +228,8 @@ class Observations:
     @property
     def keys(self) -> NDArray[np.int64]:
         """A number for each object that depends on its id alone, shape (N,)."""
-        return np.array([zlib.crc32(str(i).encode()) for i in self.ids.tolist()], np.int64)
+        digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in self.ids.tolist()]
+        return np.frombuffer(b"".join(digests), np.int64).copy()
 
     @property
     def x(self) -> NDArray[np.float64]:

@@ -184,6 +184,8 @@ class Target:
         """Run a torch simulator on all rows at once, or return None when a row makes it raise."""
         try:
             return self.simulator.torch(theta, coords, per_row)
+        except torch.cuda.OutOfMemoryError:
+            raise  # no row is to blame
         except Exception as error:  # noqa: BLE001 - user code; `_run` finds the row and keeps the error
             _LOG.debug("simulator raised on %d rows, trying them one by one: %r", len(theta), error)
             return None
