@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         warnings.filterwarnings("ignore", category=UserWarning, module="nbi_plus")
         for number, block in enumerate(blocks):
             exec(compile(block, f"{page.name} block {number}", "exec"), scope)
+
+
+def test_example_of_the_sine_runs(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / "sine.py"))
+    posteriors = example["main"](n_sims=300, n_epochs=1, n_curves=3, out=tmp_path)
+    assert len(posteriors) == 3
+    assert (tmp_path / "sine-corner.png").stat().st_size > 1000
 
 
 def test_readme_names_the_test_command_that_ci_calls():
