@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer import verdict
-from nbi_plus.infer.ladder import Ladder, climb, unweighted
+from nbi_plus.infer.ladder import ROWS_AT_ONCE, Ladder, climb, unweighted
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.proposals import FlowProposal
 from nbi_plus.learn.model import TrainedModel
@@ -20,8 +20,6 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator
 from nbi_plus.problem.target import Target
-
-_ROWS_AT_ONCE = 2**17  # draws of all objects of one batch: bounds the memory of a survey
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Answerer:
         request = verdict.Request(self.prior, keep, ladder.gate, seed)
         weighted = self._can_weight(observations)
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
-        step = max(1, _ROWS_AT_ONCE // ladder.n_draws)
+        step = max(1, ROWS_AT_ONCE // ladder.n_draws)
         parts = []
         for start in range(0, len(observations), step):
             piece = observations[start : start + step]
@@ -75,7 +73,7 @@ class Answerer:
                 )
                 with preserved_random_state():
                     outcomes = climb(target, proposal, features, objects.keys, ladder, seed)
-                parts.append(verdict.corrected(outcomes, objects, request))
+                    parts.append(verdict.corrected(outcomes, objects, request))
             else:
                 pool = unweighted(proposal, features, objects.keys, ladder.n_draws, seed)
                 parts.append(verdict.amortized(pool, objects, request))

@@ -7,6 +7,7 @@ stand the first two, reweighting and topping up; adapted proposals, HMC and ense
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from nbi_plus.infer.proposals import FlowProposal
 from nbi_plus.infer.weights import Gate, Grade, WeightSummary, summarise
 from nbi_plus.problem.target import Target
 
+ROWS_AT_ONCE = 2**17  # draws of all objects of one batch: bounds the memory of a survey
 Batched = TypeVar("Batched", CleanWeights, WeightSummary)
 
 
@@ -113,8 +115,10 @@ def climb(
     keys: Tensor,
     ladder: Ladder,
     seed: int,
-) -> list[Outcome]:
-    """Return outcomes that together hold every object once, under the last rung it took.
+) -> Iterator[Outcome]:
+    """Yield outcomes that together hold every object once, under the last rung it took.
+
+    They come one by one, so that the draws of no more than one need be in memory.
 
     Parameters
     ----------
@@ -128,22 +132,18 @@ def climb(
     seed : int
     """
     index = torch.arange(len(features), device=features.device)
-    first = grade(
-        "reweight",
-        _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict"),
-        ladder,
-        seed,
-    )
+    pool = _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict")
+    first = grade("reweight", pool, ladder, seed)
     cheap = target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
-    if not near.any():
-        return [first]
-    rows = near.nonzero()[:, 0]
-    added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
-    second = grade("top up", Pool.join(first.pool.select(rows), added), ladder, seed)
-    done = [second, first.select((~near).nonzero()[:, 0])]
-    return [outcome for outcome in done if len(outcome.pool.index)]
+    if not near.all():
+        yield first.select((~near).nonzero()[:, 0])
+    at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
+    for rows in near.nonzero()[:, 0].split(at_once):
+        if len(rows):
+            added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
+            yield grade("top up", Pool.join(first.pool.select(rows), added), ladder, seed)
 
 
 def grade(rung: str, pool: Pool, ladder: Ladder, seed: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,7 +67,7 @@ class Request:
     seed: int
 
 
-def corrected(outcomes: list[Outcome], objects: Objects, request: Request) -> Posteriors:
+def corrected(outcomes: Iterable[Outcome], objects: Objects, request: Request) -> Posteriors:
     """Return weighted posteriors in the order of the objects."""
     parts, order = [], []
     for outcome in outcomes:
