@@ -55,6 +55,8 @@ def measure(device, epochs, n_objects, n_samples):
     start = time.perf_counter()
     posteriors = engine.predict_many(objects, n_samples=n_samples, keep=0)
     weighted = n_objects / (time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"# {n_objects} objects weighted, peak {peak:.0f} MiB", flush=True)
     bare = nbi.Engine(None, engine.prior, noise=1.0, device=device)
     for name in ("prior_", "noise_", "model_", "history_", "defaults_"):
         setattr(bare, name, getattr(engine, name))
@@ -72,7 +74,7 @@ def measure(device, epochs, n_objects, n_samples):
         "objects/s, unweighted": round(unweighted, 1),
         "certified": round(float(posteriors.certified.mean()), 3),
         "peak MiB before": round(base),
-        "peak MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak MiB, weighted": round(peak),
         "peak GPU MiB": round(torch.cuda.max_memory_allocated() / 2**20) if device == "cuda" else 0,
     }
 

@@ -170,7 +170,16 @@ def test_a_row_that_kills_its_worker_is_found_and_fails(troubled):
     np.testing.assert_array_equal(x[46, 0], np.full(4, THETA[46, 0]))
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C, which a test run in the background has not got."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_stops_promptly_and_keeps_what_is_done(troubled):
     kept = []
 
