@@ -19,7 +19,7 @@ from nbi_plus.infer.proposals import FlowProposal
 from nbi_plus.infer.weights import Gate, Grade, WeightSummary, summarise
 from nbi_plus.problem.target import Target
 
-ROWS_AT_ONCE = 2**17  # draws of all objects of one batch: bounds the memory of a survey
+ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
 Batched = TypeVar("Batched", CleanWeights, WeightSummary)
 
 
