@@ -38,9 +38,9 @@ class FairNBI(NBI):
         self.clock = Clock()
 
     def _init_scales(self):
-        # nbi 0.4.1 divides the data by the scatter over time of the *mean* curve: a tenth here,
-        # where every phase occurs, so that the network would see values of +-50. Its documentation
-        # says "zero mean and unit variance". Handing it scaled data is no way round: it would scale
+        # nbi 0.4.1 divides the data by the scatter over time of the *mean* curve: 0.04 here, where
+        # every phase occurs, so that the network would see values of +-70. Its documentation says
+        # "zero mean and unit variance". Handing it scaled data is no way round: it would scale
         # them again.
         n_batches = SCALED_FROM // self.train_loader.batch_size
         batches = list(itertools.islice(self.train_loader, n_batches))
