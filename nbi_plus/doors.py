@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 import featurizers
+from nbi_plus.infer.sequential import METHODS
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import FeaturizerSpec
+from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.observations import Batch
 
@@ -56,17 +58,35 @@ def flow_config(flow: str | Mapping[str, Any] | FlowConfig, n_dims: int) -> Flow
 
 
 def train_config(
-    train: Mapping[str, Any] | TrainConfig | None, given: Mapping[str, Any]
+    train: Mapping[str, Any] | TrainConfig | None,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> TrainConfig:
     """Return a TrainConfig of options, overridden by the keywords of `fit` that are not None."""
     if isinstance(train, TrainConfig):
         train = vars(train)
-    options = dict(train or {}) | {k: v for k, v in given.items() if v is not None}
+    options = dict(defaults) | dict(train or {}) | {k: v for k, v in given.items() if v is not None}
     known = [f.name for f in fields(TrainConfig)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"train must have keys among {known}, but has {unknown}.")
     return TrainConfig(**options)
+
+
+def method_for(method: str | None, setup: Setup) -> str:
+    """Return the method of a sequential fit that this problem allows."""
+    has_likelihood = setup.noise.has_likelihood(setup.conditions.x_err is not None)
+    exact = has_likelihood and setup.simulator is not None and not setup.simulator.stochastic
+    if method is None:
+        return "amis" if exact else "tsnpe"
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, but is {method!r}.")
+    if not exact and method in ("amis", "snpe-is"):
+        raise ValueError(
+            f"method {method!r} must have a likelihood, but the noise has none, or the simulator "
+            "gives another answer each time. Use method='tsnpe'."
+        )
+    return method
 
 
 def featurizer_spec(

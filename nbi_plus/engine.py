@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from nbi_plus import doors, files
 from nbi_plus.infer.ladder import Ladder
+from nbi_plus.infer.plan import RoundsConfig
+from nbi_plus.infer.sequential import SequentialFit, SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.run import Run
@@ -27,6 +30,8 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import Simulator
 from nbi_plus.problem.target import Target
+
+_LOCATE = {"n_epochs": 40}  # of a network that need only find the place, round after round
 
 
 class Engine(Predictor, BaseEstimator):
@@ -71,6 +76,11 @@ class Engine(Predictor, BaseEstimator):
     simulator_ : BoundSimulator or None
     history_ : list of dict
         Losses of every epoch.
+    posterior_ : Posterior
+        After a sequential fit: its answer, of all its simulations.
+    rounds_ : Rounds
+        What every round of it came to; prints as a table.
+    sequential_ : SequentialFit
     defaults_ : dict
         Errors and coordinates given to `fit`, used by the other doors when they are given none.
 
@@ -130,10 +140,15 @@ class Engine(Predictor, BaseEstimator):
         noise: Noise | ArrayLike | Callable | None = None,
         online: bool = False,
         warm_start: bool = False,
+        method: str | None = None,
+        ess_target: float = 1000.0,
+        max_sims: int | None = None,
+        max_seconds: float | None = None,
+        modes: ArrayLike | Callable[[NDArray], ArrayLike] | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
-        max_failed: float = 0.1,
+        max_failed: float | None = None,
         callback: Callable[[History], None] | None = None,
         progress: bool | None = None,
         **inputs: ArrayLike,
@@ -143,9 +158,10 @@ class Engine(Predictor, BaseEstimator):
         Parameters
         ----------
         n_sims : int
-            Simulations; with ``online`` as many fresh ones for each epoch.
+            Simulations, of each round; with ``online`` as many fresh ones for each epoch.
         n_rounds : int
-            1: one amortized network for all objects.
+            1: one amortized network for all objects. More: a sequential fit of ``x_obs`` alone,
+            in at most so many rounds; its answer is ``posterior_``.
         n_epochs, batch_size, lr, train
             Training; ``train`` takes every option of `TrainConfig`.
         observations : Observations, optional
@@ -160,9 +176,19 @@ class Engine(Predictor, BaseEstimator):
         online : bool
             Simulate fresh batches while training.
         warm_start : bool
-            Go on with the present network instead of a new one.
-        max_failed : float
-            Largest share of simulations that may fail.
+            Go on with the present network instead of a new one. A sequential fit then starts from
+            the posterior of the amortized network instead of the prior.
+        method : {"amis", "snpe-is", "apt", "tsnpe"}, optional
+            Of a sequential fit: see the guide. Default: "amis", or "tsnpe" without a likelihood.
+        ess_target : float
+            Effective sample size that a sequential fit shall reach.
+        max_sims, max_seconds : optional
+            Where a sequential fit must stop. Default: ``n_sims * n_rounds``, and never.
+        modes : array_like, shape (M, D), or callable, optional
+            Places in theta where a sequential fit shall look from the start, or ``modes(x_obs)``,
+            as the peaks of a periodogram; NaN where a coordinate is not known.
+        max_failed : float, optional
+            Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
         callback : callable, optional
             ``callback(history)`` after each epoch.
         progress : bool, optional
@@ -176,29 +202,75 @@ class Engine(Predictor, BaseEstimator):
             Itself.
         """
         check_inputs(inputs, self.simulator, "fit")
-        if n_rounds != 1:
-            raise NotImplementedError(
-                f"n_rounds must be 1, but is {n_rounds}: sequential fits of one object are not "
-                "available yet. Fit amortized with more n_sims."
-            )
+        sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         if warm_start:
             self._require_fit("fit(warm_start=True)")
-        if (theta is None and x is None) != (n_sims is not None):
-            raise ValueError("fit must have either n_sims, or theta and x.")
+        if n_sims is None if sequential else (theta is None and x is None) != (n_sims is not None):
+            raise ValueError(
+                "fit must have n_sims, the simulations of each round." if sequential
+                else "fit must have either n_sims, or theta and x."
+            )  # fmt: skip
+        options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
+        config = doors.train_config(train, options, _LOCATE if sequential else {})
+        given = Given(observations, x_obs, x_err, theta, x, inputs)
+        noise = as_noise(self.noise if noise is None else noise)
+        if max_failed is None:
+            max_failed = 0.5 if sequential else 0.1
         run = Run(
             n_sims, online, max_failed, self._folder(), self.n_jobs, self.client, callback, progress
         )
-        options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
-        config = doors.train_config(train, options)
-        given = Given(observations, x_obs, x_err, theta, x, inputs)
-        noise = as_noise(self.noise if noise is None else noise)
         with preserved_random_state():
             setup = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
-            model = run(setup, self._ingredients(setup, config), start)
+            parts = self._ingredients(setup, config)
+            if sequential:
+                rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
+                one = SequentialRun(
+                    rounds, doors.method_for(method, setup), (self.ladder or Ladder()).gate, run,
+                    modes,
+                )  # fmt: skip
+                return self._keep_one(one(setup, given.objects(), parts, start), given)
+            model = run(setup, parts, start)
+        self._forget_one()
         self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
         self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
         return self
+
+    @staticmethod
+    def _is_sequential(
+        n_rounds: int, method: str | None, observations: Observations | None,
+        x_obs: ArrayLike | None,
+    ) -> bool:  # fmt: skip
+        """Say whether one object is asked for; raise when it is not there, or not one."""
+        if not (isinstance(n_rounds, Integral) and n_rounds >= 1):
+            raise ValueError(f"n_rounds must be a whole number of at least 1, but is {n_rounds!r}.")
+        if n_rounds == 1:
+            if method is not None:
+                raise ValueError(
+                    f"method must be None for one round, but is {method!r}. It says how a "
+                    "sequential fit goes on: give n_rounds too."
+                )
+            return False
+        n_objects = 1 if x_obs is not None else 0 if observations is None else len(observations)
+        if n_objects != 1:
+            raise ValueError(
+                f"x_obs must be given for a sequential fit (n_rounds = {n_rounds}), which is of "
+                f"one object, but there are {n_objects} objects. Give x_obs, or n_rounds=1."
+            )
+        return True
+
+    def _keep_one(self, fit: SequentialFit, given: Given) -> Engine:
+        """Keep a sequential fit beside an amortized network, or alone."""
+        self.sequential_, self.posterior_, self.rounds_ = fit, fit.posterior, fit.rounds
+        if not hasattr(self, "model_"):
+            self.prior_, self.noise_, self.simulator_ = fit.prior, fit.noise, fit.simulator
+            self.defaults_ = given.defaults()
+        return self
+
+    def _forget_one(self) -> None:
+        for name in ("sequential_", "posterior_", "rounds_"):
+            if hasattr(self, name):
+                delattr(self, name)
 
     def log_likelihood(
         self,

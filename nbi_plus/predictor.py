@@ -14,6 +14,7 @@ from nbi_plus.infer.answer import Answerer
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.infer.sequential import SequentialFit
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.inputs import (
     check_inputs,
@@ -49,6 +50,7 @@ class Predictor:
     noise_: Noise
     simulator_: BoundSimulator | None
     defaults_: dict[str, NDArray[np.float64]]
+    sequential_: SequentialFit
 
     def predict(
         self,
@@ -80,11 +82,16 @@ class Predictor:
         -------
         Posterior
         """
-        answerer = self._answerer("predict")
+        chosen_seed = self.seed if seed is None else seed
         one = self._one(x_obs, x_err, mask, inputs, "predict")
-        posterior = answerer.posteriors(one, n_samples, None, self.seed if seed is None else seed)[
-            0
-        ]
+        own = self._sequential_fit(one, "predict")
+        if own is not None:
+            ladder = self.ladder or Ladder()
+            n_draws = max(n_samples, ladder.n_draws)
+            posterior = own.predict(n_draws, ladder.gate, chosen_seed, self.n_jobs, self.client)
+        else:
+            answerer = self._answerer("predict")
+            posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
         if not posterior.certified:
             warnings.warn(
                 f"{posterior.status.name}: {posterior.status.value}",
@@ -136,12 +143,12 @@ class Predictor:
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
-        answerer = self._answerer("sample")
-        return answerer.draws(
-            self._one(x_obs, x_err, mask, inputs, "sample"),
-            n_samples,
-            self.seed if seed is None else seed,
-        )[0]
+        chosen_seed = self.seed if seed is None else seed
+        one = self._one(x_obs, x_err, mask, inputs, "sample")
+        own = self._sequential_fit(one, "sample")
+        if own is not None:
+            return own.draws(n_samples, chosen_seed)
+        return self._answerer("sample").draws(one, n_samples, chosen_seed)[0]
 
     def log_prob(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -156,14 +163,17 @@ class Predictor:
         x_err, **inputs
             Default: those given to `fit`.
         """
-        answerer = self._answerer("log_prob")
+        self._require_fit("log_prob", sequential=True)
         draws = self.prior_.check(theta)
         error, known = self._known(x_err, inputs, "log_prob")
-        if is_one_object(x, self.model_.shape, len(draws)):
+        if is_one_object(x, self._shape(), len(draws)):
             objects = one_object(x, error, None, known)
         else:
             objects = many_objects(x, error, known)
-        return answerer.log_prob(draws, objects)
+        own = self._sequential_fit(objects, "log_prob")
+        if own is not None:
+            return own.log_prob(draws)
+        return self._answerer("log_prob").log_prob(draws, objects)
 
     def score(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -171,9 +181,38 @@ class Predictor:
         """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
         return float(self.log_prob(theta, x, x_err, **inputs).mean())
 
-    def _require_fit(self, door: str) -> None:
+    def _require_fit(self, door: str, *, sequential: bool = False) -> None:
+        """Refuse what needs a fit: an amortized one, or (``sequential``) any."""
+        one = hasattr(self, "sequential_")
+        if hasattr(self, "model_") or (one and sequential):
+            return
+        if one:
+            raise NotFittedError(
+                f"This Engine is fitted to one object, and has no network for {door}. Fit it with "
+                "n_rounds=1 first."
+            )
+        raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
+
+    def _sequential_fit(self, objects: Observations, door: str) -> SequentialFit | None:
+        """Return the sequential fit if it is of this object, or None for the network to answer."""
+        self._require_fit(door, sequential=True)
+        fit = getattr(self, "sequential_", None)
+        if fit is None:
+            return None
+        if fit.is_for(objects):
+            return fit
         if not hasattr(self, "model_"):
-            raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
+            raise ValueError(
+                f"x_obs must be the object that this Engine was fitted to in rounds, for {door}, "
+                "but is another one. Fit with n_rounds=1 for many objects, or fit this one."
+            )
+        return None
+
+    def _shape(self) -> tuple[int, int]:
+        """Return channels and points of one object."""
+        if hasattr(self, "model_"):
+            return self.model_.shape
+        return tuple(self.sequential_.observations.batch().mask.shape[1:])
 
     def _one(
         self,

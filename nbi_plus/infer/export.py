@@ -67,3 +67,8 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arvi
     return arviz.from_dict(
         {"posterior": {n: draws[None, :, i] for i, n in enumerate(posterior.names)}}
     )
+
+
+def plain_table(names: list[str], rows: list[dict[str, Any]], stop_reason: str) -> QTable:
+    """Return a table of rows of numbers and words."""
+    return QTable({k: [row[k] for row in rows] for k in names}, meta={"stop_reason": stop_reason})

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.assemble import defensive_log_prob
+from nbi_plus.infer.assemble import defensive_log_prob, log_mixture
 from nbi_plus.learn.flows import Flow
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 _ROWS_PER_LAUNCH = {"cpu": 4096, "cuda": 2**19}  # a CPU's cache holds the hidden units of no more
+
+
+class LatentProposal(Protocol):
+    """A density of latent draws for each of B objects, that can be drawn from."""
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D), which depend on the key of their object alone."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log-densities (B, S), float64, of draws z (B, S, D)."""
+
+    def select(self, rows: Tensor) -> LatentProposal:
+        """Return the proposals of some of the objects."""
 
 
 class Draws(NamedTuple):
@@ -57,7 +71,7 @@ class FlowProposal:
             Of the randomness.
         """
         noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
-        n_wide = int(self.share * n)
+        n_wide = round(self.share * n)
         wide = torch.arange(n, device=noise.device) >= n - n_wide
         noise = torch.where(wide[:, None], self.width * noise, noise)
         choice = None
@@ -83,6 +97,114 @@ class FlowProposal:
         scales = (1.0, self.width)
         both = [self.exact.log_probs(z[i], features[i], scales) for i in _pieces(z)]
         return torch.cat([defensive_log_prob(plain, wide, share) for plain, wide in both])
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A network's proposal for given objects.
+
+    Attributes
+    ----------
+    proposal : FlowProposal
+    features : Tensor, shape (B, F)
+    """
+
+    proposal: FlowProposal
+    features: Tensor
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D)."""
+        return self.proposal.draw(self.features, keys, n, seed, stage).z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log-densities (B, S) of draws z (B, S, D)."""
+        return self.proposal.log_prob(z, self.features).to(torch.float64)
+
+    def select(self, rows: Tensor) -> Conditioned:
+        """Return the proposals of some of the objects."""
+        return Conditioned(self.proposal, self.features[rows])
+
+
+@dataclass(frozen=True)
+class PriorProposal:
+    """The prior: a standard normal in the latent space."""
+
+    n_dim: int
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D)."""
+        return keyed_normal(seed, stage, keys, (n, self.n_dim))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log-densities (B, S) of draws z (B, S, D)."""
+        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+    def select(self, rows: Tensor) -> PriorProposal:  # noqa: ARG002 - the same for all objects
+        """Return itself."""
+        return self
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Several proposals in fixed shares; draws come in their order, so that each gets its share.
+
+    Attributes
+    ----------
+    parts : tuple of LatentProposal
+    shares : tuple of float
+    """
+
+    parts: tuple[LatentProposal, ...]
+    shares: tuple[float, ...]
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D)."""
+        edges = [round(n * sum(self.shares[:i])) for i in range(len(self.parts) + 1)]
+        drawn = [
+            part.draw(keys, stop - start, seed, f"{stage} part {i}")
+            for i, (part, start, stop) in enumerate(
+                zip(self.parts, edges[:-1], edges[1:], strict=True)
+            )
+            if stop > start
+        ]
+        return torch.cat(drawn, 1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log-densities (B, S) of draws z (B, S, D)."""
+        each = torch.stack([part.log_prob(z) for part in self.parts])
+        return log_mixture(each, torch.tensor(self.shares, dtype=torch.float64))
+
+    def select(self, rows: Tensor) -> Blend:
+        """Return the proposals of some of the objects."""
+        return Blend(tuple(part.select(rows) for part in self.parts), self.shares)
+
+
+@dataclass(frozen=True)
+class Separate:
+    """One proposal for each of B objects, that nothing batches."""
+
+    parts: tuple[LatentProposal, ...]
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D)."""
+        each = zip(self.parts, keys.split(1), strict=True)
+        return torch.cat([part.draw(key, n, seed, stage) for part, key in each])
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log-densities (B, S) of draws z (B, S, D)."""
+        return torch.cat([p.log_prob(own) for p, own in zip(self.parts, z.split(1), strict=True)])
+
+    def select(self, rows: Tensor) -> Separate:
+        """Return the proposals of some of the objects."""
+        chosen = torch.arange(len(self.parts))[rows.cpu()].tolist()
+        return Separate(tuple(self.parts[i] for i in chosen))
+
+
+def free_flow(flow: Flow, share: float, width: float) -> Conditioned:
+    """Return the defensive proposal of a flow whose context is one zero."""
+    nothing = torch.zeros(1, 1, device=flow.mean.device)
+    exact = flow.exact()  # draws too: single precision may misplace them where the map is steep
+    return Conditioned(FlowProposal(exact, exact, share, width), nothing)
 
 
 def _pieces(draws: Tensor) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.assemble import Failure
-from nbi_plus.infer.ladder import Outcome, Pool
+from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.posterior import (
     NUMBERS,
     WEIGHT_NUMBERS,
@@ -28,6 +28,7 @@ from nbi_plus.problem.random import keyed_uniform
 
 _EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
 _DOMINATED = 0.5
+_REFINED = ("refine", "refined", "sequential")  # rungs whose proposals were adapted to the object
 _LEVELS = (0.16, 0.5, 0.84)
 _REASONS = {
     Failure.SIMULATOR: "FAIL_SIMULATOR",
@@ -117,8 +118,9 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
     failure = [
         r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)
     ]
+    passed = Status.REFINED if outcome.rung in _REFINED else Status.REWEIGHTED
     status = tuple(
-        Status.FAILED if reason else Status.REWEIGHTED if g > Grade.F else Status.UNCERTIFIED
+        Status.FAILED if reason else passed if g > Grade.F else Status.UNCERTIFIED
         for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))

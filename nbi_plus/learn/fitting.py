@@ -166,8 +166,8 @@ def fit(
     progress: bool | None = None,
 ) -> TrainedModel:
     """Train a network on the material, or go on with the one of ``start``."""
-    problem = _problem(material, parts)
-    network = _network(parts, problem, material.sample) if start is None else start.network
+    problem = problem_of(material, parts)
+    network = untrained(parts, problem, material.sample) if start is None else start.network
     checkpoint = None if folder is None else folder / f"training-{_fingerprint(parts, material)}.h5"
     history = train(
         network,
@@ -190,7 +190,7 @@ def fit(
     )
 
 
-def _problem(material: Material, parts: Ingredients) -> Problem:
+def problem_of(material: Material, parts: Ingredients) -> Problem:
     """Return the training problem; a per-item noise is replaced by a bank of noisy copies."""
     source, validation, noise = material.source, material.validation, parts.noise
     if isinstance(noise, CallableNoise):
@@ -211,7 +211,7 @@ def _problem(material: Material, parts: Ingredients) -> Problem:
     return Problem(source, validation, noise, conditions, parts.own_grid)
 
 
-def _network(parts: Ingredients, problem: Problem, sample: Rows) -> PosteriorNetwork:
+def untrained(parts: Ingredients, problem: Problem, sample: Rows) -> PosteriorNetwork:
     """Return an untrained network that knows the scales of the data."""
     if isinstance(problem.source, NoisyBank):
         seed = stage_key(parts.seed, "encoder") % 2**32

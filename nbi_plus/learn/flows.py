@@ -7,6 +7,7 @@ what depends on the context alone is computed once for each object.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -323,6 +324,10 @@ class Flow(nn.Module):
         for block in reversed(self.blocks):
             u = block.inverse(u, context)
         return u.to(torch.float64) @ self.chol.T + self.mean
+
+    def exact(self) -> Flow:
+        """Return a float64 copy, for densities that become weights."""
+        return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
 
     def _to_base(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         centred = (z.to(torch.float64) - self.mean).transpose(-1, -2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -57,7 +56,7 @@ class PosteriorNetwork(nn.Module):
 
     def exact_flow(self) -> Flow:
         """Return a float64 copy of the flow, for densities that become weights."""
-        return copy.deepcopy(self.flow).to(torch.float64).requires_grad_(False)
+        return self.flow.exact()
 
 
 def _pieces(batch: Batch, step: int) -> Iterator[Batch]:

@@ -95,6 +95,25 @@ class Target:
         log_prior = self.prior.log_prob_latent(z).masked_fill(~inside, -math.inf)
         return Evaluation(log_prior, likelihood, failed, errors[:10])
 
+    def judge(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
+        """Return what `evaluate` would find for the first object, of simulations made elsewhere.
+
+        Parameters
+        ----------
+        z : Tensor, shape (1, n, D)
+        models : Tensor, shape (1, n, C, L)
+        failed : Tensor of bool, shape (1, n)
+        """
+        inside = (z.abs() <= Z_MAX).all(-1)
+        theta = self.prior.complete(self.prior.from_latent(z))
+        values = torch.empty_like(theta[..., 0])
+        data = self.data.select(torch.zeros(1, dtype=torch.int64, device=z.device))
+        for _, j in self._launches(*inside.shape):
+            values[:, j] = self.noise.log_likelihood(theta[:, j], models[:, j], data)
+        values = values.masked_fill(~inside | failed, -math.inf)
+        log_prior = self.prior.log_prob_latent(z).masked_fill(~inside, -math.inf)
+        return Evaluation(log_prior, values, failed)
+
     def densities(
         self, theta: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

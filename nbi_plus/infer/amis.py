@@ -1,0 +1,253 @@
+"""Cross-fitted adaptive importance sampling, for many objects at once.
+
+Two streams of draws are kept for each object. Stream A draws from what was fitted to stream B, and
+the other way round, so that no draw is weighted with a density that was fitted to it: pooled
+adaptive importance sampling (Cornuet et al. 2012) without that biases the evidence low.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.circles import Cut, CutProposal
+from nbi_plus.infer.mixtures import MixtureConfig, fit_mixture, temper
+from nbi_plus.infer.proposals import Blend, LatentProposal, Separate, free_flow
+from nbi_plus.infer.streams import Evaluate, Stream
+from nbi_plus.infer.weights import effective_sample_size
+from nbi_plus.learn.density import DensityConfig, fit_density
+from nbi_plus.problem.target import Evaluation
+
+_FIT_ESS = (20, 150)  # effective draws a fit wants: per parameter, and at least
+
+
+class Family(Protocol):
+    """A kind of density that can be fitted to weighted draws.
+
+    ``is_mixture`` says which gate its fits must pass.
+    """
+
+    is_mixture: bool
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return the proposal fitted to draws z (B, S, D) with normalised weights (B, S)."""
+
+
+@dataclass(frozen=True)
+class MixtureFamily:
+    """Mixtures of t: fast, batched over objects, and content with few draws."""
+
+    config: MixtureConfig = field(default_factory=MixtureConfig)
+    is_mixture = True
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one mixture for each object."""
+        return fit_mixture(z, weights, keys, self.config, seed, stage)
+
+
+@dataclass(frozen=True)
+class FlowFamily:
+    """Flows: for shapes that no mixture follows, at some seconds for each object and fit."""
+
+    config: DensityConfig = field(default_factory=DensityConfig)
+    share: float = 0.2
+    width: float = 2.0
+    is_mixture = False
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one flow for each object; they are trained one after the other."""
+        parts = []
+        for draws, own, key in zip(z, weights, keys.tolist(), strict=True):
+            flow = fit_density(draws, own, self.config, seed, f"{stage} {key}")
+            parts.append(free_flow(flow, self.share, self.width))
+        return parts[0] if len(parts) == 1 else Separate(tuple(parts))
+
+
+@dataclass(frozen=True)
+class OnCircles:
+    """Another family, in coordinates that cut every circle where an object has no mass.
+
+    Attributes
+    ----------
+    inner : Family
+    circles : tuple of int
+        The periodic parameters.
+    """
+
+    inner: Family
+    circles: tuple[int, ...]
+
+    @property
+    def is_mixture(self) -> bool:
+        """As the inner family."""
+        return self.inner.is_mixture
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one proposal for each object."""
+        if not self.circles:
+            return self.inner.fit(z, weights, keys, seed, stage)
+        cut = Cut.of(z, weights, self.circles)
+        return CutProposal(self.inner.fit(cut.to(z), weights, keys, seed, stage), cut)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two streams of B objects.
+
+    Attributes
+    ----------
+    a, b : Stream
+        With as many draws of as many proposals each.
+    n_shared : int
+        How many of their first proposals were not cross-fitted: draws of these count for moments
+        alone, never for the evidence.
+    """
+
+    a: Stream
+    b: Stream
+    n_shared: int = 1
+
+    @classmethod
+    def start(cls, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
+        """Return streams that take turns in the draws z (B, S, D) of one proposal."""
+        parts = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
+        return cls(*(Stream.start(proposal, part, own) for part, own in parts))
+
+    def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
+        """Return streams that take turns in the draws of a proposal that was fitted to both."""
+        (za, fa), (zb, fb) = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
+        a, b = self.a.add(proposal, za, fa), self.b.add(proposal, zb, fb)
+        return Pair(a, b, len(a.proposals))
+
+    def extend(
+        self, proposals: tuple[LatentProposal, LatentProposal], z: Tensor, found: Evaluation
+    ) -> Pair:
+        """Return streams with draws z: the first half of proposal A, the second of proposal B."""
+        half = z.shape[1] // 2
+        first, second = slice(0, half), slice(half, None)
+        return Pair(
+            self.a.add(proposals[0], z[:, first], take(found, first)),
+            self.b.add(proposals[1], z[:, second], take(found, second)),
+            self.n_shared,
+        )
+
+    def fit(
+        self, family: Family, keys: Tensor, seed: int, stage: str
+    ) -> tuple[LatentProposal, LatentProposal]:
+        """Return what stream A shall draw from, fitted to B, and what B shall, fitted to A."""
+        return self._fit(self.b, family, keys, seed, stage + " a"), self._fit(
+            self.a, family, keys, seed, stage + " b"
+        )
+
+    @property
+    def proposals(self) -> tuple[LatentProposal, LatentProposal]:
+        """The last proposals of both."""
+        return self.a.proposals[-1], self.b.proposals[-1]
+
+    @property
+    def frozen(self) -> Blend:
+        """Both last proposals in equal shares."""
+        return Blend(self.proposals, (0.5, 0.5))
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Raw log-weights of all draws (B, S), to learn from."""
+        return torch.cat([self.a.log_weights, self.b.log_weights], 1)
+
+    def in_turns(self) -> Tensor:
+        """Return the raw log-weights (S,) of the first object, in the order its draws were made.
+
+        For streams that took turns in every proposal.
+        """
+        ordered = []
+        start = 0
+        for n_a, n_b in zip(self.a.counts, self.b.counts, strict=True):
+            turn = self.log_weights.new_empty(n_a + n_b)
+            turn[0::2] = self.a.log_weights[0, start : start + n_a]
+            turn[1::2] = self.b.log_weights[0, start : start + n_b]
+            ordered.append(turn)
+            start += n_a
+        return torch.cat(ordered)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of each object so far."""
+        return sum(self.a.counts) + sum(self.b.counts)
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of all draws, shape (B,)."""
+        return effective_sample_size(self.log_weights)
+
+    def efficiency(self) -> Tensor:
+        """Return the share of effective draws of the last proposals, shape (B,)."""
+        last = self.last().log_weights
+        return effective_sample_size(last) / last.shape[1]
+
+    def last(self) -> Pair:
+        """Return the draws of the last proposals alone."""
+        return self.since(len(self.a.proposals) - 1)
+
+    def since(self, first: int) -> Pair:
+        """Return the draws of the proposals from number ``first`` on."""
+        return Pair(self.a.since(first), self.b.since(first), max(self.n_shared - first, 0))
+
+    def unbiased(self) -> Pair:
+        """Return the draws that the evidence may use."""
+        return self.since(self.n_shared)
+
+    def select(self, rows: Tensor) -> Pair:
+        """Return the streams of some of the objects."""
+        return replace(self, a=self.a.select(rows), b=self.b.select(rows))
+
+    @staticmethod
+    def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
+        per_dim, least = _FIT_ESS
+        weights, _ = temper(stream.log_weights, max(per_dim * stream.z.shape[-1], least))
+        return family.fit(stream.z, weights, keys, seed, stage)
+
+
+def adapt(
+    pair: Pair, evaluate: Evaluate, family: Family, index: Tensor, keys: Tensor, n_each: int,
+    seed: int, stage: str,
+) -> Pair:  # fmt: skip
+    """Return the streams after one round: fit, draw ``n_each`` for each stream, evaluate.
+
+    Parameters
+    ----------
+    pair : Pair
+        Of B objects.
+    evaluate : callable
+        The target: ``evaluate(z, index)``.
+    family : Family
+    index, keys : Tensor of int64, shape (B,)
+        Which objects of the target they are, and what their randomness is keyed by.
+    n_each : int
+    seed, stage
+        Of the randomness; another stage for each round.
+    """
+    proposals = pair.fit(family, keys, seed, stage)
+    blend = Blend(proposals, (0.5, 0.5))
+    z = blend.draw(keys, 2 * n_each, seed, stage)
+    return pair.extend(proposals, z, evaluate(z, index))
+
+
+def take(found: Evaluation, draws: slice) -> Evaluation:
+    """Return the evaluation of some of the draws."""
+    return replace(
+        found,
+        log_prior=found.log_prior[:, draws],
+        log_likelihood=found.log_likelihood[:, draws],
+        failed=found.failed[:, draws],
+    )

@@ -1,0 +1,86 @@
+"""Certificates: pooled draws answer, fresh draws that nothing was fitted to vouch for them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.amis import Pair
+from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.outcome import Outcome, Pool
+from nbi_plus.infer.proposals import LatentProposal
+from nbi_plus.infer.psis import psis
+from nbi_plus.infer.streams import Stream
+from nbi_plus.infer.weights import Evidence, Gate, Grade, log_evidence, summarise
+from nbi_plus.problem.target import Evaluation
+
+_COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
+
+
+def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
+    """Return the evidence from draws that no proposal they are weighted with was fitted to.
+
+    Those are the cross-fitted streams, fresh draws among them; or the fresh draws alone; or none.
+    """
+    if pair.n_shared < len(pair.a.proposals):
+        source = pair.unbiased()
+        weights, failed = source.log_weights, torch.cat([source.a.failed, source.b.failed], 1)
+    elif fresh is not None:
+        weights, failed = fresh.log_weights, fresh.failed
+    else:
+        return None
+    n_draws = (~failed).sum(1)
+    return log_evidence(weights, psis(weights, n_draws)[1], n_draws)
+
+
+def outcome_of(
+    pair: Pair, fresh: Stream | None, gate: Gate, *, is_mixture: bool, rung: str, index: Tensor,
+    seed: int,
+) -> Outcome:  # fmt: skip
+    """Return the pooled draws of B objects, graded by their fresh ones.
+
+    Every draw counts once in the moments, weighted with the mixture of its stream.
+
+    Parameters
+    ----------
+    pair : Pair
+        All draws, the fresh ones among them.
+    fresh : Stream or None
+        Draws of the frozen proposals; without any nothing is certified.
+    gate : Gate
+    is_mixture : bool
+        Whether the frozen proposals are mixtures, for which the gate is narrower.
+    rung : str
+    index : Tensor of int64, shape (B,)
+        Which objects of the target they are.
+    seed : int
+    """
+    streams = (pair.a, pair.b)
+    columns = {k: torch.cat([getattr(s, k) for s in streams], 1) for k in _COLUMNS}
+    log_q = torch.cat([s.log_mixture for s in streams], 1)
+    pool = Pool(index=index, log_q=log_q, **columns)
+    cleaned = clean(pool.log_likelihood, pool.log_prior, log_q, ~pool.failed)
+    summary = summarise(cleaned.log_weights, pool.z, ~pool.failed, seed=seed)
+    evidence = evidence_of(pair, fresh)
+    if evidence is not None:
+        summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
+    grade = torch.zeros_like(cleaned.failure)
+    if fresh is not None:
+        judged = gate.grade(summarise(fresh.log_weights, fresh.z, ~fresh.failed), is_mixture)
+        sound = (summary.k_hat <= summary.k_hat_threshold) & (summary.ess >= gate.ess_min)
+        grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
+    return Outcome(rung, pool, cleaned, summary, grade)
+
+
+def fresh_outcome(
+    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *, is_mixture: bool,
+    seed: int,
+) -> Outcome:  # fmt: skip
+    """Return the outcome of fresh draws of a frozen proposal alone."""
+    index = torch.arange(len(z), device=z.device)
+    pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
+    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
+    summary = summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
+    return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))

@@ -1,0 +1,94 @@
+"""Densities: a flow without context, fitted to weighted draws of one object."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.model import without_global_rng
+from nbi_plus.problem.random import generator, stage_key
+
+
+@dataclass(frozen=True)
+class DensityConfig:
+    """Chosen state of a fit.
+
+    Attributes
+    ----------
+    flow : FlowConfig
+    n_steps, batch_size : int
+    lr : float
+        First rate of Adam; it falls to zero as a cosine.
+    clip : float
+        Largest norm of the gradient.
+    held_out : float
+        Share of the draws that choose the best step.
+    """
+
+    flow: FlowConfig = field(default_factory=lambda: FlowConfig(hidden=48, n_mog=1))
+    n_steps: int = 1000
+    batch_size: int = 256
+    lr: float = 2e-3
+    clip: float = 5.0
+    held_out: float = 0.1
+
+
+_N_CHECKS = 20  # how often the held-out density is looked at
+
+
+def fit_density(z: Tensor, weights: Tensor, config: DensityConfig, seed: int, stage: str) -> Flow:
+    """Return a flow fitted by weighted maximum likelihood; its context is one zero.
+
+    Parameters
+    ----------
+    z : Tensor, shape (S, D)
+    weights : Tensor, shape (S,)
+        Normalised.
+    config : DensityConfig
+    seed, stage
+        Of the randomness.
+    """
+    flow = without_global_rng(
+        stage_key(seed, stage) % 2**63, lambda: Flow(z.shape[1], 1, config.flow)
+    ).to(z.device)
+    flow.whiten(z, weights)
+    rng = generator(seed, stage, z.device)
+    held_out = torch.rand(len(z), generator=rng, device=z.device) < config.held_out
+    learned = torch.where(held_out, 0.0, weights)
+    if not (learned.sum() > 0 and (weights * held_out).sum() > 0):
+        learned = weights
+    batches = torch.multinomial(
+        learned, config.n_steps * config.batch_size, replacement=True, generator=rng
+    ).view(config.n_steps, -1)
+    with torch.enable_grad():
+        _train(flow, z, weights * held_out, batches, config)
+    return flow.eval()
+
+
+def _train(flow: Flow, z: Tensor, judged: Tensor, batches: Tensor, config: DensityConfig) -> None:
+    """Take one step for each batch; keep the weights of the best held-out density."""
+    weights = list(flow.parameters())
+    optimizer = torch.optim.Adam(weights, lr=config.lr)
+    nothing = z.new_zeros(1, 1, dtype=torch.float32)
+    best, kept = -math.inf, copy.deepcopy(flow.state_dict())
+    for step, rows in enumerate(batches):
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = -flow.log_prob(z[rows][None], nothing).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+        if (step + 1) % max(len(batches) // _N_CHECKS, 1) == 0:
+            with torch.no_grad():
+                score = float((judged * flow.log_prob(z[None], nothing)[0]).sum())
+            if score > best or judged.sum() == 0:
+                best, kept = score, copy.deepcopy(flow.state_dict())
+    flow.load_state_dict(kept)

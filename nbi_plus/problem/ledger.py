@@ -1,0 +1,163 @@
+"""Ledger: every simulation of one object's fit, numbered, written as it comes, never made twice."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.problem.parallel import simulate_rows
+from nbi_plus.problem.simulator import FAILED, SimulationBlock
+from nbi_plus.problem.target import Z_MAX, Evaluation, Target
+
+_LOG = logging.getLogger("nbi_plus")
+
+
+class OutOfTime(Exception):  # noqa: N818 - an expected end
+    """The time allowed for simulations is over; what was simulated is stored."""
+
+
+@dataclass
+class Ledger:
+    """Evaluates draws for one object, and remembers what was simulated.
+
+    With a store, rows are written as they come; the same draws find them there after a kill.
+
+    Attributes
+    ----------
+    target : Target
+        Of one object.
+    store : SimulationStore or None
+        With columns ``z`` and ``x``.
+    progress : bool or None
+    deadline : float or None
+        Of `time.perf_counter`: past it, `OutOfTime` is raised when a block is written.
+    n_simulated, n_failed, n_reused : int
+        Simulations asked for, those of them that failed, and those that were found in the store.
+    """
+
+    target: Target
+    store: SimulationStore | None = None
+    progress: bool | None = None
+    deadline: float | None = None
+    n_simulated: int = 0
+    n_failed: int = 0
+    n_reused: int = 0
+    _n_rows: int = 0
+    _z: list[Tensor] = field(default_factory=list)
+    _models: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def columns(target: Target) -> dict[str, tuple[int, ...]]:
+        """Return the columns of a store for this target."""
+        return {"z": (target.prior.n_dim,), "x": tuple(target.simulator.shape)}
+
+    def evaluate(self, z: Tensor, *, keep: bool = False) -> Evaluation:
+        """Return what the target is at draws z (1, n, D), simulating those that are not stored.
+
+        Draws beyond the support of the prior have weight zero, and are not simulated.
+
+        Parameters
+        ----------
+        z : Tensor, shape (1, n, D)
+        keep : bool
+            Whether `pool` shall hold them.
+        """
+        inside = (z[0].abs() <= Z_MAX).all(-1)
+        x, state = self._simulate(z[0, inside].cpu().numpy())
+        models = torch.full((1, len(inside), *x.shape[1:]), np.nan, dtype=z.dtype, device=z.device)
+        models[0, inside] = torch.as_tensor(x, device=z.device)
+        failed = torch.zeros(1, len(inside), dtype=torch.bool, device=z.device)
+        failed[0, inside] = torch.as_tensor(state == FAILED, device=z.device)
+        if keep:
+            self._z.append(z[0])
+            self._models.append(models[0])
+        return self.target.judge(z, models, failed)
+
+    def adopt(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
+        """Return what the target is at draws that were simulated already, and keep them.
+
+        Parameters
+        ----------
+        z : Tensor, shape (1, n, D)
+        models : Tensor, shape (1, n, C, L)
+            NaN where the simulator failed or was not finite.
+        failed : Tensor of bool, shape (1, n)
+        """
+        self.n_simulated += z.shape[1]
+        self.n_failed += int(failed.sum())
+        self.n_reused += z.shape[1]
+        self._z.append(z[0])
+        self._models.append(models[0])
+        return self.target.judge(z, models, failed)
+
+    def pool(self) -> tuple[Tensor, Tensor]:
+        """Return the kept draws z (S, D) and their noise-free models (S, C, L), in order."""
+        return torch.cat(self._z), torch.cat(self._models)
+
+    def forget(self) -> None:
+        """Let go of the kept simulations."""
+        self._z.clear()
+        self._models.clear()
+
+    def _simulate(self, z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Return models (n, C, L) and states (n,) of draws z (n, D)."""
+        first, n = self._n_rows, len(z)
+        x = np.full((n, *self.target.simulator.shape), np.nan)
+        state = np.full(n, FAILED, np.uint8)
+        todo = self._recall(first, z, x, state)
+        prior = self.target.prior
+        theta = prior.complete(prior.from_latent(z))
+        coords, per_row = self._coords()
+
+        def make_rows(rows: NDArray[np.int64]) -> tuple:
+            own = {k: np.repeat(v, len(rows), 0) if k in per_row else v for k, v in coords.items()}
+            return theta[rows], own, per_row
+
+        def on_block(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+            x[rows], state[rows] = block.x, block.state
+            if self.store is not None:
+                self.store.write(first + int(rows[0]), block.state, z=z[rows], x=block.x)
+            for _, message in block.errors[:1]:
+                _LOG.debug("a simulation failed: %s", message)
+            if self.deadline is not None and time.perf_counter() > self.deadline:
+                raise OutOfTime
+
+        simulate_rows(
+            self.target.simulator, make_rows, todo, on_block,
+            n_jobs=self.target.n_jobs, client=self.target.client, progress=self.progress,
+        )  # fmt: skip
+        self._n_rows += n
+        self.n_simulated += n
+        self.n_failed += int((state == FAILED).sum())
+        return x, state
+
+    def _recall(self, first: int, z: NDArray, x: NDArray, state: NDArray) -> NDArray[np.int64]:
+        """Fill in the rows that are stored; return the others."""
+        n = len(z)
+        if self.store is None:
+            return np.arange(n)
+        self.store.grow(max(first + n, 1))
+        todo = self.store.missing(first + n)
+        todo = todo[todo >= first] - first
+        done = np.setdiff1d(np.arange(n), todo)
+        stored = self.store.read(first + done, ["z", "x", "state"])
+        if not np.array_equal(stored["z"], z[done]):
+            raise StoreError(
+                f"{self.store.path} must hold the draws of this fit, but holds others. "
+                "Use another path, or delete it."
+            )
+        x[done], state[done] = stored["x"], stored["state"]
+        self.n_reused += len(done)
+        return todo
+
+    def _coords(self) -> tuple[dict[str, NDArray], frozenset[str]]:
+        wanted, asked = self.target.data.arguments(), self.target.simulator.arguments
+        coords = {k: v.cpu().numpy() for k, v in wanted.items() if k in asked}
+        return coords, self.target.data.per_object() & set(coords)
