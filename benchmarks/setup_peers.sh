@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
 # Make one virtual environment per peer under benchmarks/peers/<name>, so that no peer touches another's packages.
-# Usage: benchmarks/setup_peers.sh [nbi] [sbi]   (both without an argument). PYTHON names the interpreter.
+# Usage: benchmarks/setup_peers.sh [nbi] [sbi] [samplers]   (all without an argument). PYTHON names the interpreter.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 if [ "$#" -eq 0 ]; then
-    set -- nbi sbi
+    set -- nbi sbi samplers
 fi
 
 for peer in "$@"; do
     case "$peer" in
-        nbi | sbi) ;;
-        *) echo "unknown peer '$peer': known are nbi, sbi" >&2; exit 2 ;;
+        nbi | sbi) packages=("$peer") ;;
+        samplers) packages=(dynesty==3.1.0 nautilus-sampler==1.0.6 ultranest==4.6.3 pocomc==1.2.6) ;;
+        *) echo "unknown peer '$peer': known are nbi, sbi, samplers" >&2; exit 2 ;;
     esac
     home="benchmarks/peers/$peer"
     "${PYTHON:-python3}" -m venv "$home"
     # torch goes first, under the pin: what the peers ask for by themselves is the CUDA build.
     "$home/bin/python" -m pip install --quiet -c constraints.txt torch
-    "$home/bin/python" -m pip install --quiet -c constraints.txt "$peer"
-    "$home/bin/python" -c "from importlib.metadata import version as v; print('$peer', v('$peer'), 'torch', v('torch'))"
+    "$home/bin/python" -m pip install --quiet -c constraints.txt "${packages[@]}"
+    "$home/bin/python" - "${packages[@]%%=*}" torch <<'PYTHON'
+import sys
+from importlib.metadata import version
+print(*(f"{name} {version(name)}" for name in sys.argv[1:]))
+PYTHON
 done

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nbi_plus.infer.amis import Pair
 from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.circles import unwrapped
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.psis import psis
@@ -37,7 +38,7 @@ def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
 
 def outcome_of(
     pair: Pair, fresh: Stream | None, gate: Gate, *, is_mixture: bool, rung: str, index: Tensor,
-    seed: int,
+    circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
     """Return the pooled draws of B objects, graded by their fresh ones.
 
@@ -55,6 +56,8 @@ def outcome_of(
     rung : str
     index : Tensor of int64, shape (B,)
         Which objects of the target they are.
+    circles : tuple of int
+        The periodic parameters.
     seed : int
     """
     streams = (pair.a, pair.b)
@@ -62,25 +65,33 @@ def outcome_of(
     log_q = torch.cat([s.log_mixture for s in streams], 1)
     pool = Pool(index=index, log_q=log_q, **columns)
     cleaned = clean(pool.log_likelihood, pool.log_prior, log_q, ~pool.failed)
-    summary = summarise(cleaned.log_weights, pool.z, ~pool.failed, seed=seed)
+    z = unwrapped(pool.z, cleaned.log_weights, circles)
+    summary = summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
     evidence = evidence_of(pair, fresh)
     if evidence is not None:
         summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
     grade = torch.zeros_like(cleaned.failure)
     if fresh is not None:
-        judged = gate.grade(summarise(fresh.log_weights, fresh.z, ~fresh.failed), is_mixture)
+        judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
         sound = (summary.k_hat <= summary.k_hat_threshold) & (summary.ess >= gate.ess_min)
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, pool, cleaned, summary, grade)
 
 
+def grade_fresh(fresh: Stream, gate: Gate, *, is_mixture: bool, circles: tuple[int, ...]) -> Tensor:
+    """Return the grades (B,) of fresh draws."""
+    z = unwrapped(fresh.z, fresh.log_weights, circles)
+    return gate.grade(summarise(fresh.log_weights, z, ~fresh.failed), is_mixture)
+
+
 def fresh_outcome(
     proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *, is_mixture: bool,
-    seed: int,
+    circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
     """Return the outcome of fresh draws of a frozen proposal alone."""
     index = torch.arange(len(z), device=z.device)
     pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
     cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
-    summary = summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
+    whole = unwrapped(z, cleaned.log_weights, circles)
+    summary = summarise(cleaned.log_weights, whole, ~pool.failed, seed=seed)
     return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.proposals import LatentProposal
+from nbi_plus.infer.weights import normalise
 
 _N_BINS = 64
 _KERNEL = 0.08  # width of the smoothing, as a share of the circle
@@ -93,6 +94,24 @@ class CutProposal:
     def select(self, rows: Tensor) -> CutProposal:
         """Return the proposals of some of the objects."""
         return CutProposal(self.inner.select(rows), self.cut.select(rows))
+
+
+def unwrapped(z: Tensor, log_weights: Tensor, circles: tuple[int, ...]) -> Tensor:
+    """Return coordinates (B, S, D) in which no object's posterior is torn apart by its circles.
+
+    Parameters
+    ----------
+    z : Tensor, shape (B, S, D)
+    log_weights : Tensor, shape (B, S)
+    circles : tuple of int
+        The periodic parameters.
+    """
+    if not circles:
+        return z
+    inside = log_weights > -torch.inf
+    weights = normalise(log_weights)
+    whole = torch.where(inside[..., None], z, 0.0)
+    return Cut.of(whole, weights, circles).to(whole)
 
 
 def circular_columns(periods: tuple[float | None, ...]) -> tuple[int, ...]:

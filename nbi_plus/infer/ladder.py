@@ -1,7 +1,7 @@
 """The ladder: rungs that correct the network's draws until each object passes its gate.
 
 A rung is a function ``run(target, pool) -> Outcome`` over the objects that are still open. Here
-stand the first two, reweighting and topping up; adapted proposals, HMC and ensembles come after.
+stand the first two, reweighting and topping up; `refine` is the third.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.outcome import Outcome, Pool
-from nbi_plus.infer.proposals import FlowProposal
+from nbi_plus.infer.proposals import Conditioned, FlowProposal
+from nbi_plus.infer.refine import RefineConfig, refine
 from nbi_plus.infer.weights import Gate, summarise
 from nbi_plus.problem.target import Target
 
@@ -37,6 +39,8 @@ class Ladder:
         To how many draws an object is topped up that nearly passed.
     top_up_seconds : float
         Only while one simulation costs less than this.
+    refine : RefineConfig
+        The rung that adapts a proposal to each object that did not pass.
     """
 
     n_draws: int = 2048
@@ -45,6 +49,7 @@ class Ladder:
     defensive_width: float = 2.0
     top_up_draws: int = 16_384
     top_up_seconds: float = 1e-4
+    refine: RefineConfig = field(default_factory=RefineConfig)
 
 
 @torch.no_grad()
@@ -73,24 +78,37 @@ def climb(
     """
     index = torch.arange(len(features), device=features.device)
     pool = _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict")
-    first = grade("reweight", pool, ladder, seed)
+    circles = circular_columns(target.prior.periods)
+    first = grade("reweight", pool, ladder, seed, circles)
     cheap = target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
-    if not near.all():
-        yield first.select((~near).nonzero()[:, 0])
+    hopeful = first.can_improve & ~near & (ladder.refine.n_rounds > 0)
+    done = ~near & ~hopeful
+    if done.any():
+        yield first.select(done.nonzero()[:, 0])
     at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
     for rows in near.nonzero()[:, 0].split(at_once):
         if len(rows):
             added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
-            yield grade("top up", Pool.join(first.pool.select(rows), added), ladder, seed)
+            joined = Pool.join(first.pool.select(rows), added)
+            yield grade("top up", joined, ladder, seed, circles)
+    for rows in hopeful.nonzero()[:, 0].split(at_once):
+        if len(rows):
+            start = Conditioned(proposal, features[rows])
+            yield from refine(
+                first.pool.select(rows), start, keys[rows], target, ladder.refine, ladder.gate, seed
+            )
 
 
-def grade(rung: str, pool: Pool, ladder: Ladder, seed: int) -> Outcome:
+def grade(
+    rung: str, pool: Pool, ladder: Ladder, seed: int, circles: tuple[int, ...] = ()
+) -> Outcome:
     """Weigh the draws of a pool and judge them."""
     keep = ~pool.failed
     cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, keep)
-    summary = summarise(cleaned.log_weights, pool.z, keep, seed=seed)
+    z = unwrapped(pool.z, cleaned.log_weights, circles)
+    summary = summarise(cleaned.log_weights, z, keep, seed=seed)
     return Outcome(rung, pool, cleaned, summary, ladder.gate.grade(summary))
 
 

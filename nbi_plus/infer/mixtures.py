@@ -254,9 +254,7 @@ def _stack(parts: list[StudentMixture]) -> StudentMixture:
 
 
 def _spread_starts(white: Tensor, k: int, keys: Tensor, seed: int, stage: str) -> Tensor:
-    """Return k starting means (B, k, D), far from each other (k-means++ of Arthur and
-    Vassilvitskii 2007).
-    """
+    """Return k starting means (B, k, D) far apart: k-means++ of Arthur and Vassilvitskii (2007)."""
     uniform = keyed_uniform(seed, stage + " starts", keys, (k,))
     distance = torch.ones_like(white[..., 0])
     chosen = []

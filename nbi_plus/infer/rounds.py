@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.amis import Family, FlowFamily, MixtureFamily, OnCircles, Pair
-from nbi_plus.infer.certificate import evidence_of, outcome_of
+from nbi_plus.infer.certificate import evidence_of, grade_fresh, outcome_of
 from nbi_plus.infer.circles import circular_columns
 from nbi_plus.infer.mixtures import MixtureConfig, around, temper
 from nbi_plus.infer.outcome import Outcome
@@ -68,7 +68,7 @@ class Search:
         self._ledger, self._locator, self._tape = ledger, locator, tape
         self._config, self._gate, self._key, self._seed = config, gate, key, seed
         prior = ledger.target.prior
-        circles = circular_columns(prior.periods)
+        circles = self._circles = circular_columns(prior.periods)
         mixtures = MixtureFamily(MixtureConfig(n_points=4000))
         self._families: tuple[tuple[str, Family], ...] = (
             ("mixture", OnCircles(mixtures, circles)),
@@ -94,7 +94,7 @@ class Search:
             raise TimeoutError("max_seconds must allow for one round, but it is over before that.")
         outcome = outcome_of(
             self._pair, self._fresh, self._gate, is_mixture=self._is_mixture, rung="sequential",
-            index=torch.zeros_like(self._key), seed=self._seed,
+            index=torch.zeros_like(self._key), circles=self._circles, seed=self._seed,
         )  # fmt: skip
         if stop is not Stop.ESS_REACHED and self._reached(outcome):
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
@@ -274,9 +274,10 @@ class Search:
         return max(self._config.ess_target - float(self._pair.ess), 0.0)
 
     def _gate_passed(self) -> bool:
-        fresh = self._fresh
-        summary = summarise(fresh.log_weights, fresh.z, ~fresh.failed)
-        return int(self._gate.grade(summary, mixture=self._is_mixture)) > Grade.F
+        grade = grade_fresh(
+            self._fresh, self._gate, is_mixture=self._is_mixture, circles=self._circles
+        )
+        return int(grade) > Grade.F
 
     def _enough(self) -> bool:
         """Say whether the pool would pass already, so that a certificate is all that is missing."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nbi_plus.infer import verdict
 from nbi_plus.infer.certificate import fresh_outcome
+from nbi_plus.infer.circles import circular_columns
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior, Rung
@@ -107,7 +108,10 @@ class SequentialFit:
         target = Target(self.prior, self.simulator, self.noise, data, n_jobs, client)
         z = self.frozen.draw(key, n, seed, "predict")
         found = target.evaluate(z, torch.zeros_like(key))
-        outcome = fresh_outcome(self.frozen, z, found, gate, is_mixture=self.is_mixture, seed=seed)
+        outcome = fresh_outcome(
+            self.frozen, z, found, gate, is_mixture=self.is_mixture,
+            circles=circular_columns(self.prior.periods), seed=seed,
+        )  # fmt: skip
         return _posterior(outcome, self.observations, target.prior, gate, seed)
 
 

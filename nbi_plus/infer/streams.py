@@ -79,7 +79,7 @@ class Stream:
 
     @property
     def log_weights(self) -> Tensor:
-        """Raw log-weights (B, S) to learn from: whatever has no finite target counts for nothing."""
+        """Raw log-weights (B, S) to learn from; what has no finite target counts for nothing."""
         value = self.log_likelihood + self.log_prior - self.log_mixture
         return torch.where(value.isfinite() & ~self.failed, value, -torch.inf)
 

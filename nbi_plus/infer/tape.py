@@ -110,13 +110,11 @@ def _get(arrays: Arrays, name: str, device: torch.device) -> Tensor:
     return torch.as_tensor(np.asarray(arrays[name]), device=device)
 
 
-def _encode_prior(q: PriorProposal, prefix: str, arrays: Arrays) -> dict[str, Any]:  # noqa: ARG001
+def _encode_prior(q: PriorProposal, *_: object) -> dict[str, Any]:
     return {"n_dim": q.n_dim}
 
 
-def _decode_prior(
-    meta: Mapping, prefix: str, arrays: Arrays, device: torch.device
-) -> PriorProposal:  # noqa: ARG001
+def _decode_prior(meta: Mapping, *_: object) -> PriorProposal:
     return PriorProposal(meta["n_dim"])
 
 
