@@ -104,6 +104,7 @@ def _sampler(name):
 
 
 ENTRIES = {
+    "nbi-plus": Entry("benchmarks.ours_sequential"),
     "nautilus": _sampler("nautilus"),
     "dynesty": _sampler("dynesty"),
     "ultranest": _sampler("ultranest"),

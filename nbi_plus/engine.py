@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -23,13 +23,12 @@ from nbi_plus.learn.setup import Given, Setup, set_up
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
 from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import bind_simulator, check_inputs, one_object
+from nbi_plus.problem.inputs import bind_simulator, check_inputs
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import Simulator
-from nbi_plus.problem.target import Target
 
 _LOCATE = {"n_epochs": 40}  # of a network that need only find the place, round after round
 
@@ -272,31 +271,17 @@ class Engine(Predictor, BaseEstimator):
             if hasattr(self, name):
                 delattr(self, name)
 
-    def log_likelihood(
-        self,
-        theta: ArrayLike,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None = None,
-        **inputs: ArrayLike,
-    ) -> NDArray[np.float64]:
-        """Return log L(theta) of one object, shape (n,): what every answer is weighted with."""
-        return self._densities(theta, x_obs, x_err, inputs, "log_likelihood")[1]
-
-    def log_posterior(
-        self,
-        theta: ArrayLike,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None = None,
-        **inputs: ArrayLike,
-    ) -> NDArray[np.float64]:
-        """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior."""
-        log_prior, log_like = self._densities(theta, x_obs, x_err, inputs, "log_posterior")
-        return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
-
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""
-        self._require_fit("save")
-        fitted = files.Fitted(self.model_, self.prior_, self.noise_, self.defaults_, self.seed)
+        self._require_fit("save", sequential=True)
+        fitted = files.Fitted(
+            model=getattr(self, "model_", None),
+            prior=self.prior_,
+            noise=self.noise_,
+            defaults=self.defaults_,
+            seed=self.seed,
+            sequential=getattr(self, "sequential_", None),
+        )
         files.write(Path(path), fitted)
 
     @classmethod
@@ -326,31 +311,29 @@ class Engine(Predictor, BaseEstimator):
         fitted = files.read(
             Path(path), doors.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
-        model = fitted.model
+        model, one = fitted.model, fitted.sequential
+        trained = {} if model is None else {"flow": model.network.flow.config}
+        if featurizer is not None or model is not None:
+            trained["featurizer"] = model.featurizer.name if featurizer is None else featurizer
         engine = cls(
             simulator,
             fitted.prior,
             noise=fitted.noise,
-            featurizer=model.featurizer.name if featurizer is None else featurizer,
-            flow=model.network.flow.config,
             device=device,
             seed=fitted.seed,
+            **trained,
             **options,
         )
         engine.prior_, engine.noise_, engine.defaults_ = fitted.prior, fitted.noise, fitted.defaults
-        engine.model_, engine.history_ = model, model.history
-        engine.simulator_ = (
-            None if simulator is None else bind_simulator(simulator, fitted.prior, model.conditions)
-        )
+        conditions = one.observations.batch() if model is None else model.conditions
+        bound = None if simulator is None else bind_simulator(simulator, fitted.prior, conditions)
+        engine.simulator_ = bound
+        if model is not None:
+            engine.model_, engine.history_ = model, model.history
+        if one is not None:
+            one = replace(one, simulator=bound)
+            engine.sequential_, engine.posterior_, engine.rounds_ = one, one.posterior, one.rounds
         return engine
-
-    def _prior(self) -> Prior:
-        given = [p for p in (self.prior, self.priors) if p is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
-            )
-        return Prior.coerce(given[0], labels=self.labels)
 
     def _folder(self) -> Path | None:
         return None if self.path is None else Path(self.path)
@@ -372,28 +355,3 @@ class Engine(Predictor, BaseEstimator):
             seed=self.seed,
             memory=int(self.memory * 1e9),
         )
-
-    def _densities(
-        self,
-        theta: ArrayLike,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None,
-        inputs: Mapping[str, ArrayLike],
-        door: str,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
-        if self.simulator is None:
-            raise ValueError(f"{door} must have a simulator, but the engine has none.")
-        error, known = self._known(x_err, inputs, door)
-        with preserved_random_state():
-            if hasattr(self, "model_"):
-                prior, bound, noise = self.prior_, self.simulator_, self.noise_
-                data = one_object(x_obs, error, None, known).batch()
-            else:
-                given = Given(x_obs=x_obs, x_err=error, inputs=known)
-                setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
-                prior, bound, noise, data = (
-                    setup.prior, setup.simulator, setup.noise, setup.conditions,
-                )  # fmt: skip
-            target = Target(prior, bound, noise, data, self.n_jobs, self.client)
-            return target.densities(prior.check(np.atleast_2d(theta)))

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from nbi_plus.infer import keep
+from nbi_plus.infer.sequential import SequentialFit
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
@@ -17,6 +19,7 @@ from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.prior import Prior
 
 _DEFAULTS = "defaults/"
+_SEQUENTIAL = "sequential/"
 
 
 @dataclass(frozen=True)
@@ -25,34 +28,42 @@ class Fitted:
 
     Attributes
     ----------
-    model : TrainedModel
+    model : TrainedModel or None
+        None after a sequential fit alone.
     prior : Prior
     noise : Noise
         Bound.
     defaults : dict of ndarray
         Errors and coordinates that other doors use when they are given none.
     seed : int
+    sequential : SequentialFit or None
     """
 
-    model: TrainedModel
+    model: TrainedModel | None
     prior: Prior
     noise: Noise
     defaults: dict[str, NDArray]
     seed: int
+    sequential: SequentialFit | None = None
 
 
 def write(path: Path, fitted: Fitted) -> None:
     """Write a fitted engine."""
     prior = fitted.prior
+    model, one = fitted.model, fitted.sequential
+    kept = None if one is None else keep.to_archive(one)
     meta = {
-        "model": fitted.model.meta(),
+        "model": None if model is None else model.meta(),
         "prior": prior.manifest(),
         "labels": dict(zip(prior.names, prior.labels, strict=True)),
         "noise": fitted.noise.meta(),
         "seed": fitted.seed,
+        "sequential": None if kept is None else kept.meta,
     }
-    defaults = {_DEFAULTS + k: np.asarray(v) for k, v in fitted.defaults.items()}
-    write_archive(path, "engine", meta, fitted.model.arrays() | defaults)
+    arrays = {_DEFAULTS + k: np.asarray(v) for k, v in fitted.defaults.items()}
+    arrays |= {} if model is None else model.arrays()
+    arrays |= {} if kept is None else {_SEQUENTIAL + k: v for k, v in kept.arrays.items()}
+    write_archive(path, "engine", meta, arrays)
 
 
 def read(
@@ -93,22 +104,31 @@ def _rebuild(
                 "Call Engine.load(path, simulator=..., noise=...)."
             )
         noise = noise_from_meta(meta["noise"])
-    is_default = {k: k.startswith(_DEFAULTS) for k in archive.arrays}
-    learned = {k: v for k, v in archive.arrays.items() if not is_default[k]}
-    model = TrainedModel.from_archive(replace(archive, arrays=learned), device, featurizer)
-    return Fitted(
-        model=model,
-        prior=prior,
-        noise=as_noise(noise).bind(model.conditions.x_err is not None, prior.full_names),
-        defaults={k[len(_DEFAULTS) :]: v for k, v in archive.arrays.items() if is_default[k]},
-        seed=meta["seed"],
-    )
+    arrays = archive.arrays
+    defaults, own = (_starting(arrays, prefix) for prefix in (_DEFAULTS, _SEQUENTIAL))
+    learned = {k: v for k, v in arrays.items() if not k.startswith((_DEFAULTS, _SEQUENTIAL))}
+    model, has_errors = None, "object/x_err" in own
+    if meta["model"] is not None:
+        model = TrainedModel.from_archive(replace(archive, arrays=learned), device, featurizer)
+        has_errors = model.conditions.x_err is not None
+    bound = as_noise(noise).bind(has_errors, prior.full_names)
+    one = None
+    if meta["sequential"] is not None:
+        one = keep.from_archive(Archive(meta["sequential"], own), prior, bound)
+    return Fitted(model, prior, bound, defaults, meta["seed"], one)
+
+
+def _starting(arrays: dict[str, NDArray], prefix: str) -> dict[str, NDArray]:
+    """Return the arrays of one part, by their own names."""
+    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _check_sizes(archive: Archive) -> None:
     """Refuse numbers that would build a network larger than the arrays the file really holds."""
     largest = max([64, len(archive.arrays), *(n for a in archive.arrays.values() for n in a.shape)])
     model = archive.meta.get("model")
+    if model is None and archive.meta.get("sequential") is not None:
+        return  # no network is built
     parts = {**model, "model": model} if isinstance(model, dict) else {}
     for part in ("model", "encoder", "flow", "featurizer"):
         options = parts.get(part)

@@ -16,6 +16,8 @@ from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.sequential import SequentialFit
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.setup import Given, set_up
+from nbi_plus.problem.custom_noise import as_noise
 from nbi_plus.problem.inputs import (
     check_inputs,
     is_one_object,
@@ -26,7 +28,9 @@ from nbi_plus.problem.inputs import (
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.target import Target
 
 
 class UncertifiedWarning(UserWarning):
@@ -43,6 +47,10 @@ class Predictor:
     device: str | None
     n_jobs: int | None
     client: object | None
+    prior: Prior | Mapping | list | Callable | None
+    priors: Prior | Mapping | list | Callable | None
+    labels: list[str] | None
+    noise: Noise | ArrayLike | Callable | None
     seed: int
     ladder: Ladder | None
     model_: TrainedModel
@@ -181,6 +189,35 @@ class Predictor:
         """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
         return float(self.log_prob(theta, x, x_err, **inputs).mean())
 
+    def log_likelihood(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return log L(theta) of one object, shape (n,): what every answer is weighted with."""
+        return self._densities(theta, x_obs, x_err, inputs, "log_likelihood")[1]
+
+    def log_posterior(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior."""
+        log_prior, log_like = self._densities(theta, x_obs, x_err, inputs, "log_posterior")
+        return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
+
+    def _prior(self) -> Prior:
+        given = [p for p in (self.prior, self.priors) if p is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
+            )
+        return Prior.coerce(given[0], labels=self.labels)
+
     def _require_fit(self, door: str, *, sequential: bool = False) -> None:
         """Refuse what needs a fit: an amortized one, or (``sequential``) any."""
         one = hasattr(self, "sequential_")
@@ -246,3 +283,28 @@ class Predictor:
             n_jobs=self.n_jobs,
             client=self.client,
         )
+
+    def _densities(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+        door: str,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
+        if self.simulator is None:
+            raise ValueError(f"{door} must have a simulator, but the engine has none.")
+        error, known = self._known(x_err, inputs, door)
+        with preserved_random_state():
+            if hasattr(self, "model_"):
+                prior, bound, noise = self.prior_, self.simulator_, self.noise_
+                data = one_object(x_obs, error, None, known).batch()
+            else:
+                given = Given(x_obs=x_obs, x_err=error, inputs=known)
+                setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
+                prior, bound, noise, data = (
+                    setup.prior, setup.simulator, setup.noise, setup.conditions,
+                )  # fmt: skip
+            target = Target(prior, bound, noise, data, self.n_jobs, self.client)
+            return target.densities(prior.check(np.atleast_2d(theta)))

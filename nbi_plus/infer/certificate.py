@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.amis import Pair
-from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.assemble import CleanWeights, clean
 from nbi_plus.infer.circles import unwrapped
 from nbi_plus.infer.outcome import Outcome, Pool
-from nbi_plus.infer.proposals import LatentProposal
+from nbi_plus.infer.proposals import LatentProposal, PriorProposal
 from nbi_plus.infer.psis import psis
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.weights import Evidence, Gate, Grade, log_evidence, summarise
 from nbi_plus.problem.target import Evaluation
 
+AMORTIZED = "amortized"  # the rung of draws that nothing weighs
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
@@ -95,3 +96,18 @@ def fresh_outcome(
     whole = unwrapped(z, cleaned.log_weights, circles)
     summary = summarise(cleaned.log_weights, whole, ~pool.failed, seed=seed)
     return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))
+
+
+def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
+    """Return the outcome of draws z (B, S, D) of a proposal that no likelihood can weigh."""
+    log_q = proposal.log_prob(z)
+    log_prior = PriorProposal(z.shape[-1]).log_prob(z)
+    index = torch.arange(len(z), device=z.device)
+    nothing = torch.zeros_like(log_q, dtype=torch.bool)
+    pool = Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)
+    equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
+    failure = none.to(torch.uint8)
+    cleaned = CleanWeights(
+        equal, none + z.shape[1], none, nothing.any(1), nothing, failure
+    )
+    return Outcome(AMORTIZED, pool, cleaned, summarise(equal), failure)

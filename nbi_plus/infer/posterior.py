@@ -287,28 +287,37 @@ class Posterior:
 
     def save(self, path: str | Path) -> None:
         """Write the posterior to an HDF5 file of JSON and numbers."""
+        archive = self.to_archive()
+        write_archive(Path(path), "posterior", archive.meta, archive.arrays)
+
+    def to_archive(self) -> Archive:
+        """Return the posterior as JSON and numbers."""
         arrays = {k: getattr(self, k) for k in _ARRAYS}
         arrays |= {f"derived/{k}": v for k, v in self.derived.items()}
-        write_archive(Path(path), "posterior", self._meta(), arrays)
+        return Archive(self._meta(), arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Posterior:
         """Read a posterior; nothing in the file is executed."""
-        archive = read_archive(Path(path), "posterior")
+        return cls.from_archive(read_archive(Path(path), "posterior"), str(path))
+
+    @classmethod
+    def from_archive(cls, archive: Archive, name: str) -> Posterior:
+        """Undo `to_archive`; ``name`` is what errors call it."""
         try:
             posterior = cls._of_archive(archive)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArchiveError(
-                f"{path} must hold a complete posterior, but its parts do not fit: {error!r}."
+                f"{name} must hold a complete posterior, but its parts do not fit: {error!r}."
             ) from error
         n, d = len(posterior.weights), len(posterior.names)
-        for name in _ARRAYS:
-            array = getattr(posterior, name)
-            shape = (n, d) if name == "samples" else (n,)
+        for array_name in _ARRAYS:
+            array = getattr(posterior, array_name)
+            shape = (n, d) if array_name == "samples" else (n,)
             if array.shape != shape or array.dtype != np.float64:
                 raise ArchiveError(
-                    f"{path}: {name} must be float64 of shape {shape}, but is {array.dtype} of "
-                    f"{array.shape}."
+                    f"{name}: {array_name} must be float64 of shape {shape}, but is "
+                    f"{array.dtype} of {array.shape}."
                 )
         return posterior
 

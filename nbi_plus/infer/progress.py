@@ -24,7 +24,8 @@ class Stop(Enum):
     NO_SUPPORT = "No region of non-negligible posterior density was found."
     TIME = "The time allowed was spent."
     ROUNDS = "All rounds were done."
-    DEGRADED = "The effective sample size of a round fell, and the round before it was kept."
+    DEGRADED = "The effective sample size of a round fell; the network before it was kept."
+    ESS_SUMMED = "The effective sample sizes of the rounds add up to what was wanted."
 
     @property
     def code(self) -> str:
@@ -39,7 +40,8 @@ class Round:
     Attributes
     ----------
     phase : str
-        "prior", "start", "modes", "locate", "adapt (mixture)", "adapt (flow)" or "certify".
+        "prior", "start", "modes", "locate", "adapt (mixture)", "adapt (flow)" or "certify"; the
+        name of another method.
     n_sims, n_total : int
         Draws of this round, and of all until now.
     ess : float
@@ -80,10 +82,13 @@ class Rounds:
     ----------
     rows : tuple of Round
     stop : Stop
+    caution : str
+        What the method is known to do wrong.
     """
 
     rows: tuple[Round, ...]
     stop: Stop
+    caution: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,14 +100,17 @@ class Rounds:
         return iter(self.rows)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [_HEADER, *map(describe, self.rows), f"{self.stop_reason}: {self.stop.value}"]
-        )
+        return "\n".join([_HEADER, *map(describe, self.rows), self.reason])
 
     @property
     def stop_reason(self) -> str:
-        """Why it ended: ess_reached, budget, no_progress, no_support, time, rounds or degraded."""
+        """Why it ended, in short: the `code` of its `Stop`."""
         return self.stop.code
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, in words, and what to beware of."""
+        return f"{self.stop_reason}: {self.stop.value} {self.caution}".rstrip()
 
     def to_table(self) -> QTable:
         """Return an astropy table with one row per round."""

@@ -64,7 +64,13 @@ class Tape:
                 f"{path} must hold the step {name!r} of this fit, but holds "
                 f"{archive.meta['name']!r}. Delete the folder, or use another path."
             )
-        return self._play(archive.meta, archive.arrays)
+        try:
+            return self._play(archive.meta, archive.arrays)
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise ArchiveError(
+                f"{path} must hold a complete step, but its parts do not fit: {error!r}. "
+                "Delete the folder."
+            ) from error
 
     def _play(self, meta: Mapping[str, Any], arrays: Arrays) -> Step:
         parts = enumerate(meta["proposals"])
@@ -168,6 +174,7 @@ def _encode_flow(q: Conditioned, prefix: str, arrays: Arrays) -> dict[str, Any]:
 
 def _decode_flow(meta: Mapping, prefix: str, arrays: Arrays, device: torch.device) -> Conditioned:
     features = _get(arrays, prefix + "features", device)
+    _check_size(meta, prefix, arrays)
     flow = without_global_rng(
         0, lambda: Flow(meta["n_dims"], features.shape[1], FlowConfig(**meta["config"]))
     )
@@ -177,6 +184,19 @@ def _decode_flow(meta: Mapping, prefix: str, arrays: Arrays, device: torch.devic
     exact.load_state_dict({k: _get(arrays, start + k, device) for k in names})
     exact = exact.to(device).requires_grad_(False)
     return Conditioned(FlowProposal(exact, exact, meta["share"], meta["width"]), features)
+
+
+def _check_size(meta: Mapping, prefix: str, arrays: Arrays) -> None:
+    """Refuse numbers that would build a flow larger than the arrays that are really there."""
+    own = [v.shape for k, v in arrays.items() if k.startswith(prefix)]
+    largest = max([64, len(own), *(n for shape in own for n in shape)])
+    sizes = {"n_dims": meta["n_dims"], **meta["config"]}
+    for name in ("n_dims", "n_blocks", "hidden", "n_layers", "n_mog", "n_bins"):
+        if not 0 < sizes[name] <= largest:
+            raise ArchiveError(
+                f"{name} of a flow must be at most {largest}, the largest size in the file, but "
+                f"is {sizes[name]}. The file is damaged or forged."
+            )
 
 
 _CODECS: dict[type, tuple[Callable, Callable]] = {

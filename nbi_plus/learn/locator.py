@@ -10,11 +10,12 @@ from torch import Tensor
 
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.fitting import Ingredients, Material, problem_of, untrained
+from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Resident, Rows
 from nbi_plus.learn.training import train
-from nbi_plus.problem.random import generator, stage_key
+from nbi_plus.problem.random import generator, keyed_uniform, stage_key
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,33 @@ class Locator:
         held_out = out[pick] < self.parts.train.val_fraction
         if held_out.all() or not held_out.any():  # a handful of simulations carries all the weight
             held_out = torch.arange(n, device=pick.device) % 10 == 0
-        rows, validation = pool.pick(pick[~held_out]), pool.pick(pick[held_out])
-        material = Material(Resident(rows), validation, rows, len(rows.z))
-        problem = problem_of(material, self.parts)
-        if start is None:
-            network = untrained(self.parts, problem, rows)
-        else:
-            network = copy.deepcopy(start)
-            network.flow.whiten(rows.z)
-        size = min(self.parts.train.batch_size, len(rows.z))
-        config = replace(self.parts.train, batch_size=size)
-        train(network, problem, config, stage_key(self.parts.seed, stage) % 2**31, progress=False)
-        return network
+        return self._train(pool.pick(pick[~held_out]), pool.pick(pick[held_out]), start, stage, nll)
+
+    def train_on_all(
+        self, pool: Rows, usable: Tensor, start: PosteriorNetwork | None, stage: str,
+        loss: Loss = nll,
+    ) -> PosteriorNetwork:  # fmt: skip
+        """Return a network trained on every usable simulation of the pool, each once an epoch.
+
+        Which are held out is keyed by their place in the pool, so that a pool that grows keeps
+        them; rows come in random order, as `AtomicLoss` wants them.
+
+        Parameters
+        ----------
+        pool : Rows
+            Simulations, on the device.
+        usable : Tensor of bool, shape (S,)
+        start : PosteriorNetwork, optional
+            Goes on from there; the latent space is whitened anew.
+        stage : str
+            What the randomness is keyed by.
+        loss : Loss
+        """
+        place = torch.arange(len(usable), device=usable.device)
+        order = keyed_uniform(self.parts.seed, "held out", place, ()).argsort()
+        order = order[usable[order]]
+        n_out = max(1, round(self.parts.train.val_fraction * len(order)))
+        return self._train(pool.pick(order[n_out:]), pool.pick(order[:n_out]), start, stage, loss)
 
     def rebuild(self, state: dict[str, Tensor]) -> PosteriorNetwork:
         """Return the network of a recorded state."""
@@ -82,3 +98,18 @@ class Locator:
         )
         network.load_state_dict(state)
         return network.to(parts.device).eval()
+
+    def _train(
+        self, rows: Rows, validation: Rows, start: PosteriorNetwork | None, stage: str, loss: Loss
+    ) -> PosteriorNetwork:
+        material = Material(Resident(rows), validation, rows, len(rows.z))
+        problem = replace(problem_of(material, self.parts), loss=loss)
+        if start is None:
+            network = untrained(self.parts, problem, rows)
+        else:
+            network = copy.deepcopy(start)
+            network.flow.whiten(rows.z)
+        size = min(self.parts.train.batch_size, len(rows.z))
+        config = replace(self.parts.train, batch_size=size)
+        train(network, problem, config, stage_key(self.parts.seed, stage) % 2**31, progress=False)
+        return network

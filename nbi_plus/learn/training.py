@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
+from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
 from nbi_plus.problem.noise import Noise
@@ -121,6 +122,8 @@ class Problem:
     own_grid : bool
         Whether a simulation was made at its owner's coordinates, and must keep its conditions;
         otherwise each gets those of a random object at every epoch.
+    loss : Loss
+        What is minimised.
     """
 
     source: Source
@@ -128,6 +131,7 @@ class Problem:
     noise: Noise
     conditions: Batch
     own_grid: bool = False
+    loss: Loss = nll
 
     def observe(self, rows: Rows, rng: torch.Generator) -> Batch:
         """Return noisy data of simulations."""
@@ -168,15 +172,15 @@ def train(
     Returns
     -------
     list of dict
-        One entry an epoch: ``train_nll``, ``val_nll``, ``lr``, ``seconds`` and ``n_bad``, the
-        number of rows left out because data, parameters or loss were not finite.
+        One entry an epoch: ``train_nll`` and ``val_nll`` (means of the loss), ``lr``, ``seconds``
+        and ``n_bad``, the number of rows left out because data, parameters or loss were not finite.
     """
     with torch.enable_grad():
         run = _start(network, config)
         if checkpoint is not None and checkpoint.exists():
             restore(run, checkpoint)
         held_out = _validation_data(problem, seed)
-        loss_of = _loss(network, config)
+        loss_of = _loss(network, problem.loss, config)
         bar = tqdm(
             total=config.n_epochs,
             initial=len(run.history),
@@ -281,7 +285,7 @@ def _epoch(
         mean.copy_(now)  # running statistics of a normalisation layer are averages already
     entry = {
         "train_nll": float(total / n_good),
-        "val_nll": evaluate(run.average, *held_out),
+        "val_nll": evaluate(run.average, *held_out, problem.loss),
         "lr": rate,
         "seconds": time.perf_counter() - began,
         "n_bad": int(n_bad),
@@ -293,7 +297,7 @@ def _epoch(
 
 
 def _loss(
-    network: PosteriorNetwork, config: TrainConfig
+    network: PosteriorNetwork, loss_of: Loss, config: TrainConfig
 ) -> Callable[[Tensor, Batch], tuple[Tensor, Tensor]]:
     """Return a function that gives the mean loss of the finite rows, and how many are not."""
     forward = torch.compile(network) if config.compile else network
@@ -303,8 +307,8 @@ def _loss(
         z, x = z.masked_fill(~good[:, None], 0.0), batch.x.masked_fill(~good[:, None, None], 0.0)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=config.mixed_precision):
             features = forward(replace(batch, x=x))
-        log_q = network.flow.log_prob(z[:, None], features.float())[:, 0]
-        return -torch.where(good, log_q, 0.0).sum() / good.sum(), (~good).sum()
+        each = loss_of(network.flow, z, features.float(), good)
+        return torch.where(good, each, 0.0).sum() / good.sum(), (~good).sum()
 
     return loss
 
@@ -343,7 +347,7 @@ def _rate(config: TrainConfig, done: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(network: PosteriorNetwork, z: Tensor, batch: Batch) -> float:
-    """Return the mean of -log q(z | data) in the latent space."""
-    features = network.features(batch)
-    return float(-network.flow.log_prob(z[:, None], features).to(torch.float64).mean())
+def evaluate(network: PosteriorNetwork, z: Tensor, batch: Batch, loss: Loss = nll) -> float:
+    """Return the mean loss; by default of -log q(z | data) in the latent space."""
+    every = torch.ones(len(z), dtype=torch.bool, device=z.device)
+    return float(loss(network.flow, z, network.features(batch), every).to(torch.float64).mean())

@@ -28,6 +28,7 @@ class Ledger:
     """Evaluates draws for one object, and remembers what was simulated.
 
     With a store, rows are written as they come; the same draws find them there after a kill.
+    Without a likelihood it simulates all the same, and says NaN.
 
     Attributes
     ----------
@@ -58,6 +59,11 @@ class Ledger:
         """Return the columns of a store for this target."""
         return {"z": (target.prior.n_dim,), "x": tuple(target.simulator.shape)}
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether draws can be weighed, or only simulated."""
+        return self.target.noise.has_likelihood(self.target.data.x_err is not None)
+
     def evaluate(self, z: Tensor, *, keep: bool = False) -> Evaluation:
         """Return what the target is at draws z (1, n, D), simulating those that are not stored.
 
@@ -78,7 +84,7 @@ class Ledger:
         if keep:
             self._z.append(z[0])
             self._models.append(models[0])
-        return self.target.judge(z, models, failed)
+        return self._judge(z, models, failed)
 
     def adopt(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
         """Return what the target is at draws that were simulated already, and keep them.
@@ -95,7 +101,7 @@ class Ledger:
         self.n_reused += z.shape[1]
         self._z.append(z[0])
         self._models.append(models[0])
-        return self.target.judge(z, models, failed)
+        return self._judge(z, models, failed)
 
     def pool(self) -> tuple[Tensor, Tensor]:
         """Return the kept draws z (S, D) and their noise-free models (S, C, L), in order."""
@@ -105,6 +111,13 @@ class Ledger:
         """Let go of the kept simulations."""
         self._z.clear()
         self._models.clear()
+
+    def _judge(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
+        if self.has_likelihood:
+            return self.target.judge(z, models, failed)
+        inside = (z.abs() <= Z_MAX).all(-1)
+        log_prior = self.target.prior.log_prob_latent(z).masked_fill(~inside, -np.inf)
+        return Evaluation(log_prior, torch.full_like(log_prior, np.nan), failed)
 
     def _simulate(self, z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
         """Return models (n, C, L) and states (n,) of draws z (n, D)."""

@@ -1,0 +1,88 @@
+"""This package's sequential fit of one problem: one line of JSON.
+
+``python -m benchmarks.ours_sequential --problem sine --seed 0 --out results.jsonl``
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+
+import nbi_plus as nbi
+from benchmarks.sequential import Draws, Result
+from benchmarks.single_problems import PROBLEMS, MissingDataError, load
+
+CIRCLES = {"phi0": 2 * math.pi, "L0": 2 * math.pi}  # what an astronomer knows to be an angle
+MANY_ROUNDS = 40
+
+
+def engine_for(problem, seed):
+    """Return the engine of a problem; angles are said to be angles."""
+    prior = {
+        name: nbi.Circular(CIRCLES[name]) if name in CIRCLES else distribution
+        for name, distribution in problem.priors.items()
+    }
+    noise = nbi.GaussianNoise(problem.sigma, jitter=problem.jitter)
+    return nbi.Engine(problem.simulator, prior, noise=noise, seed=seed)
+
+
+def fit(problem, seed, n_sims, ess_target, max_sims):
+    """Fit in rounds and return the engine."""
+    return engine_for(problem, seed).fit(
+        n_sims=n_sims, n_rounds=MANY_ROUNDS, x_obs=problem.x_obs, ess_target=ess_target,
+        max_sims=max_sims,
+    )  # fmt: skip
+
+
+def main():
+    """Run what the command line says, and append one line to the file."""
+    options = _arguments()
+    torch.set_num_threads(1)
+    try:
+        problem = load(options.problem)
+    except MissingDataError as missing:
+        sys.exit(f"{options.problem} is left out: {missing}")
+    settings = {
+        "n_sims": options.n_sims,
+        "ess_target": options.ess_target,
+        "max_sims": options.max_sims,
+    }
+    start = time.perf_counter()
+    engine = fit(problem, options.seed, **settings)
+    seconds = time.perf_counter() - start
+    posterior, rounds = engine.posterior_, engine.rounds_
+    print(rounds, posterior, sep="\n", file=sys.stderr)
+    theta, weights = posterior
+    draws = Draws(theta, weights, posterior.log_evidence, posterior.log_evidence_err)
+    Result(
+        problem=problem.name,
+        package="nbi-plus",
+        version=nbi.__version__,
+        settings={**settings, "status": posterior.status.name, "stop": rounds.stop_reason},
+        seed=options.seed,
+        n_calls=rounds[-1].n_total,
+        **draws.summary(),
+        seconds=seconds,
+        masses=problem.masses(theta, weights),
+        ess_by_round=np.round([row.ess for row in rounds], 1).tolist(),
+    ).append_to(options.out)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problem", required=True, choices=sorted(PROBLEMS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-sims", type=int, default=1000)
+    parser.add_argument("--ess-target", type=float, default=2000.0)
+    parser.add_argument("--max-sims", type=int, default=30_000)
+    parser.add_argument("--out", required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
