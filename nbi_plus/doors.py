@@ -75,12 +75,17 @@ def train_config(
 
 def method_for(method: str | None, setup: Setup) -> str:
     """Return the method of a sequential fit that this problem allows."""
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, but is {method!r}.")
+    if setup.simulator is None:
+        raise ValueError(
+            "fit must have a simulator for more than one round, but the engine has none. Give "
+            "Engine(simulator, prior), or n_rounds=1."
+        )
     has_likelihood = setup.noise.has_likelihood(setup.conditions.x_err is not None)
-    exact = has_likelihood and setup.simulator is not None and not setup.simulator.stochastic
+    exact = has_likelihood and not setup.simulator.stochastic
     if method is None:
         return "amis" if exact else "tsnpe"
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, but is {method!r}.")
     if not exact and method in ("amis", "snpe-is"):
         raise ValueError(
             f"method {method!r} must have a likelihood, but the noise has none, or the simulator "

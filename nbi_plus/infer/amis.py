@@ -17,7 +17,7 @@ from nbi_plus.infer.circles import Cut, CutProposal
 from nbi_plus.infer.mixtures import MixtureConfig, fit_mixture, temper
 from nbi_plus.infer.proposals import Blend, LatentProposal, Separate, free_flow
 from nbi_plus.infer.streams import Evaluate, Stream
-from nbi_plus.infer.weights import effective_sample_size
+from nbi_plus.infer.weights import effective_sample_size, normalise
 from nbi_plus.learn.density import DensityConfig, fit_density
 from nbi_plus.problem.target import Evaluation
 
@@ -241,6 +241,26 @@ def adapt(
     blend = Blend(proposals, (0.5, 0.5))
     z = blend.draw(keys, 2 * n_each, seed, stage)
     return pair.extend(proposals, z, evaluate(z, index))
+
+
+def best_fit(
+    pair: Pair, families: tuple[Family, ...], keys: Tensor, seed: int, stage: str
+) -> tuple[Family, tuple[LatentProposal, LatentProposal]]:
+    """Return the family, and its proposals for both streams, that fits the streams best.
+
+    The score is the weighted log-density that the draws of each stream get from what was fitted to
+    its twin, summed over the objects.
+    """
+    if len(families) == 1:
+        return families[0], pair.fit(families[0], keys, seed, stage)
+
+    def score(proposals: tuple[LatentProposal, LatentProposal]) -> float:
+        each = zip((pair.a, pair.b), proposals, strict=True)
+        gains = [(normalise(own.log_weights) * q.log_prob(own.z)).sum() for own, q in each]
+        return float(sum(gains))
+
+    fits = [(family, pair.fit(family, keys, seed, stage)) for family in families]
+    return max(fits, key=lambda fit: score(fit[1]))
 
 
 def take(found: Evaluation, draws: slice) -> Evaluation:

@@ -74,6 +74,7 @@ def outcome_of(
     grade = torch.zeros_like(cleaned.failure)
     if fresh is not None:
         judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
+        # a pool whose own tail is too heavy is no answer, however good its last draws are
         sound = (summary.k_hat <= summary.k_hat_threshold) & (summary.ess >= gate.ess_min)
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, pool, cleaned, summary, grade)
@@ -107,7 +108,5 @@ def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
     pool = Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)
     equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
     failure = none.to(torch.uint8)
-    cleaned = CleanWeights(
-        equal, none + z.shape[1], none, nothing.any(1), nothing, failure
-    )
+    cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
     return Outcome(AMORTIZED, pool, cleaned, summarise(equal), failure)

@@ -30,7 +30,11 @@ class RoundsConfig:
     locate_ess : tuple of int
         The network locates until so many draws are effective: per parameter, and at least.
     max_locate, max_adapt : int
-        Most rounds of each kind; of adapting, for each family.
+        Most rounds of each kind in a row.
+    max_attempts : int
+        How often certificates may fail before the fit gives up.
+    fit_points : int
+        Draws that a mixture is fitted to at most.
     bootstrap : float
         Simulations that a network is trained on, for each of a round.
     bootstrap_ess : float
@@ -51,6 +55,8 @@ class RoundsConfig:
     locate_ess: tuple[int, int] = (10, 50)
     max_locate: int = 10
     max_adapt: int = 8
+    max_attempts: int = 4
+    fit_points: int = 4000
     bootstrap: float = 2.0
     bootstrap_ess: float = 0.2
     certify_draws: int = 1000

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nbi_plus.infer import verdict
-from nbi_plus.infer.certificate import fresh_outcome
+from nbi_plus.infer.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
 from nbi_plus.infer.circles import circular_columns
+from nbi_plus.infer.classic import Classic
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior, Rung
@@ -100,6 +102,9 @@ class SequentialFit:
     ) -> Posterior:
         """Return the posterior of ``n`` fresh draws of the frozen proposal."""
         key, data = _key(self.observations), self.observations.batch()
+        if not self.noise.has_likelihood(data.x_err is not None):
+            outcome = unweighted_outcome(self.frozen, self.frozen.draw(key, n, seed, "predict"))
+            return _posterior(outcome, self.observations, self.prior, gate, seed)
         if self.simulator is None:
             raise ValueError(
                 "predict must have the simulator to weigh fresh draws with, but the engine was "
@@ -159,7 +164,8 @@ class SequentialRun:
                 store = stack.enter_context(
                     SimulationStore.open(path, {}, columns, self.config.n_per_round)
                 )
-            answer = Search(
+            search = Search if self.method == "amis" else partial(Classic, self.method)
+            answer = search(
                 Ledger(target, store, run.progress),
                 Locator(parts),
                 Tape(folder, parts.device),
@@ -268,7 +274,10 @@ def _posterior(
         n_masked=observations.n_masked,
         n_valid=valid,
     )
-    return verdict.corrected([outcome], objects, verdict.Request(prior, None, gate, seed))[0]
+    request = verdict.Request(prior, None, gate, seed)
+    if outcome.rung == AMORTIZED:
+        return verdict.amortized(outcome.pool, objects, request)[0]
+    return verdict.corrected([outcome], objects, request)[0]
 
 
 def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[Rung, ...]:
@@ -276,8 +285,7 @@ def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[Rung, ...]:
     rungs = [
         Rung(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False) for r in rounds.rows
     ]
-    reason = f"{rounds.stop_reason}: {rounds.stop.value}"
-    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
+    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=rounds.reason))
 
 
 def _key(observations: Observations) -> Tensor:

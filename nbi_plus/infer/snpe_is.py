@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.plan import Answer, First
 from nbi_plus.infer.progress import Rounds, Stop
@@ -59,25 +60,29 @@ class SnpeIS:
         # fresh draws can be judged, for these have a defensive part
         frozen = prior if network is None else self._bench.proposal(network)
         table = Rounds(tuple(self._bench.rows), stop, CAUTION)
-        return Answer(pooled(self._rounds, self._bench.seed), frozen, False, table, network)
+        circles = circular_columns(self._bench.ledger.target.prior.periods)
+        outcome = pooled(self._rounds, circles, self._bench.seed)
+        return Answer(outcome, frozen, False, table, network)
 
     def _run(self, first: First) -> Stop:
-        bench = self._bench
         self._start(first)
-        while len(self._rounds) < bench.config.n_rounds:
-            if self._n_effective() >= bench.config.ess_target:
-                return Stop.ESS_SUMMED
-            if self._fell():
-                return Stop.DEGRADED
-            name = f"snpe-is {len(self._rounds)}"
-            n = bench.affordable(bench.config.n_per_round)
-            step = bench.tape.step(name, partial(self._trained, name, n))
-            network = bench.locator.rebuild(step.state)
-            bench.ledger.forget()
-            found = bench.evaluate(step.z, keep=True)
-            self._add("snpe-is", step.proposals[0], step.z, found, network)
-        reached = self._n_effective() >= bench.config.ess_target
-        return Stop.ESS_SUMMED if reached else Stop.DEGRADED if self._fell() else Stop.ROUNDS
+        while (end := self._end()) is None:
+            self._round()
+        return end
+
+    def _end(self) -> Stop | None:
+        if self._n_effective() >= self._bench.config.ess_target:
+            return Stop.ESS_SUMMED
+        return Stop.DEGRADED if self._fell() else self._bench.end_of_rounds()
+
+    def _round(self) -> None:
+        bench, name = self._bench, f"snpe-is {len(self._rounds)}"
+        n = bench.affordable(bench.config.n_per_round)
+        step = bench.tape.step(name, partial(self._trained, name, n))
+        bench.ledger.forget()
+        found = bench.evaluate(step.z, keep=True)
+        network = bench.locator.rebuild(step.state)
+        self._add("snpe-is", step.proposals[0], step.z, found, network)
 
     def _start(self, first: First) -> None:
         bench = self._bench
@@ -120,7 +125,7 @@ class SnpeIS:
         return _efficiency(self._rounds[-1]) < _efficiency(self._rounds[-2])
 
 
-def pooled(rounds: list[Stream], seed: int) -> Outcome:
+def pooled(rounds: list[Stream], circles: tuple[int, ...], seed: int) -> Outcome:
     """Return the draws of all rounds, each normalised among its own and weighed by its ESS."""
     columns = ("z", "log_mixture", "log_prior", "log_likelihood", "failed")
     every = {k: torch.cat([getattr(s, k) for s in rounds], 1) for k in columns}
@@ -129,7 +134,7 @@ def pooled(rounds: list[Stream], seed: int) -> Outcome:
     cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
     shares = torch.cat([_share(s.log_weights) for s in rounds], 1)
     shares = shares.masked_fill(cleaned.failure[:, None] != 0, -torch.inf)
-    summary = summarise(shares, pool.z, ~pool.failed, seed=seed)
+    summary = summarise(shares, unwrapped(pool.z, shares, circles), ~pool.failed, seed=seed)
     ess = effective_sample_size(shares)
     summary = replace(
         summary,

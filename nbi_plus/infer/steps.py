@@ -25,6 +25,7 @@ from nbi_plus.problem.ledger import Ledger, OutOfTime
 from nbi_plus.problem.target import Evaluation
 
 _LOG = logging.getLogger("nbi_plus")
+_LEAST_DRAWS = 100  # a round of fewer teaches nothing
 
 
 class Halt(Exception):  # noqa: N818 - not an error
@@ -51,6 +52,8 @@ class Bench:
     key : Tensor of int64, shape (1,)
         What the object's randomness is keyed by.
     seed : int
+    reserve : int
+        Draws that rounds must leave for the certificate.
     rows : list of Round
         The table so far.
     began : float
@@ -63,6 +66,7 @@ class Bench:
     config: RoundsConfig
     key: Tensor
     seed: int
+    reserve: int = 0
     rows: list[Round] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
 
@@ -110,21 +114,26 @@ class Bench:
 
     # --- budget ----------------------------------------------------------------------------------
 
-    def left(self, spare: int = 0) -> int:
-        """Return how many draws the budget still allows, ``spare`` ones kept back."""
-        return self.config.budget - self.ledger.n_simulated - spare
+    def left(self, reserve: int = 0) -> int:
+        """Return how many draws the budget still allows, some of them kept back."""
+        return self.config.budget - self.ledger.n_simulated - reserve
 
-    def affordable(self, wanted: int, spare: int = 0) -> int:
-        """Return how many of the wanted draws the budget allows, or halt."""
-        left = self.left(spare)
-        if left < 2:
+    def end_of_rounds(self) -> Stop | None:
+        """Say why no further round can be afforded: the certificate's draws are kept back."""
+        if len(self.rows) >= self.config.n_rounds:
+            return Stop.ROUNDS
+        return Stop.BUDGET if self.left(self.reserve) < _LEAST_DRAWS else None
+
+    def affordable(self, wanted: int) -> int:
+        """Return how many of the draws wanted for a round the budget allows."""
+        return min(wanted, self.left(self.reserve))
+
+    def last(self, wanted: int) -> int:
+        """Return how many of the draws wanted for the certificate the budget allows, or halt."""
+        n = min(wanted, self.left()) // 2 * 2
+        if n < 2:
             raise Halt(Stop.BUDGET)
-        return min(wanted, left)
-
-    @property
-    def reserve(self) -> int:
-        """How many draws must be left for the certificate."""
-        return min(self.config.certify_draws, self.config.budget // 4)
+        return n
 
     # --- table -----------------------------------------------------------------------------------
 

@@ -28,11 +28,15 @@ _STATE = "network/"
 
 
 class Step(NamedTuple):
-    """One step: proposals, draws z (1, n, D), and the network's state where one was trained."""
+    """One step: proposals, draws z (1, n, D), and the network's state where one was trained.
+
+    ``is_flow`` says which gate draws of fitted proposals must pass.
+    """
 
     proposals: tuple[LatentProposal, ...]
     z: Tensor
     state: dict[str, Tensor]
+    is_flow: bool = False
 
 
 @dataclass
@@ -80,14 +84,16 @@ class Tape:
             for k, v in arrays.items()
             if k.startswith(_STATE)
         }
-        return Step(proposals, torch.as_tensor(arrays["z"], device=self.device), state)
+        z = torch.as_tensor(arrays["z"], device=self.device)
+        return Step(proposals, z, state, meta["is_flow"])
 
 
 def _record(path: Path, name: str, step: Step) -> None:
     arrays: Arrays = {"z": step.z.cpu().numpy()}
     parts = [encode(q, f"{i}/", arrays) for i, q in enumerate(step.proposals)]
     _put(arrays, _STATE, **step.state)
-    write_archive(path, "round", {"name": name, "proposals": parts}, arrays)
+    meta = {"name": name, "proposals": parts, "is_flow": step.is_flow}
+    write_archive(path, "round", meta, arrays)
 
 
 def encode(proposal: LatentProposal, prefix: str, arrays: Arrays) -> dict[str, Any]:

@@ -92,5 +92,6 @@ class TruncatedPrior:
             score = log_weights - (-uniform.log()).log()  # Gumbel noise: its largest is a choice
             # both parts come in their order: groups take turns, so that each has its share of both
             pick = score.view(_CANDIDATES, size).argmax(0)
-            chosen.append(z[0].view(_CANDIDATES, size, -1)[pick, torch.arange(size, device=z.device)])
+            group = torch.arange(size, device=z.device)
+            chosen.append(z[0].view(_CANDIDATES, size, -1)[pick, group])
         return torch.cat(chosen)[None]
