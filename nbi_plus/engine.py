@@ -30,7 +30,7 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import Simulator
 
-_LOCATE = {"n_epochs": 40}  # of a network that need only find the place, round after round
+_LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 
 
 class Engine(Predictor, BaseEstimator):

@@ -279,12 +279,13 @@ def test_no_support_ends_with_the_reason(problem, x):
 
 def test_simulator_without_any_model_fails_as_a_value(problem, x):
     def almost_nothing(theta):
-        return np.where(np.arange(len(theta))[:, None] < 2, theta @ problem.design, np.nan)
+        return np.where(theta[:, :1] > 1.2, theta @ problem.design, np.nan)
 
     engine = engine_for(problem, simulator=almost_nothing)
     engine.fit(x_obs=x, n_sims=100, n_rounds=3, max_failed=1.0)
     assert engine.posterior_.status is nbi.Status.FAILED
     assert engine.posterior_.ess == 0
+    assert "FAIL_SIMULATOR" in engine.posterior_.report
     with pytest.raises(nbi.SimulationError):
         engine.fit(x_obs=x, n_sims=100, n_rounds=3)
 

@@ -21,8 +21,6 @@ from nbi_plus.infer.weights import effective_sample_size, normalise
 from nbi_plus.learn.density import DensityConfig, fit_density
 from nbi_plus.problem.target import Evaluation
 
-_FIT_ESS = (20, 150)  # effective draws a fit wants: per parameter, and at least
-
 
 class Family(Protocol):
     """A kind of density that can be fitted to weighted draws.
@@ -31,6 +29,9 @@ class Family(Protocol):
     """
 
     is_mixture: bool
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """Return how many effective draws a fit wants: weights are flattened to have them."""
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
@@ -44,6 +45,10 @@ class MixtureFamily:
 
     config: MixtureConfig = field(default_factory=MixtureConfig)
     is_mixture = True
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:  # noqa: ARG002
+        """Return how many effective draws a fit wants."""
+        return max(20 * n_dim, 150)
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
@@ -60,6 +65,10 @@ class FlowFamily:
     share: float = 0.2
     width: float = 2.0
     is_mixture = False
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """Return how many effective draws a fit wants: flows learn fewer by heart."""
+        return max(20 * n_dim, 0.1 * n_draws, 400)
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
@@ -90,6 +99,10 @@ class OnCircles:
     def is_mixture(self) -> bool:
         """As the inner family."""
         return self.inner.is_mixture
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """As the inner family."""
+        return self.inner.wanted_ess(n_draws, n_dim)
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
@@ -170,15 +183,13 @@ class Pair:
 
         For streams that took turns in every proposal.
         """
-        ordered = []
-        start = 0
-        for n_a, n_b in zip(self.a.counts, self.b.counts, strict=True):
-            turn = self.log_weights.new_empty(n_a + n_b)
-            turn[0::2] = self.a.log_weights[0, start : start + n_a]
-            turn[1::2] = self.b.log_weights[0, start : start + n_b]
-            ordered.append(turn)
-            start += n_a
-        return torch.cat(ordered)
+        turns = []
+        rounds = (s.log_weights[0].split(list(s.counts)) for s in (self.a, self.b))
+        for own, twin in zip(*rounds, strict=True):
+            turn = own.new_empty(len(own) + len(twin))
+            turn[0::2], turn[1::2] = own, twin
+            turns.append(turn)
+        return torch.cat(turns)
 
     @property
     def n_draws(self) -> int:
@@ -213,8 +224,7 @@ class Pair:
 
     @staticmethod
     def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
-        per_dim, least = _FIT_ESS
-        weights, _ = temper(stream.log_weights, max(per_dim * stream.z.shape[-1], least))
+        weights, _ = temper(stream.log_weights, family.wanted_ess(*stream.z.shape[1:]))
         return family.fit(stream.z, weights, keys, seed, stage)
 
 

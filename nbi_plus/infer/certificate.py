@@ -75,7 +75,7 @@ def outcome_of(
     if fresh is not None:
         judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
         # a pool whose own tail is too heavy is no answer, however good its last draws are
-        sound = (summary.k_hat <= summary.k_hat_threshold) & (summary.ess >= gate.ess_min)
+        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, pool, cleaned, summary, grade)
 

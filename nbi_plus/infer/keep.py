@@ -38,6 +38,7 @@ def to_archive(fit: SequentialFit) -> Archive:
         "id": str(fit.observations.ids[0]),
         "phases": [row["phase"] for row in rows],
         "stop": fit.rounds.stop.name,
+        "caution": fit.rounds.caution,
         "is_mixture": fit.is_mixture,
         "frozen": encode(fit.frozen, "frozen/", arrays),
     }
@@ -81,4 +82,4 @@ def _rounds(meta: dict[str, Any], numbers: dict[str, NDArray]) -> Rounds:
         Round(phase=phase, **{k: v[i].item() for k, v in numbers.items()})
         for i, phase in enumerate(meta["phases"])
     ]
-    return Rounds(tuple(rows), Stop[meta["stop"]])
+    return Rounds(tuple(rows), Stop[meta["stop"]], meta["caution"])

@@ -124,7 +124,7 @@ def _draw(
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
     """Say which objects more draws of the same proposal can certify (grade B)."""
     s = outcome.summary
-    near = (s.efficiency >= gate.eff_min_low) & (s.k_hat <= s.k_hat_threshold)
+    near = (s.efficiency >= gate.eff_min_low) & ~s.heavy_tail
     return outcome.can_improve & near
 
 

@@ -57,8 +57,8 @@ class RoundsConfig:
     max_adapt: int = 8
     max_attempts: int = 4
     fit_points: int = 4000
-    bootstrap: float = 2.0
-    bootstrap_ess: float = 0.2
+    bootstrap: float = 4.0
+    bootstrap_ess: float = 0.5
     certify_draws: int = 1000
     spare: float = 1.2
     gain: float = 1.1

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer import export
-from nbi_plus.infer.weights import summarise, systematic_resample
+from nbi_plus.infer.resample import systematic_resample
+from nbi_plus.infer.weights import summarise
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 
 if TYPE_CHECKING:

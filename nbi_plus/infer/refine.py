@@ -38,7 +38,9 @@ class RefineConfig:
     n_each: int = 500
     n_certify: int = 2048
     mixture: MixtureConfig = field(
-        default_factory=lambda: MixtureConfig(n_components=(1, 4, 8), n_points=1000, n_steps=12)
+        default_factory=lambda: MixtureConfig(
+            n_components=(1, 4, 8), n_points=1000, n_steps=20, n_starts=1, dof=5, wide_share=0.1
+        )
     )
 
 

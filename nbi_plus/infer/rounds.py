@@ -24,8 +24,6 @@ from nbi_plus.learn.locator import Locator
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.ledger import Ledger
 
-_LEAST_EFFICIENCY = 0.05  # below, a round says little about how many draws will be needed
-
 
 class Search:
     """One sequential fit; call it once.
@@ -48,7 +46,7 @@ class Search:
         self, ledger: Ledger, locator: Locator, tape: Tape, config: RoundsConfig, gate: Gate,
         key: Tensor, seed: int,
     ) -> None:  # fmt: skip
-        reserve = min(config.certify_draws, config.budget // 4)
+        reserve = min(config.certify_draws, config.budget // 2)
         self._bench = Bench(ledger, locator, tape, config, key, seed, reserve)
         self._gate = gate
         self._circles = circular_columns(ledger.target.prior.periods)
@@ -142,15 +140,14 @@ class Search:
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
             best = max(best, efficiency)
-            if stale == 2 or self._enough():
+            # what cannot pass the gate is not worth a certificate
+            hopeful = efficiency >= self._gate.eff_min_mix
+            if hopeful and (stale >= 2 or self._enough()):
                 return
 
     def _certify(self) -> None:
         """Add fresh draws of the frozen proposals, which nothing was fitted to."""
-        c = self._bench.config
-        efficiency = max(float(self._pair.efficiency()), _LEAST_EFFICIENCY)
-        n = math.ceil(c.spare * self._short() / efficiency)
-        self._draw_fresh(max(n, c.certify_draws))
+        self._draw_fresh(self._bench.config.certify_draws)
 
     def _top_up(self) -> Stop:
         """Draw on from the frozen proposals until the answer is as precise as was wanted."""

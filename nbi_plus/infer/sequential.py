@@ -242,6 +242,7 @@ class SequentialRun:
         described = {
             "prior": setup.prior.manifest(),
             "noise": setup.noise.fingerprint(),
+            "method": self.method,
             "rounds": options,
             "train": asdict(parts.train),
             "flow": asdict(parts.flow),
@@ -281,11 +282,13 @@ def _posterior(
 
 
 def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[Rung, ...]:
-    """Return one rung for each round; the last one carries the verdict."""
+    """Return one rung for each round; the last one carries the verdict and why there is no more."""
     rungs = [
         Rung(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False) for r in rounds.rows
     ]
-    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=rounds.reason))
+    failure = posterior.rungs[-1].reason
+    reason = f"{failure} {rounds.reason}".lstrip()
+    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
 
 
 def _key(observations: Observations) -> Tensor:

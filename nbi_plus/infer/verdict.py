@@ -22,7 +22,8 @@ from nbi_plus.infer.posterior import (
     Status,
 )
 from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.infer.weights import Gate, Grade, systematic_resample
+from nbi_plus.infer.resample import systematic_resample
+from nbi_plus.infer.weights import Gate, Grade
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
@@ -173,7 +174,7 @@ def _flags(
         Flag.OOD: objects.ood[pool.index],
         Flag.LOW_EFF: (s.efficiency < gate.eff_min) & ~nothing,
         Flag.LOW_ESS: s.ess < gate.ess_min,
-        Flag.HIGH_KHAT: s.k_hat > s.k_hat_threshold,
+        Flag.HIGH_KHAT: s.heavy_tail,
         Flag.TAIL: (s.k_hat_moment > gate.k_hat_moment_max) & ~nothing,
         Flag.DOMINATED: s.max_share > _DOMINATED,
         Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,

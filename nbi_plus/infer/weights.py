@@ -25,6 +25,7 @@ _BOOTSTRAP_RANK = 5  # the fifth smallest of a hundred is the 5 % quantile
 _HONEST_K_HAT = 0.5  # up to here the error of log Z means what it says
 _SOFT_ERROR = 1.5  # factor on the error between there and the threshold
 _BIAS_ERROR = 0.3  # above this error the first-order bias of log Z is removed
+_FLAT = 3.0  # weights of at most so many times their mean have no tail, whatever k-hat says
 
 
 def normalise(log_weights: Tensor) -> Tensor:
@@ -119,9 +120,9 @@ def log_evidence(log_weights: Tensor, k_hat: Tensor, n_draws: Tensor | None = No
     n_draws = n_draws.to(log_weights.dtype)
     ess = _kish(log_weights)
     error = ((n_draws - ess).clamp(min=0.0) / (n_draws * ess)).sqrt()
-    limit = threshold(n_draws)
-    reliable = (k_hat <= limit) & (ess > 0)
-    soft = reliable & (k_hat > _HONEST_K_HAT)
+    largest = normalise(log_weights).amax(-1)
+    reliable = ~_heavy(k_hat, threshold(n_draws), largest, n_draws) & (ess > 0)
+    soft = reliable & _heavy(k_hat, _HONEST_K_HAT, largest, n_draws)
     corrected = (error > _BIAS_ERROR) & (ess > 0)
     value = torch.where(ess > 0, log_weights.logsumexp(-1) - n_draws.log(), -torch.inf)
     widened = torch.where(soft, _SOFT_ERROR * error, error)
@@ -180,6 +181,12 @@ class WeightSummary:
     evidence_corrected: Tensor
     log_evidence_psis: Tensor
     k_hat_moment: Tensor | None
+
+
+    @property
+    def heavy_tail(self) -> Tensor:
+        """Whether the tail is too heavy for so many draws: k-hat too large, and weights unequal."""
+        return _heavy(self.k_hat, self.k_hat_threshold, self.max_share, self.n_draws)
 
 
 _FIELDS = fields(WeightSummary)
@@ -302,7 +309,7 @@ class Gate:
         'A'
         """
         s = summary
-        passed = (s.k_hat <= s.k_hat_threshold) & (s.ess >= self.ess_min)
+        passed = ~s.heavy_tail & (s.ess >= self.ess_min)
         if mixture:
             if s.k_hat_moment is None:
                 raise ValueError(
@@ -318,41 +325,13 @@ class Gate:
         return grade
 
 
-def systematic_resample(weights: Tensor, n: int, uniform: Tensor) -> Tensor:
-    """Return the indices of ``n`` draws of equal weight, chosen by one comb per object.
+def _heavy(k_hat: Tensor, limit: Tensor | float, largest: Tensor, n_draws: Tensor) -> Tensor:
+    """Say where k-hat is above a limit and means something.
 
-    A draw appears ``n`` times its weight, rounded up or down; one of zero weight never does.
-
-    Parameters
-    ----------
-    weights : Tensor, shape (S,) or (B, S)
-        Not negative, with a positive sum; need not be normalised.
-    n : int
-        Draws wanted of each object. More than its ESS repeats itself.
-    uniform : Tensor, shape () or (B,)
-        Where each comb starts, in [0, 1).
-
-    Returns
-    -------
-    Tensor of int64, shape (n,) or (B, n)
-        In ascending order.
-
-    Examples
-    --------
-    >>> systematic_resample(torch.tensor([0.5, 0.0, 0.5]), 4, torch.tensor(0.5)).tolist()
-    [0, 0, 2, 2]
+    Of almost equal weights it only describes the shape of small differences: a Pareto tail that
+    starts there and ends at three times the mean hides a hundredth of the total at most.
     """
-    total = weights.sum(-1)
-    if not bool((total > 0).all()):
-        raise ValueError(
-            f"weights must have a positive sum, but {int((~(total > 0)).sum())} of "
-            f"{total.numel()} objects have none. Leave out the objects that have no support."
-        )
-    edges = weights.double().cumsum(-1)
-    edges = edges / edges[..., -1:]
-    teeth = torch.arange(n, device=weights.device, dtype=torch.float64)
-    points = (teeth + uniform.to(teeth)[..., None]) / n
-    return torch.searchsorted(edges, points.clamp(max=1.0 - 2.0**-53), right=True)
+    return (k_hat > limit) & (largest * n_draws > _FLAT)
 
 
 def _kish(log_weights: Tensor) -> Tensor:
