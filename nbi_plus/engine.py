@@ -18,6 +18,7 @@ from nbi_plus.infer.plan import RoundsConfig
 from nbi_plus.infer.sequential import SequentialFit, SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.setup import Given, Setup, set_up
 from nbi_plus.learn.training import History, TrainConfig
@@ -202,16 +203,10 @@ class Engine(Predictor, BaseEstimator):
         """
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
-        if warm_start:
-            self._require_fit("fit(warm_start=True)")
-        if n_sims is None if sequential else (theta is None and x is None) != (n_sims is not None):
-            raise ValueError(
-                "fit must have n_sims, the simulations of each round." if sequential
-                else "fit must have either n_sims, or theta and x."
-            )  # fmt: skip
+        given = Given(observations, x_obs, x_err, theta, x, inputs)
+        self._check_start(sequential, warm_start, n_sims, given)
         options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = doors.train_config(train, options, _LOCATE if sequential else {})
-        given = Given(observations, x_obs, x_err, theta, x, inputs)
         noise = as_noise(self.noise if noise is None else noise)
         if max_failed is None:
             max_failed = 0.5 if sequential else 0.1
@@ -222,18 +217,24 @@ class Engine(Predictor, BaseEstimator):
             setup = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
             parts = self._ingredients(setup, config)
-            if sequential:
-                rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
-                one = SequentialRun(
-                    rounds, doors.method_for(method, setup), (self.ladder or Ladder()).gate, run,
-                    modes,
-                )  # fmt: skip
-                return self._keep_one(one(setup, given.objects(), parts, start), given)
-            model = run(setup, parts, start)
-        self._forget_one()
-        self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
-        self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
-        return self
+            if not sequential:
+                return self._keep_many(run(setup, parts, start), setup, given)
+            rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
+            gate = (self.ladder or Ladder()).gate
+            fit_one = SequentialRun(rounds, doors.method_for(method, setup), gate, run, modes)
+            return self._keep_one(fit_one(setup, given.objects(), parts, start), given)
+
+    def _check_start(
+        self, sequential: bool, warm_start: bool, n_sims: int | None, given: Given
+    ) -> None:
+        """Refuse a fit that has nothing to start from, or too much."""
+        if warm_start:
+            self._require_fit("fit(warm_start=True)")
+        if sequential and n_sims is None:
+            raise ValueError("fit must have n_sims, the simulations of each round.")
+        elsewhere = given.theta is not None or given.x is not None
+        if not sequential and elsewhere == (n_sims is not None):
+            raise ValueError("fit must have either n_sims, or theta and x.")
 
     @staticmethod
     def _is_sequential(
@@ -266,10 +267,14 @@ class Engine(Predictor, BaseEstimator):
             self.defaults_ = given.defaults()
         return self
 
-    def _forget_one(self) -> None:
+    def _keep_many(self, model: TrainedModel, setup: Setup, given: Given) -> Engine:
+        """Keep an amortized network; a sequential fit from before is of another problem."""
         for name in ("sequential_", "posterior_", "rounds_"):
             if hasattr(self, name):
                 delattr(self, name)
+        self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
+        self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""

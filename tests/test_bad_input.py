@@ -217,11 +217,6 @@ def test_failed_fit_leaves_the_engine_as_it_was(engine):
     )
 
 
-def test_sequential_fit_says_that_it_is_not_there():
-    with pytest.raises(NotImplementedError, match="n_rounds"):
-        fresh().fit(n_sims=100, n_rounds=3, x_obs=X)
-
-
 def test_arguments_are_not_edited(engine):
     x, err = X.copy(), np.ones(8)
     flow = {"num_blocks": 2, "flow_hidden": 16}

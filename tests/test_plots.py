@@ -9,6 +9,7 @@ import pytest
 
 from nbi_plus import plots
 from nbi_plus.infer.posterior import Parameters, Posterior, Status
+from nbi_plus.infer.progress import Round, Rounds, Stop
 from nbi_plus.infer.weights import summarise
 from nbi_plus.plots.densities import credible_heights, density, interval_text, span
 from nbi_plus.trust.calibration import sbc
@@ -17,6 +18,17 @@ matplotlib = pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
 T = np.linspace(0.0, 10.0, 30)
 HISTORY = [{"train_nll": 3 - i, "val_nll": v} for i, v in enumerate([2.0, 1.0, 0.5, 0.8])]
+
+ROUNDS = Rounds(
+    (
+        Round("prior", 500, 500, 0.0, 0.002, 9.0, np.nan, np.nan, 1.0),
+        Round("locate", 500, 1000, 6.5, 0.013, 1.4, np.nan, np.nan, 2.0),
+        Round("adapt (flow)", 400, 1400, 150.0, np.nan, 0.6, -3.4, np.nan, 3.0),
+        Round("certify", 1000, 2400, 950.0, 0.83, 0.1, -3.1, 0.02, 4.0),
+    ),
+    Stop.ESS_REACHED,
+    "Mind the gap.",
+)
 
 
 def make_posterior(n_dim=3, *, mean=0.0, correlation=0.0, n_draws=4000, seed=0, name="event 1"):
@@ -63,6 +75,7 @@ def all_figures():
         plots.weights(p),
         plots.predictive(p, line, T, T),
         plots.ranks(sbc(posteriors, rng.standard_normal((20, 2)))),
+        plots.rounds(ROUNDS),
     ]
 
 
@@ -92,13 +105,14 @@ def test_figures_can_be_written(tmp_path):
         assert (tmp_path / f"{i}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("door", ["corner", "loss", "weights", "predictive", "ranks"])
+@pytest.mark.parametrize("door", ["corner", "loss", "weights", "predictive", "ranks", "rounds"])
 def test_figures_without_matplotlib_say_how_to_get_it(door, monkeypatch):
     p = make_posterior(1, n_draws=50)
     arguments = {
         "corner": (p,), "loss": (HISTORY,), "weights": (p,),
         "predictive": (p, lambda theta, t: theta + 0 * t, T, T),
         "ranks": (sbc([p, p], [[0.0], [0.1]]),),
+        "rounds": (ROUNDS,),
     }  # fmt: skip
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     expected = rf'{door} needs matplotlib\. Install it with: pip install "nbi-plus\[plots\]"'
@@ -324,6 +338,52 @@ def test_ranks_shows_each_parameter_and_the_band():
     np.testing.assert_array_equal(curves, calibration.ecdf_difference)
     band = difference.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == calibration.band.max()
+
+
+def points_of(axes):
+    """Return the points that are marked, and the one line that joins them."""
+    marked = [a for a in axes.lines if a.get_marker() not in ("None", "_") and len(a.get_xdata())]
+    points = [(a.get_xdata()[0], a.get_ydata()[0]) for a in marked if len(a.get_xdata()) == 1]
+    return points, list(zip(*axes.lines[0].get_data(), strict=True))
+
+
+def test_rounds_shows_the_figures_of_each_round_that_are_known():
+    expected = [
+        [(1000, 6.5), (1400, 150.0), (2400, 950.0)],  # no room for 0 on a logarithmic axis
+        [(500, 0.002), (1000, 0.013), (2400, 0.83)],
+        [(1400, -3.4), (2400, -3.1)],
+    ]
+    figure = plots.rounds(ROUNDS)
+    assert figure.axes[0].get_yscale() == "log"
+    for axes, numbers in zip(figure.axes, expected, strict=True):
+        points, joined = points_of(axes)
+        assert points == joined == numbers
+
+
+def test_rounds_draws_the_error_of_the_evidence_where_it_is_known():
+    bars = [path.vertices for c in plots.rounds(ROUNDS).axes[2].collections for path in c.get_paths()]
+    np.testing.assert_allclose(bars, [[[2400, -3.12], [2400, -3.08]]])
+
+
+def test_rounds_names_each_phase_and_the_reason_to_stop():
+    figure = plots.rounds(ROUNDS)
+    named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert named == ["prior", "locate", "adapt (flow)", "certify"]
+    drawn = [a for a in figure.axes[0].lines if a.get_label() in named]
+    assert len({a.get_color() for a in drawn}) == len({a.get_marker() for a in drawn}) == 4
+    assert figure.get_suptitle().replace("\n", " ") == ROUNDS.reason
+
+
+def test_rounds_of_a_method_that_knows_no_figures_says_so():
+    rows = [Round("apt", 10, 10 * i, *[np.nan] * 5, 1.0) for i in (1, 2)]
+    figure = plots.rounds(Rounds(tuple(rows), Stop.ROUNDS))
+    assert texts_of(figure).count("not known") == 3
+    assert "apt" in texts_of(figure)
+
+
+def test_rounds_of_no_round_is_refused():
+    with pytest.raises(ValueError, match="at least one round"):
+        plots.rounds(Rounds((), Stop.BUDGET))
 
 
 def _open_figures():

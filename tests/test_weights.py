@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from nbi_plus.infer import psis as psis_module
 from nbi_plus.infer.assemble import Failure, clean, defensive_log_prob, log_mixture
 from nbi_plus.infer.psis import psis, threshold
+from nbi_plus.infer.resample import systematic_resample
 from nbi_plus.infer.weights import (
     Gate,
     Grade,
@@ -21,7 +22,6 @@ from nbi_plus.infer.weights import (
     nbi_effective_sample_size,
     normalise,
     summarise,
-    systematic_resample,
 )
 
 INF = math.inf
