@@ -1,8 +1,10 @@
 """One object at a time, package against package: ``python -m benchmarks.sequential``.
 
 Every package fits the problems of `benchmarks.single_problems` in its own process and virtual
-environment, and appends a `Result` to one file of JSON lines; the table shows what the file holds.
-Peers import `Result` and `Draws` from here: nothing but numpy is needed.
+environment, and appends a `Result` to one file of JSON lines; two tables show what the file holds,
+fit by fit and as medians over seeds, and ``--plot`` draws the calls that an effective draw costs.
+``--only ""`` runs nothing and shows what there is. Peers import `Result` and `Draws` from here:
+nothing but numpy is needed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+CERTIFIED = ("REWEIGHTED", "REFINED")
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
 PROBLEMS = ("sine", "bimodal", "microlensing", "transit", "kepler", "k2_24")
@@ -40,6 +43,21 @@ class Result:
     seconds: float  # on the wall
     masses: dict  # posterior mass of the problem's regions, by name
     ess_by_round: list | None = None  # where there are rounds, as the package counts it
+
+    @property
+    def status(self):
+        """The package's own verdict, where it gives one."""
+        return self.settings.get("status")
+
+    @property
+    def certified(self):
+        """Whether the package stands by its draws; one that gives no verdict does."""
+        return self.status is None or self.status in CERTIFIED
+
+    @property
+    def calls_per_draw(self):
+        """Simulator calls that one effective draw cost."""
+        return self.n_calls / self.ess if self.ess > 0 else np.inf
 
     def append_to(self, path):
         """Add this record to a file of JSON lines."""
@@ -121,7 +139,12 @@ def main():
         for problem in options.problems:
             if problem in ENTRIES[name].problems:
                 _run(name, problem, options)
-    print(table(read(options.out)))
+    results = read(options.out)
+    print(table(results), summary(results), sep="\n\n")
+    if options.plot is not None:
+        from benchmarks.sequential_plot import calls_per_draw  # peers have no matplotlib
+
+        calls_per_draw(results).savefig(options.plot)
 
 
 def read(path):
@@ -133,17 +156,61 @@ def read(path):
 def table(results):
     """Return the results in markdown, a row each, problem by problem."""
     lines = [
-        "| problem | package | seed | calls | ESS | ESS / call | log Z | seconds | masses |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| problem | package | seed | calls | ESS | ESS / call | log Z | seconds | status "
+        "| masses |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in sorted(results, key=lambda r: PROBLEMS.index(r.problem)):
-        log_z = "–" if r.log_z is None else f"{r.log_z:.3f} ± {r.log_z_err:.3f}"
         masses = ", ".join(f"{name} {mass:.3f}" for name, mass in r.masses.items())
         lines.append(
             f"| {r.problem} | {r.package} {r.version} | {r.seed} | {r.n_calls} | {r.ess:.0f} "
-            f"| {r.ess / r.n_calls:.4f} | {log_z} | {r.seconds:.0f} | {masses} |"
+            f"| {r.ess / r.n_calls:.4f} | {_log_z([r])} | {r.seconds:.0f} | {r.status or '–'} "
+            f"| {masses} |"
         )
     return "\n".join(lines)
+
+
+def summary(results):
+    """Return medians over seeds in markdown, a row for each package of each problem."""
+    lines = [
+        "| problem | package | seeds | certified | calls | ESS | calls / effective draw | worst "
+        "| log Z | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (problem, package), runs in grouped(results).items():
+        cost = [r.calls_per_draw for r in runs]
+        verdicts = [r.certified for r in runs if r.status is not None]
+        certified = f"{sum(verdicts)} of {len(verdicts)}" if verdicts else "–"
+        calls, ess, seconds = (
+            np.median([getattr(r, name) for r in runs]) for name in ("n_calls", "ess", "seconds")
+        )
+        lines.append(
+            f"| {problem} | {package} {runs[-1].version} | {len(runs)} | {certified} "
+            f"| {calls:.0f} | {ess:.0f} | {np.median(cost):.3g} | {max(cost):.3g} "
+            f"| {_log_z(runs)} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def grouped(results):
+    """Return all seeds of each (problem, package), in the order of `PROBLEMS` and `ENTRIES`."""
+    places = {name: i for i, name in enumerate(ENTRIES)}
+    ordered = sorted(results, key=lambda r: (PROBLEMS.index(r.problem), places[r.package], r.seed))
+    groups = {}
+    for r in ordered:
+        groups.setdefault((r.problem, r.package), []).append(r)
+    return groups
+
+
+def _log_z(runs):
+    """Return the medians of log-evidence and error, of the runs that know them."""
+    known = [(r.log_z, r.log_z_err) for r in runs if r.log_z is not None]
+    pairs = np.array(known, np.float64).reshape(-1, 2)
+    pairs = pairs[np.isfinite(pairs).all(1)]
+    if not len(pairs):
+        return "–"
+    value, error = np.median(pairs, axis=0)
+    return f"{value:.3f} ± {error:.3f}"
 
 
 def _run(name, problem, options):
@@ -178,6 +245,7 @@ def _arguments():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one fit")
     parser.add_argument("--out", type=Path, default=OUT / "sequential.jsonl")
+    parser.add_argument("--plot", type=Path, help="picture of the calls per effective draw")
     return parser.parse_args()
 
 

@@ -361,7 +361,8 @@ def test_rounds_shows_the_figures_of_each_round_that_are_known():
 
 
 def test_rounds_draws_the_error_of_the_evidence_where_it_is_known():
-    bars = [path.vertices for c in plots.rounds(ROUNDS).axes[2].collections for path in c.get_paths()]
+    low = plots.rounds(ROUNDS).axes[2]
+    bars = [path.vertices for bar in low.collections for path in bar.get_paths()]
     np.testing.assert_allclose(bars, [[[2400, -3.12], [2400, -3.08]]])
 
 

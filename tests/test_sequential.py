@@ -163,6 +163,7 @@ def test_two_modes_keep_their_shares():
     posterior = engine.fit(x_obs=x, **QUICK).posterior_
     _, _, log_z = square.moments(x)
     assert posterior.certified
+    assert nbi.Flag.MULTIMODAL in posterior.flags
     share = posterior.weights[posterior.samples[:, 0] > 0].sum()
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(posterior.ess)
     assert abs(posterior.log_evidence - log_z) < 4 * posterior.log_evidence_err
@@ -184,6 +185,7 @@ def test_posterior_across_the_cut_of_a_circle_is_certified():
     sd = np.sqrt(np.average((wrapped - mean) ** 2, weights=exact))
     draws = np.mod(posterior.samples[:, 0] + np.pi, 2 * np.pi) - np.pi
     assert posterior.certified
+    assert nbi.Flag.MULTIMODAL not in posterior.flags
     assert posterior.efficiency > 0.4
     assert abs(posterior.weights @ draws - mean) < 4 * sd / np.sqrt(posterior.ess)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.assemble import Failure
+from nbi_plus.infer.circles import circular_columns, unwrapped
+from nbi_plus.infer.modes import separate_modes
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.posterior import (
     NUMBERS,
@@ -125,7 +127,7 @@ def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posterior
         for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
-    flags = _flags(outcome, objects, rows, request.gate)
+    flags = _flags(outcome, objects, rows, request)
     rungs = tuple(
         (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
         for n, e, f, k, st, reason in zip(
@@ -164,10 +166,11 @@ def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> d
 
 
 def _flags(
-    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], gate: Gate
+    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], request: Request
 ) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each object: every rule is evaluated for all objects at once."""
-    s, pool = outcome.summary, outcome.pool
+    s, pool, gate = outcome.summary, outcome.pool, request.gate
+    whole = unwrapped(pool.z, outcome.cleaned.log_weights, circular_columns(request.prior.periods))
     at_edge = (s.weights[..., None] * (pool.z.abs() > _EDGE_Z)).sum(1).amax(-1) > _EDGE_MASS
     nothing = s.ess <= 0
     rules = {
@@ -178,6 +181,7 @@ def _flags(
         Flag.TAIL: (s.k_hat_moment > gate.k_hat_moment_max) & ~nothing,
         Flag.DOMINATED: s.max_share > _DOMINATED,
         Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
+        Flag.MULTIMODAL: separate_modes(whole, s.weights) & (s.ess >= gate.ess_min),
         Flag.EDGE: at_edge,
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)

@@ -59,7 +59,8 @@ def rounds(rounds: Rounds) -> Figure:
         figure = figure_class(figsize=(6.8, 6.6), layout="constrained")
         top, middle, low = figure.subplots(3, 1, sharex=True, height_ratios=[1.8, 1, 1])
         top.set_yscale("log")
-        _points(top, rounds, np.where(ess > 0, ess, np.nan))  # a logarithmic axis has no place for 0
+        # a logarithmic axis has no place for 0
+        _points(top, rounds, np.where(ess > 0, ess, np.nan))
         _points(middle, rounds, _column(rounds, "efficiency"))
         _points(low, rounds, _column(rounds, "log_evidence"), _column(rounds, "log_evidence_err"))
         middle.axhline(1.0, **GUIDE)
