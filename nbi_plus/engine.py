@@ -86,6 +86,7 @@ class Engine(Predictor, BaseEstimator):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from scipy.stats import norm
     >>> engine = Engine(lambda theta: theta @ np.ones((1, 8)), {"a": norm(0, 1)}, noise=0.5)
     >>> posterior = engine.fit(n_sims=500, n_epochs=2).predict(np.full(8, 0.3))

@@ -118,7 +118,9 @@ def test_shared_draws_never_reach_the_evidence():
         torch.testing.assert_close(
             evidence.log_evidence, last.logsumexp(1) - math.log(last.shape[1])
         )
-        assert (evidence.log_evidence.abs() < 0.08).all()  # 4 errors and more
+        known = evidence.evidence_reliable  # a spoiled start may leave a tail, and says so
+        assert known.sum() >= 3
+        assert (evidence.log_evidence[known].abs() < 0.08).all()  # 4 errors and more
 
 
 # --- rounds -------------------------------------------------------------------------------------

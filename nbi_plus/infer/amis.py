@@ -21,6 +21,8 @@ from nbi_plus.infer.weights import effective_sample_size, normalise
 from nbi_plus.learn.density import DensityConfig, fit_density
 from nbi_plus.problem.target import Evaluation
 
+_WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
+
 
 class Family(Protocol):
     """A kind of density that can be fitted to weighted draws.
@@ -223,9 +225,20 @@ class Pair:
         return replace(self, a=self.a.select(rows), b=self.b.select(rows))
 
     @staticmethod
-    def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
+    def _fit(
+        stream: Stream, family: Family, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Fit to the target, and for a small share of the draws to its square root.
+
+        That part is wide in the shape of the posterior; a wide ellipse would miss a bent tail.
+        """
         weights, _ = temper(stream.log_weights, family.wanted_ess(*stream.z.shape[1:]))
-        return family.fit(stream.z, weights, keys, seed, stage)
+        close = family.fit(stream.z, weights, keys, seed, stage)
+        if not family.is_mixture:
+            return close  # flows bring their own wide part
+        flat, _ = temper(stream.flat_log_weights, family.wanted_ess(*stream.z.shape[1:]))
+        wide = family.fit(stream.z, flat, keys, seed, stage + " wide")
+        return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
 
 
 def adapt(

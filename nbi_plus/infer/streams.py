@@ -83,6 +83,15 @@ class Stream:
         value = self.log_likelihood + self.log_prior - self.log_mixture
         return torch.where(value.isfinite() & ~self.failed, value, -torch.inf)
 
+    @property
+    def flat_log_weights(self) -> Tensor:
+        """As `log_weights`, towards the square root of the target: wider, in its own shape."""
+        return torch.where(
+            self.log_weights > -torch.inf,
+            self.log_weights - 0.5 * (self.log_likelihood + self.log_prior),
+            -torch.inf,
+        )
+
     def weigh(self) -> CleanWeights:
         """Return the raw log-weights to answer with: special values are judged for each object."""
         return clean(self.log_likelihood, self.log_prior, self.log_mixture, ~self.failed)
