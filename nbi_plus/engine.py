@@ -206,6 +206,8 @@ class Engine(Predictor, BaseEstimator):
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         given = Given(observations, x_obs, x_err, theta, x, inputs)
         self._check_start(sequential, warm_start, n_sims, given)
+        if sequential and online:
+            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
         options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = doors.train_config(train, options, _LOCATE if sequential else {})
         noise = as_noise(self.noise if noise is None else noise)

@@ -114,7 +114,7 @@ def _rebuild(
     bound = as_noise(noise).bind(has_errors, prior.full_names)
     one = None
     if meta["sequential"] is not None:
-        one = keep.from_archive(Archive(meta["sequential"], own), prior, bound)
+        one = keep.from_archive(Archive(meta["sequential"], own), prior, bound, device)
     return Fitted(model, prior, bound, defaults, meta["seed"], one)
 
 

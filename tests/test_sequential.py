@@ -320,6 +320,12 @@ def test_modes_are_looked_at_from_the_start():
         nbi.Engine(f, prior, **options).fit(x_obs=x, modes=[[2.0, 0.0]], **QUICK)
 
 
+def test_callback_sees_every_epoch_of_the_network(problem, x):
+    lengths = []
+    engine_for(problem).fit(x_obs=x, callback=lambda h: lengths.append(len(h)), **QUICK)
+    assert lengths[: QUICK["n_epochs"]] == list(range(1, QUICK["n_epochs"] + 1))
+
+
 def test_round_table_prints_and_converts(fitted):
     text = repr(fitted.rounds_)
     assert "adapt (mixture)" in text
@@ -343,6 +349,7 @@ def test_round_table_prints_and_converts(fitted):
         ({"max_seconds": -1}, "max_seconds must be positive"),
         ({"method": "snl"}, "method must be one of"),
         ({"n_rounds": 1, "method": "amis"}, "method must be None"),
+        ({"online": True}, "online must be False"),
     ],
 )
 def test_bad_options_of_a_sequential_fit_are_refused(problem, x, options, message):

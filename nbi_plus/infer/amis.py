@@ -225,9 +225,7 @@ class Pair:
         return replace(self, a=self.a.select(rows), b=self.b.select(rows))
 
     @staticmethod
-    def _fit(
-        stream: Stream, family: Family, keys: Tensor, seed: int, stage: str
-    ) -> LatentProposal:
+    def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
         """Fit to the target, and for a small share of the draws to its square root.
 
         That part is wide in the shape of the posterior; a wide ellipse would miss a bent tail.

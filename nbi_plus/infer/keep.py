@@ -45,7 +45,9 @@ def to_archive(fit: SequentialFit) -> Archive:
     return Archive(meta, arrays)
 
 
-def from_archive(archive: Archive, prior: Prior, noise: Noise) -> SequentialFit:
+def from_archive(
+    archive: Archive, prior: Prior, noise: Noise, device: torch.device
+) -> SequentialFit:
     """Undo `to_archive`, without a simulator; the noise is bound."""
     meta, arrays = archive.meta, archive.arrays
     parts: dict[str, dict[str, NDArray]] = {prefix: {} for prefix in _PREFIXES}
@@ -57,11 +59,12 @@ def from_archive(archive: Archive, prior: Prior, noise: Noise) -> SequentialFit:
         observations=_observations(meta, parts),
         posterior=Posterior.from_archive(posterior, "the sequential fit"),
         rounds=_rounds(meta, parts["rounds/"]),
-        frozen=decode(meta["frozen"], "frozen/", arrays, torch.device("cpu")),
+        frozen=decode(meta["frozen"], "frozen/", arrays, device),
         is_mixture=bool(meta["is_mixture"]),
         prior=prior,
         noise=noise,
         simulator=None,
+        device=device,
     )
 
 

@@ -61,6 +61,8 @@ class SequentialFit:
         Which gate those draws must pass.
     prior, noise, simulator : Prior, Noise, BoundSimulator or None
         Of the problem; the noise is bound.
+    device : torch.device
+        Where the proposal draws.
     """
 
     observations: Observations
@@ -71,6 +73,7 @@ class SequentialFit:
     prior: Prior
     noise: Noise
     simulator: BoundSimulator | None
+    device: torch.device
 
     def is_for(self, other: Observations) -> bool:
         """Say whether another object has the same data, errors and coordinates."""
@@ -87,21 +90,24 @@ class SequentialFit:
 
     def draws(self, n: int, seed: int) -> NDArray[np.float64]:
         """Return draws theta (n, D) of the frozen proposal, not corrected."""
-        z = self.frozen.draw(_key(self.observations), n, seed, "sample")[0]
-        return np.asarray(self.prior.from_latent(z))
+        z = self.frozen.draw(self._key, n, seed, "sample")[0]
+        return self.prior.from_latent(z).cpu().numpy()
 
     def log_prob(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return log q(theta) of the frozen proposal, shape (n,), of theta (n, D)."""
-        z = torch.as_tensor(self.prior.to_latent(theta))
-        latent = self.frozen.log_prob(z[None])[0].numpy()
-        change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).numpy()
-        return latent + change
+        z = torch.as_tensor(self.prior.to_latent(theta), device=self.device)
+        latent = self.frozen.log_prob(z[None])[0] - self.prior.log_prob_latent(z)
+        return latent.cpu().numpy() + self.prior.log_prob(theta)
+
+    @property
+    def _key(self) -> Tensor:
+        return _key(self.observations).to(self.device)
 
     def predict(
         self, n: int, gate: Gate, seed: int, n_jobs: int | None, client: object | None
     ) -> Posterior:
         """Return the posterior of ``n`` fresh draws of the frozen proposal."""
-        key, data = _key(self.observations), self.observations.batch()
+        key, data = self._key, self.observations.batch().to(self.device)
         if not self.noise.has_likelihood(data.x_err is not None):
             outcome = unweighted_outcome(self.frozen, self.frozen.draw(key, n, seed, "predict"))
             return _posterior(outcome, self.observations, self.prior, gate, seed)
@@ -167,7 +173,7 @@ class SequentialRun:
             search = Search if self.method == "amis" else partial(Classic, self.method)
             answer = search(
                 Ledger(target, store, run.progress),
-                Locator(parts),
+                Locator(parts, run.callback),
                 Tape(folder, parts.device),
                 self.config,
                 self.gate,
@@ -184,6 +190,7 @@ class SequentialRun:
             prior=setup.prior,
             noise=setup.noise,
             simulator=setup.simulator,
+            device=parts.device,
         )
 
     def _first(self, setup: Setup, parts: Ingredients, start: TrainedModel | None) -> First:

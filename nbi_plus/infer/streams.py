@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.assemble import CleanWeights, clean, log_mixture
+from nbi_plus.infer.assemble import log_mixture
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.problem.target import Evaluation
 
@@ -91,10 +91,6 @@ class Stream:
             self.log_weights - 0.5 * (self.log_likelihood + self.log_prior),
             -torch.inf,
         )
-
-    def weigh(self) -> CleanWeights:
-        """Return the raw log-weights to answer with: special values are judged for each object."""
-        return clean(self.log_likelihood, self.log_prior, self.log_mixture, ~self.failed)
 
     def select(self, rows: Tensor) -> Stream:
         """Return the stream of some of the objects."""

@@ -182,7 +182,6 @@ class WeightSummary:
     log_evidence_psis: Tensor
     k_hat_moment: Tensor | None
 
-
     @property
     def heavy_tail(self) -> Tensor:
         """Whether the tail is too heavy for so many draws: k-hat too large, and weights unequal."""

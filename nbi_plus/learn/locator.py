@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Resident, Rows
-from nbi_plus.learn.training import train
+from nbi_plus.learn.training import History, train
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
 
 
@@ -26,9 +27,12 @@ class Locator:
     ----------
     parts : Ingredients
         Of the fit; their training configuration is that of one round.
+    callback : callable, optional
+        Called with the history of the round after each epoch.
     """
 
     parts: Ingredients
+    callback: Callable[[History], None] | None = None
 
     def train(
         self, pool: Rows, weights: Tensor, n: int, start: PosteriorNetwork | None, stage: str
@@ -111,5 +115,6 @@ class Locator:
             network.flow.whiten(rows.z)
         size = min(self.parts.train.batch_size, len(rows.z))
         config = replace(self.parts.train, batch_size=size)
-        train(network, problem, config, stage_key(self.parts.seed, stage) % 2**31, progress=False)
+        seed = stage_key(self.parts.seed, stage) % 2**31
+        train(network, problem, config, seed, callback=self.callback, progress=False)
         return network

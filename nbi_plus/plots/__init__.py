@@ -8,7 +8,7 @@ value is displayed once ``matplotlib.pyplot`` has been imported.
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.diagnostics import loss, ranks, weights
 from nbi_plus.plots.predictions import predictive
-from nbi_plus.plots.rounds import rounds
+from nbi_plus.plots.progress import rounds
 from nbi_plus.plots.style import STYLE
 
 __all__ = ["STYLE", "corner", "loss", "predictive", "ranks", "rounds", "weights"]
