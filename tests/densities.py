@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.assemble import clean
 from nbi_plus.infer.weights import effective_sample_size
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 from nbi_plus.problem.target import Z_MAX, Evaluation
@@ -129,3 +130,9 @@ def share_of_mass(proposal, cells, keys, n=4000, seed=98):
     z = wide.draw(keys, n, seed, "mass")
     ratio = (proposal.log_prob(z) - wide.log_prob(z)).exp()
     return ratio.mean(1), ratio.std(1) / n**0.5
+
+
+def weigh(stream):
+    """Return the judged weights of a stream."""
+    mixture = stream.log_mixture
+    return clean(stream.log_likelihood, stream.log_prior, mixture, ~stream.failed)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from densities import LOG_2PI, Normal, efficiency, evaluation, normals
+from densities import LOG_2PI, Normal, efficiency, evaluation, normals, weigh
 
 from nbi_plus.infer.amis import MixtureFamily, OnCircles
 from nbi_plus.infer.circles import Cut, CutProposal, circular_columns
@@ -157,7 +157,7 @@ def test_draws_at_the_very_cut_have_weight_zero(start, inner):
     assert not stream.log_weights.isnan().any()
     assert (stream.log_weights[beyond] == -math.inf).all()
     assert stream.log_weights.max() < 6.0
-    assert (stream.weigh().failure == 0).all()
+    assert (weigh(stream).failure == 0).all()
 
 
 def test_no_place_on_the_circle_has_an_exploding_weight():

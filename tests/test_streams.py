@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from densities import Normal, evaluation, normals, uniforms
+from densities import Normal, evaluation, normals, uniforms, weigh
 
 from nbi_plus.infer.amis import Pair, take
 from nbi_plus.infer.streams import Stream
@@ -119,7 +119,7 @@ def test_failed_draws_do_not_count_and_nan_has_weight_zero():
     assert (stream.log_weights[gone] == -math.inf).all()
     whole = Stream.start(batch(WIDE, 300), z, found).log_weights
     assert torch.equal(stream.log_weights[~gone], whole[~gone])
-    cleaned = stream.weigh()
+    cleaned = weigh(stream)
     assert torch.equal(cleaned.n_draws, (~failed).sum(1))
     assert torch.equal(cleaned.n_nan, (is_nan & ~failed).sum(1))
     assert torch.equal(cleaned.log_weights, stream.log_weights)
@@ -132,7 +132,7 @@ def test_a_special_likelihood_never_becomes_a_weight_to_learn_from(value):
     stream = Stream.start(batch(WIDE, 300), z, replace(found, log_likelihood=likelihood))
     assert (stream.log_weights[:, 3] == -math.inf).all()
     assert stream.log_weights[:, 4:].isfinite().all()
-    assert (stream.weigh().failure != 0).all() == (value == math.inf)
+    assert (weigh(stream).failure != 0).all() == (value == math.inf)
 
 
 # --- pairs --------------------------------------------------------------------------------------
