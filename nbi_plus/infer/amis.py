@@ -32,6 +32,10 @@ class Family(Protocol):
 
     is_mixture: bool
 
+    @property
+    def wider(self) -> Family | None:
+        """What the wide part of a proposal is fitted with; None where the fit has its own."""
+
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """Return how many effective draws a fit wants: weights are flattened to have them."""
 
@@ -43,10 +47,23 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class MixtureFamily:
-    """Mixtures of t: fast, batched over objects, and content with few draws."""
+    """Mixtures of t: fast, batched over objects, and content with few draws.
+
+    Attributes
+    ----------
+    config : MixtureConfig
+    wide : MixtureConfig or None
+        Of the wide part; None takes ``config``.
+    """
 
     config: MixtureConfig = field(default_factory=MixtureConfig)
+    wide: MixtureConfig | None = None
     is_mixture = True
+
+    @property
+    def wider(self) -> MixtureFamily:
+        """The family of the wide part."""
+        return self if self.wide is None else MixtureFamily(self.wide)
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:  # noqa: ARG002
         """Return how many effective draws a fit wants."""
@@ -67,6 +84,7 @@ class FlowFamily:
     share: float = 0.2
     width: float = 2.0
     is_mixture = False
+    wider = None  # flows bring their own wide part
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """Return how many effective draws a fit wants: flows learn fewer by heart."""
@@ -101,6 +119,11 @@ class OnCircles:
     def is_mixture(self) -> bool:
         """As the inner family."""
         return self.inner.is_mixture
+
+    @property
+    def wider(self) -> OnCircles | None:
+        """The wide part of the inner family, in the same kind of coordinates."""
+        return None if self.inner.wider is None else OnCircles(self.inner.wider, self.circles)
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """As the inner family."""
@@ -232,10 +255,10 @@ class Pair:
         """
         weights, _ = temper(stream.log_weights, family.wanted_ess(*stream.z.shape[1:]))
         close = family.fit(stream.z, weights, keys, seed, stage)
-        if not family.is_mixture:
-            return close  # flows bring their own wide part
+        if family.wider is None:
+            return close
         flat, _ = temper(stream.flat_log_weights, family.wanted_ess(*stream.z.shape[1:]))
-        wide = family.fit(stream.z, flat, keys, seed, stage + " wide")
+        wide = family.wider.fit(stream.z, flat, keys, seed, stage + " wide")
         return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
 
 

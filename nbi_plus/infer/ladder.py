@@ -93,12 +93,12 @@ def climb(
             added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
             joined = Pool.join(first.pool.select(rows), added)
             yield grade("top up", joined, ladder, seed, circles)
-    for rows in hopeful.nonzero()[:, 0].split(at_once):
-        if len(rows):
-            start = Conditioned(proposal, features[rows])
-            yield from refine(
-                first.pool.select(rows), start, keys[rows], target, ladder.refine, ladder.gate, seed
-            )
+    rows = hopeful.nonzero()[:, 0]
+    if len(rows):
+        start = Conditioned(proposal, features[rows])
+        yield from refine(
+            first.pool.select(rows), start, keys[rows], target, ladder.refine, ladder.gate, seed
+        )
 
 
 def grade(

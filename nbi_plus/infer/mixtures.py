@@ -17,7 +17,7 @@ _FLOOR = 1e-4  # variance below which no component falls, in whitened units
 _EMPTY = 1e-4  # share that keeps an emptied component alive
 _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
-_MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
+MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 _FOLDS = 5
 _MODE_SCALES = (0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
@@ -115,7 +115,7 @@ class MixtureConfig:
     def sizes(self, n_dim: int) -> tuple[int, ...]:
         """Return the numbers of components to choose from."""
         if self.n_components is None:
-            return _SIZES if n_dim <= _MANY_DIMS else (1,)
+            return _SIZES if n_dim <= MANY_DIMS else (1,)
         return (self.n_components,) if isinstance(self.n_components, int) else self.n_components
 
 

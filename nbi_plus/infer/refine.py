@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.amis import MixtureFamily, OnCircles, Pair, adapt
 from nbi_plus.infer.certificate import outcome_of
 from nbi_plus.infer.circles import circular_columns
-from nbi_plus.infer.mixtures import MixtureConfig
+from nbi_plus.infer.mixtures import MANY_DIMS, MixtureConfig
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.streams import Stream
@@ -31,17 +31,26 @@ class RefineConfig:
         Draws of each of the two streams in a round.
     n_certify : int
         Fresh draws that must pass the gate.
-    mixture : MixtureConfig
+    mixture, wide : MixtureConfig
+        Of the proposal and of its wide part: cheaper fits than one object alone would get.
     """
 
     n_rounds: int = 4
     n_each: int = 500
     n_certify: int = 2048
-    mixture: MixtureConfig = field(
-        default_factory=lambda: MixtureConfig(
-            n_components=(1, 4, 8), n_points=1000, n_steps=20, n_starts=1, dof=5, wide_share=0.1
-        )
+    mixture: MixtureConfig = MixtureConfig(
+        n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
     )
+    wide: MixtureConfig = MixtureConfig(
+        n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
+    )
+
+    def family(self, n_dim: int) -> MixtureFamily:
+        """Return what is fitted to objects of so many parameters."""
+        if n_dim > MANY_DIMS:
+            one = replace(self.mixture, n_components=1)
+            return MixtureFamily(one, replace(self.wide, n_components=1))
+        return MixtureFamily(self.mixture, self.wide)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ def refine(
     gate : Gate
     seed : int
     """
-    family = OnCircles(MixtureFamily(config.mixture), circular_columns(target.prior.periods))
+    circles = circular_columns(target.prior.periods)
+    family = OnCircles(config.family(target.prior.n_dim), circles)
     found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
     # the network was not fitted to these draws: they may count for the evidence
     pair = replace(Pair.start(proposal, pool.z, found), n_shared=0)
