@@ -34,6 +34,13 @@ def test_example_of_the_sine_runs(tmp_path):
     assert (tmp_path / "sine-corner.png").stat().st_size > 1000
 
 
+def test_example_of_the_velocities_runs(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / "velocities.py"))
+    found = example["main"](n_sims=200, ess_target=100, out=tmp_path)
+    assert set(found) == {"two planets", "one planet"}
+    assert (tmp_path / "velocities-rounds.png").stat().st_size > 1000
+
+
 def test_readme_names_the_test_command_that_ci_calls():
     commands = re.findall(r"^python -m venv .*-m pytest$", (ROOT / "README.md").read_text(), re.M)
     assert len(commands) == 1

@@ -46,7 +46,7 @@ def test_no_degradation_over_rounds(n_dim):
         engine = nbi.Engine(
             problem.simulator, problem.prior, noise=0.3, seed=seed, featurizer="resnet"
         )
-        engine.fit(n_sims=1000, n_rounds=6, x_obs=x[0], ess_target=4000)
+        engine.fit(n_sims=1500, n_rounds=6, x_obs=x[0], ess_target=4000)
         posterior = engine.posterior_
         mean, cov = problem.posterior(x)
         sd = np.sqrt(np.diag(cov))
@@ -156,10 +156,8 @@ def test_bimodal_demo_of_nbi(reference_folder):
 
 @pytest.mark.reference
 def test_radial_velocities_of_k2_24(reference_folder):
-    table = np.genfromtxt(
-        reference_folder / "rv" / "K2-24" / "epic203771098.csv", delimiter=",", names=True
-    )
-    t, velocity, error = table["t"], table["vel"], table["errvel"]
+    path = reference_folder / "rv" / "K2-24" / "epic203771098.csv"
+    error, t, velocity = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(1, 2, 3)).T
     since = t - (t.min() + t.max()) / 2
 
     def model(theta):
@@ -191,19 +189,20 @@ def test_radial_velocities_of_k2_24(reference_folder):
 
 
 _KILLED = """
-import sys, numpy as np, torch
+import sys, time, numpy as np, torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from problems import LinearGaussian
 import nbi_plus as nbi
 problem = LinearGaussian(3, 8, sigma=0.2)
 x = problem.observe(1)[1][0]
-log = open({log!r}, "ab")
+log = open({log!r}, "a")
 def slow(theta):
-    log.write(np.ascontiguousarray(theta).tobytes()); log.flush()
+    time.sleep(0.004)
+    log.write(np.asarray(theta, float).tobytes().hex() + "\\n"); log.flush()
     return theta @ problem.design
 engine = nbi.Engine(nbi.Simulator(slow, vectorized=False), problem.prior, noise=0.2, path={path!r},
-                    featurizer="resnet")
+                    featurizer="resnet", n_jobs=1)
 engine.fit(n_sims=400, n_rounds=12, n_epochs=15, x_obs=x, ess_target=1200)
 np.save({out!r}, np.c_[engine.posterior_.samples, engine.posterior_.log_weights])
 """
@@ -222,7 +221,7 @@ def test_kill_minus_nine_in_every_phase(tmp_path):
     assert start("whole").wait(600) == 0
     log = tmp_path / "killed.log"
     log.touch()
-    row = 3 * 8
+    row = 2 * 3 * 8 + 1  # of text: the bytes of one theta, and the end of the line
     n_kills = 0
     for wanted in (150, 420, 500, 900, 1300, 1700, 2100, 2500):
         process = start("killed")
@@ -237,10 +236,8 @@ def test_kill_minus_nine_in_every_phase(tmp_path):
     print(n_kills, "kills;", len(whole), "draws")
     assert n_kills >= 5
     assert np.array_equal(whole, killed)
-    rows = np.fromfile(log, np.float64)
-    rows = rows[: len(rows) // 3 * 3].reshape(-1, 3)
-    drawn = {r.tobytes() for r in whole[:, :3]}
-    again = len([r for r in rows if r.tobytes() in drawn]) - len(drawn)
+    drawn = {r.tobytes().hex() for r in whole[:, :3]}
+    again = len([line for line in log.read_text().split() if line in drawn]) - len(drawn)
     print("simulated again", again)
-    # a block that was not written is lost with its process, and 8 rows are checked at each start
-    assert again <= n_kills * (64 + 8) + 8
+    # half a second's block is lost with its process, and 8 rows are checked at each start
+    assert 0 <= again <= n_kills * (64 + 8) + 8
