@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import torch
+from astropy.timeseries import LombScargle
 
 import nbi_plus as nbi
 from benchmarks.sequential import Draws, Result
@@ -31,11 +32,25 @@ def engine_for(problem, seed):
     return nbi.Engine(problem.simulator, prior, noise=noise, seed=seed)
 
 
-def fit(problem, seed, n_sims, ess_target, max_sims):
+def peaks(problem, n=6):
+    """Return modes (n, D): the highest peaks of the periodogram, all else unknown."""
+    power = LombScargle(problem.times, problem.x_obs, problem.sigma)
+    lowest, highest = (1 / problem.priors["P"].ppf(q) for q in (1.0, 0.0))
+    frequency = np.linspace(lowest, highest, 20_000)
+    height = power.power(frequency)
+    is_peak = np.r_[False, (height[1:-1] > height[:-2]) & (height[1:-1] > height[2:]), False]
+    best = frequency[is_peak][np.argsort(height[is_peak])[-n:]]
+    modes = np.full((n, problem.n_dim), np.nan)
+    modes[:, problem.names.index("P")] = 1 / best
+    return modes
+
+
+def fit(problem, seed, n_sims, ess_target, max_sims, periodogram=False):
     """Fit in rounds and return the engine."""
+    modes = peaks(problem) if periodogram else None
     return engine_for(problem, seed).fit(
         n_sims=n_sims, n_rounds=MANY_ROUNDS, x_obs=problem.x_obs, ess_target=ess_target,
-        max_sims=max_sims,
+        max_sims=max_sims, modes=modes,
     )  # fmt: skip
 
 
@@ -51,6 +66,7 @@ def main():
         "n_sims": options.n_sims,
         "ess_target": options.ess_target,
         "max_sims": options.max_sims,
+        "periodogram": options.periodogram,
     }
     start = time.perf_counter()
     engine = fit(problem, options.seed, **settings)
@@ -80,6 +96,7 @@ def _arguments():
     parser.add_argument("--n-sims", type=int, default=1000)
     parser.add_argument("--ess-target", type=float, default=2000.0)
     parser.add_argument("--max-sims", type=int, default=30_000)
+    parser.add_argument("--periodogram", action="store_true", help="start at its peaks, too")
     parser.add_argument("--out", required=True)
     return parser.parse_args()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,8 @@ class SingleProblem:
         The parameters behind x_obs, where they are known.
     jitter : str, optional
         The parameter that is added to sigma in quadrature; the simulator leaves it alone.
+    times : ndarray, shape (L,), optional
+        When it was observed, for periodograms.
     regions : dict of str to callable
         Parts of parameter space whose posterior mass is worth knowing: theta (n, D) to bool (n,).
     """
@@ -62,6 +64,7 @@ class SingleProblem:
     sigma: np.ndarray
     truth: np.ndarray | None = None
     jitter: str | None = None
+    times: np.ndarray | None = None
     regions: dict = field(default_factory=dict)
 
     @property
@@ -323,11 +326,12 @@ def kepler():
     }
     truth = (3.3, 10.0, 0.24, 0.38, 3.0, 5.0)
     alias = 1 / (1 - 1 / truth[0])  # 1.43 d: the two peaks are far apart, and narrow
-    return _observed(
+    problem = _observed(
         *("kepler", priors, velocities, truth, 4.0, rng),
         true_period=lambda theta: np.abs(theta[:, 0] / truth[0] - 1) < 0.05,
         alias=lambda theta: np.abs(theta[:, 0] / alias - 1) < 0.05,
     )
+    return replace(problem, times=times)
 
 
 def k2_24():
