@@ -223,12 +223,13 @@ def bent(target, n_objects=96, n_rounds=6):
 
 @pytest.mark.statistics
 @pytest.mark.parametrize(("target", "least", "most"), [
-    (Banana(0.4, 0.5), 0.4, 1.0), (Banana(1.0, 0.3), 0.0, 0.2),
+    (Banana(0.4, 0.5), 0.4, 1.0), (Banana(1.0, 0.3), 0.0, 0.05),
 ], ids=["mild", "strong"])  # fmt: skip
 def test_what_is_certified_of_bent_targets_is_right(target, least, most):
     passed, wrong = bent(target)
     assert least <= passed.double().mean() <= most
-    assert (passed & wrong).sum() <= 0.02 * max(passed.sum(), 50)
+    # a mixture follows no strong banana: what little passes, passes by chance, and counts for all
+    assert (passed & wrong).sum() <= 0.04 * len(passed)
 
 
 def test_nothing_is_certified_without_fresh_draws():
