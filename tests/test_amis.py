@@ -91,6 +91,9 @@ def check_crossfit(n_objects, n_dim, n_start, n_each, n_rounds):
     assert evidence.evidence_reliable.all()
     assert is_unbiased(evidence)
     naive = fitted_to_itself(target, start, keys, n_start, n_each, n_rounds)
+    for name, found in (("two streams", evidence), ("naive pooling", naive)):
+        covered = found.log_evidence.abs() < 1.96 * found.log_evidence_err
+        print(n_dim, name, found.log_evidence.mean(), "coverage", covered.double().mean())
     assert not is_unbiased(naive)
     assert naive.log_evidence.mean() < -0.006
 
