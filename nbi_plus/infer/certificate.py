@@ -14,7 +14,7 @@ from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal, PriorProposal
 from nbi_plus.infer.psis import psis
 from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import Evidence, Gate, Grade, log_evidence, summarise
+from nbi_plus.infer.weights import Evidence, Gate, Grade, WeightSummary, log_evidence, summarise
 from nbi_plus.problem.target import Evaluation
 
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
@@ -65,9 +65,7 @@ def outcome_of(
     columns = {k: torch.cat([getattr(s, k) for s in streams], 1) for k in _COLUMNS}
     log_q = torch.cat([s.log_mixture for s in streams], 1)
     pool = Pool(index=index, log_q=log_q, **columns)
-    cleaned = clean(pool.log_likelihood, pool.log_prior, log_q, ~pool.failed)
-    z = unwrapped(pool.z, cleaned.log_weights, circles)
-    summary = summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
+    cleaned, summary = weigh(pool, circles, seed)
     evidence = evidence_of(pair, fresh)
     if evidence is not None:
         summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
@@ -78,6 +76,13 @@ def outcome_of(
         sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, pool, cleaned, summary, grade)
+
+
+def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights, WeightSummary]:
+    """Return the weights of a pool's draws and what they are worth, torn apart by no circle."""
+    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
+    z = unwrapped(pool.z, cleaned.log_weights, circles)
+    return cleaned, summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
 
 
 def grade_fresh(fresh: Stream, gate: Gate, *, is_mixture: bool, circles: tuple[int, ...]) -> Tensor:
@@ -93,9 +98,7 @@ def fresh_outcome(
     """Return the outcome of fresh draws of a frozen proposal alone."""
     index = torch.arange(len(z), device=z.device)
     pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
-    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
-    whole = unwrapped(z, cleaned.log_weights, circles)
-    summary = summarise(cleaned.log_weights, whole, ~pool.failed, seed=seed)
+    cleaned, summary = weigh(pool, circles, seed)
     return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))
 
 

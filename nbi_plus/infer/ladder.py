@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.assemble import clean
-from nbi_plus.infer.circles import circular_columns, unwrapped
+from nbi_plus.infer.certificate import weigh
+from nbi_plus.infer.circles import circular_columns
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import RefineConfig, refine
-from nbi_plus.infer.weights import Gate, summarise
+from nbi_plus.infer.weights import Gate
 from nbi_plus.problem.target import Target
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
@@ -105,10 +105,7 @@ def grade(
     rung: str, pool: Pool, ladder: Ladder, seed: int, circles: tuple[int, ...] = ()
 ) -> Outcome:
     """Weigh the draws of a pool and judge them."""
-    keep = ~pool.failed
-    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, keep)
-    z = unwrapped(pool.z, cleaned.log_weights, circles)
-    summary = summarise(cleaned.log_weights, z, keep, seed=seed)
+    cleaned, summary = weigh(pool, circles, seed)
     return Outcome(rung, pool, cleaned, summary, ladder.gate.grade(summary))
 
 

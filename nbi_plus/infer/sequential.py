@@ -37,7 +37,6 @@ from nbi_plus.problem.ledger import Ledger
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
-from nbi_plus.problem.simulations import Campaign
 from nbi_plus.problem.simulator import FAILED, BoundSimulator
 from nbi_plus.problem.target import Target
 
@@ -209,10 +208,7 @@ class SequentialRun:
     def _prior_draws(self, setup: Setup, parts: Ingredients, halved: bool) -> tuple:
         n, run = self.config.n_per_round, self.run
         n = max(n // 2, 2) if halved else n
-        campaign = Campaign(
-            prior=setup.prior, simulator=setup.simulator, conditions=setup.conditions,
-            seed=parts.seed, n_jobs=run.n_jobs, client=run.client, progress=run.progress,
-        )  # fmt: skip
+        campaign = run.campaign(setup, parts.seed)
         with campaign.open(run.folder, n) as store:
             campaign.fill(store, n, run.max_failed)
             found = store.read(np.arange(n), ["z", "x", "state"])

@@ -86,11 +86,9 @@ class Stream:
     @property
     def flat_log_weights(self) -> Tensor:
         """As `log_weights`, towards the square root of the target: wider, in its own shape."""
-        return torch.where(
-            self.log_weights > -torch.inf,
-            self.log_weights - 0.5 * (self.log_likelihood + self.log_prior),
-            -torch.inf,
-        )
+        log_weights = self.log_weights
+        flat = log_weights - 0.5 * (self.log_likelihood + self.log_prior)
+        return torch.where(log_weights > -torch.inf, flat, -torch.inf)
 
     def select(self, rows: Tensor) -> Stream:
         """Return the stream of some of the objects."""

@@ -60,21 +60,25 @@ class Run:
             start = replace(start, network=copy.deepcopy(start.network))
         if setup.columns is not None:
             return self._train(fitting.from_arrays(setup.columns, parts), parts, start)
-        campaign = Campaign(
-            prior=setup.prior,
-            simulator=setup.simulator,
-            conditions=setup.conditions,
-            seed=parts.seed,
-            n_jobs=self.n_jobs,
-            client=self.client,
-            progress=self.progress,
-        )
+        campaign = self.campaign(setup, parts.seed)
         if self.online:
             material = fitting.online(campaign, self.n_sims, parts, self.max_failed)
             return self._train(material, parts, start)
         with campaign.open(self.folder, self.n_sims) as store:
             campaign.fill(store, self.n_sims, self.max_failed)
             return self._train(fitting.from_store(store, self.n_sims, parts), parts, start)
+
+    def campaign(self, setup: Setup, seed: int) -> Campaign:
+        """Return the simulations of the prior that this run makes or finds."""
+        return Campaign(
+            prior=setup.prior,
+            simulator=setup.simulator,
+            conditions=setup.conditions,
+            seed=seed,
+            n_jobs=self.n_jobs,
+            client=self.client,
+            progress=self.progress,
+        )
 
     def _train(
         self, material: fitting.Material, parts: fitting.Ingredients, start: TrainedModel | None
