@@ -80,6 +80,20 @@ def keyed_normal(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) ->
     return torch.special.ndtri(keyed_uniform(seed, stage, rows, shape))
 
 
+def content_keys(values: Tensor) -> Tensor:
+    """Return int64 keys (n,) of float64 rows (n, ...): equal rows have equal keys.
+
+    Examples
+    --------
+    >>> keys = content_keys(torch.tensor([[0.5, 1.0], [1.0, 0.5], [0.5, 1.0]]))
+    >>> bool(keys[0] == keys[2]), bool(keys[0] == keys[1])
+    (True, False)
+    """
+    bits = values.to(torch.float64).flatten(1).contiguous().view(torch.int64)
+    counter = torch.arange(1, bits.shape[1] + 1, device=values.device, dtype=torch.int64)
+    return _mix(_mix(bits + counter * _GOLDEN).sum(1))
+
+
 class _GlobalGenerators:
     """The global generators of Python, numpy and torch, which user code may draw from."""
 

@@ -1,0 +1,37 @@
+"""Batched: frozen dataclasses of tensors whose first axis runs over objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def pick(value: T, rows: Tensor) -> T:
+    """Return some of the objects: every tensor of a dataclass is indexed by ``rows``.
+
+    What is no tensor stays as it is, ``None`` among it; dataclasses within are entered.
+    """
+    if isinstance(value, Tensor):
+        return value[rows]
+    if not is_dataclass(value):
+        return value
+    return replace(value, **{f.name: pick(getattr(value, f.name), rows) for f in fields(value)})
+
+
+def join(values: Sequence[T]) -> T:
+    """Return the objects of all values, which must be alike in everything that is no tensor."""
+    first: Any = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if not is_dataclass(first):
+        return first
+    joined = {f.name: join([getattr(v, f.name) for v in values]) for f in fields(first)}
+    return replace(first, **joined)
