@@ -3,8 +3,9 @@
 from nbi_plus import plots
 from nbi_plus.engine import Engine
 from nbi_plus.infer.ladder import Ladder
-from nbi_plus.infer.posterior import Flag, Posterior, Status
+from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.infer.status import Flag, Status
 from nbi_plus.infer.weights import Gate
 from nbi_plus.io.archive import ArchiveError
 from nbi_plus.io.store import StoreError

@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 from nbi_plus import doors
 from nbi_plus.infer.answer import Answerer
+from nbi_plus.infer.ascent import Part, in_order, try_again
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
@@ -139,6 +140,36 @@ class Predictor:
             keep,
             self.seed if seed is None else seed,
         )
+
+    def retry(self, posteriors: Posteriors, *, ladder: Ladder | None = None) -> Posteriors:
+        """Return the posteriors with those that no rung certified tried once more.
+
+        Their draws, proposals and chains are used again, and the budget counts anew; what is
+        certified stays as it is.
+
+        Parameters
+        ----------
+        posteriors : Posteriors
+            From `predict_many` in this session, with draws kept.
+        ladder : Ladder, optional
+            With other thresholds or budgets; default: the engine's.
+        """
+        self._require_fit("retry")
+        waiting = [i for i, own in enumerate(posteriors.unfinished) if own is not None]
+        if not waiting:
+            if posteriors.draws is None and not posteriors.certified.all():
+                raise ValueError(
+                    "posteriors must have kept their draws to be tried again, but kept summaries "
+                    "only (keep=0). Predict with keep=None."
+                )
+            return posteriors
+        with preserved_random_state():
+            chosen = ladder or self.ladder or Ladder()
+            again = list(try_again([posteriors.unfinished[i] for i in waiting], chosen))
+        settled = np.setdiff1d(np.arange(len(posteriors)), waiting)
+        old = Part(posteriors[settled], settled)
+        new = [Part(part.posteriors, np.array(waiting)[part.positions]) for part in again]
+        return in_order([old, *new])
 
     def sample(
         self,

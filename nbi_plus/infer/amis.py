@@ -249,17 +249,36 @@ class Pair:
 
     @staticmethod
     def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
-        """Fit to the target, and for a small share of the draws to its square root.
+        return fit_defended(
+            stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage
+        )
 
-        That part is wide in the shape of the posterior; a wide ellipse would miss a bent tail.
-        """
-        weights, _ = temper(stream.log_weights, family.wanted_ess(*stream.z.shape[1:]))
-        close = family.fit(stream.z, weights, keys, seed, stage)
-        if family.wider is None:
-            return close
-        flat, _ = temper(stream.flat_log_weights, family.wanted_ess(*stream.z.shape[1:]))
-        wide = family.wider.fit(stream.z, flat, keys, seed, stage + " wide")
-        return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
+
+def fit_defended(
+    z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: Family, keys: Tensor,
+    seed: int, stage: str,
+) -> LatentProposal:  # fmt: skip
+    """Fit to the target, and for a small share of the draws to its square root.
+
+    That part is wide in the shape of the posterior; a wide ellipse would miss a bent tail.
+
+    Parameters
+    ----------
+    z : Tensor, shape (B, S, D)
+    log_weights, flat_log_weights : Tensor, shape (B, S)
+        Of the draws towards the target, and towards its square root.
+    family : Family
+    keys : Tensor of int64, shape (B,)
+    seed, stage
+        Of the randomness.
+    """
+    weights, _ = temper(log_weights, family.wanted_ess(*z.shape[1:]))
+    close = family.fit(z, weights, keys, seed, stage)
+    if family.wider is None:
+        return close
+    flat, _ = temper(flat_log_weights, family.wanted_ess(*z.shape[1:]))
+    wide = family.wider.fit(z, flat, keys, seed, stage + " wide")
+    return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
 
 
 def adapt(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -10,9 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer import verdict
-from nbi_plus.infer.ladder import ROWS_AT_ONCE, Ladder, climb, unweighted
+from nbi_plus.infer.ascent import Part, Party, escalate, in_order, merged, settled
+from nbi_plus.infer.batched import join
+from nbi_plus.infer.certificate import unweighted_outcome
+from nbi_plus.infer.climbers import Course
+from nbi_plus.infer.ladder import ROWS_AT_ONCE, Ladder, reweight
+from nbi_plus.infer.meter import Meter
+from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.infer.proposals import FlowProposal
+from nbi_plus.infer.proposals import Conditioned, FlowProposal
+from nbi_plus.infer.trail import Trail
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Batch, Observations
@@ -20,6 +29,9 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator
 from nbi_plus.problem.target import Target
+
+# more objects at once are no faster on a CPU, which 16 of them fill
+_ESCALATED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -62,22 +74,68 @@ class Answerer:
         weighted = self._can_weight(observations)
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
         step = max(1, ROWS_AT_ONCE // ladder.n_draws)
-        parts = []
-        for start in range(0, len(observations), step):
-            piece = observations[start : start + step]
-            batch, features = self.features(piece)
-            objects = self._objects(piece, batch, features)
+        pieces = (np.arange(i, min(i + step, len(observations)))
+                  for i in range(0, len(observations), step))  # fmt: skip
+        with preserved_random_state():
             if weighted:
-                target = Target(
-                    self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client
-                )
-                with preserved_random_state():
-                    outcomes = climb(target, proposal, features, objects.keys, ladder, seed)
-                    parts.append(verdict.corrected(outcomes, objects, request))
-            else:
-                pool = unweighted(proposal, features, objects.keys, ladder.n_draws, seed)
-                parts.append(verdict.amortized(pool, objects, request))
-        return Posteriors.concatenate(parts)
+                found = self._weighted(observations, pieces, proposal, ladder, request)
+                return in_order(list(found))
+            parts = []
+            for rows in pieces:
+                objects, _, features = self._see(observations[rows])
+                own = Conditioned(proposal, features)
+                z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
+                parts.append(verdict.amortized(unweighted_outcome(own, z), objects, request))
+            return Posteriors.concatenate(parts)
+
+    def _weighted(
+        self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
+        proposal: FlowProposal, ladder: Ladder, request: verdict.Request,
+    ) -> Iterator[Part]:  # fmt: skip
+        """Yield answers; those objects that escalate wait until enough are there to go together."""
+        at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
+        waiting: list[tuple[Party, Outcome]] = []
+        for rows in pieces:
+            objects, batch, features = self._see(observations[rows])
+            meter = Meter.of(self._target(batch))
+            course = Course(meter, Trail.of(meter, ladder.gate), ladder.gate, ladder.budget,
+                            request.seed)  # fmt: skip
+            party = Party(objects, rows, features, course)
+            for outcome in reweight(proposal, features, objects.keys, course, ladder):
+                goes_on = ladder.goes_on(outcome)
+                if not goes_on.all():
+                    yield settled(outcome.select((~goes_on).nonzero()[:, 0]), party, request)
+                if goes_on.any():
+                    waiting.append((party, outcome.select(goes_on.nonzero()[:, 0])))
+            if sum(len(o.grade) for _, o in waiting) >= at_once:
+                yield from self._escalated(observations, waiting, proposal, ladder, request)
+                waiting = []
+        if waiting:
+            yield from self._escalated(observations, waiting, proposal, ladder, request)
+
+    def _escalated(
+        self, observations: Observations, waiting: list[tuple[Party, Outcome]],
+        proposal: FlowProposal, ladder: Ladder, request: verdict.Request,
+    ) -> Iterator[Part]:  # fmt: skip
+        """Yield answers for objects that waited, as one party; those of one rung as one batch."""
+        waiting = sorted(waiting, key=lambda own: own[1].rung)
+        indices = [outcome.pool.index for _, outcome in waiting]
+        rows = np.concatenate([p.positions[i.cpu().numpy()]
+                               for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
+        features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
+        objects, batch, _ = self._see(observations[rows], features)
+        party = Party(objects, rows, features, merged(waiting, self._target(batch)))
+        outcomes, first = [], 0
+        for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
+            outcome = join(list(same))
+            n = len(outcome.grade)
+            index = torch.arange(first, first + n, device=features.device)
+            outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
+            first += n
+        yield from escalate(party, outcomes, proposal, ladder, request)
+
+    def _target(self, batch: Batch) -> Target:
+        return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
     def draws(self, observations: Observations, n: int, seed: int) -> NDArray[np.float64]:
         """Return draws (N, n, D) of the network alone."""
@@ -145,11 +203,14 @@ class Answerer:
         known = self.noise.has_likelihood(observations.errors is not None)
         return self.simulator is not None and not self.simulator.stochastic and known
 
-    def _objects(
-        self, observations: Observations, batch: Batch, features: Tensor
-    ) -> verdict.Objects:
+    def _see(
+        self, observations: Observations, features: Tensor | None = None
+    ) -> tuple[verdict.Objects, Batch, Tensor]:
+        """Return what is known of some objects, their data, and their features if not given."""
+        batch = observations.batch().to(self.device)
+        features = self.model.network.features(batch) if features is None else features
         reference = self.model.reference
-        return verdict.Objects(
+        objects = verdict.Objects(
             ids=observations.ids,
             keys=torch.as_tensor(observations.keys, device=features.device),
             ood=reference.flag(features, batch),
@@ -157,3 +218,4 @@ class Answerer:
             n_masked=observations.n_masked,
             n_valid=batch.mask.sum((1, 2)).cpu().numpy(),
         )
+        return objects, batch, features

@@ -32,7 +32,8 @@ def nested_r_hat(x: Tensor, n_super: int) -> Tensor:
     Examples
     --------
     >>> x = torch.randn(1, 8, 200, 1, generator=torch.Generator().manual_seed(0)).double()
-    >>> bool(nested_r_hat(x, 4) < 1.02), bool(nested_r_hat(x + torch.arange(8.)[:, None, None], 4) > 2)
+    >>> apart = x + torch.arange(8.0)[:, None, None]
+    >>> bool(nested_r_hat(x, 4) < 1.02), bool(nested_r_hat(apart, 4) > 2)
     (True, True)
     """
     b, c, n, d = x.shape

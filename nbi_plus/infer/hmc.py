@@ -28,6 +28,7 @@ _BYTES_KEPT = 2**30  # of the draws of all objects that are sampled at once
 _ROWS = {"cpu": 4096, "cuda": 2**19}
 _STRETCH = 10  # steps of warming up after which stragglers may change lanes
 _N_LANES = 3
+_DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class HmcConfig:
         Steps of sampling, and gradients, of one object at most (a gradient for each chain).
     max_leaps : int
         Leapfrog steps of one trajectory.
+    max_laps : int
+        How often warming up may be repeated while chains are still on their way.
     target_accept : float
+        Harmonic mean over the chains of an object.
     rate : float
         Of learning the trajectory.
     jump_every : int
@@ -64,7 +68,8 @@ class HmcConfig:
     max_steps: int = 400
     max_gradients: int = 200_000
     max_leaps: int = 64
-    target_accept: float = 0.8
+    max_laps: int = 4
+    target_accept: float = 0.651
     rate: float = 0.025
     jump_every: int = 5
     r_hat_max: float = 1.01
@@ -80,7 +85,8 @@ class HmcResult:
     Attributes
     ----------
     samples : Tensor, shape (B, C, N, D)
-        Draws after warming up, thinned to the same N for every object.
+        Draws after warming up, thinned to the same N for every object; where a budget ended
+        sooner, some stand there twice.
     log_prob : Tensor, shape (B, C, N)
     r_hat : Tensor, shape (B, D)
         Nested R-hat, of the draws or of their distances from the median, whichever is larger.
@@ -110,7 +116,7 @@ class HmcResult:
 
 
 @torch.no_grad()
-def sample(
+def sample(  # noqa: PLR0913 - of options only the first two must be known
     log_prob: LogProb, z0: Tensor, n_super: int = 8, *, seed: int = 0, mean: Tensor | None = None,
     factor: Tensor | None = None, ess_target: float = 1000.0, keys: Tensor | None = None,
     jumps: LatentProposal | None = None, may_jump: Tensor | None = None,
@@ -231,28 +237,29 @@ class _Goal:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Some steps: their first number, their place in the window, and what follows them."""
+    """Some steps: their first number, their place in the window, and what follows them.
+
+    ``refits`` whitens anew; ``ends_lap`` lets objects sample that have settled, or all at last.
+    """
 
     first: int
     window: range
     adapts: bool
     refits: bool = False
-    freezes: bool = False
+    ends_lap: bool = False
 
 
-def _stretches(config: HmcConfig) -> Iterator[_Stretch]:
-    """Yield the stretches of warming up, then those of sampling without end."""
-    first = 1
-    for i, size in enumerate(config.windows):
+def _laps(config: HmcConfig) -> list[_Stretch]:
+    """Return the stretches of all laps of warming up."""
+    found, first = [], 1
+    for i, size in enumerate(config.windows * config.max_laps):
+        ends_lap = (i + 1) % len(config.windows) == 0
         for start in range(0, size, _STRETCH):
-            stop = min(start + _STRETCH, size)
-            ends, last = stop == size, i == len(config.windows) - 1
-            window = range(start + 1, stop + 1)
-            yield _Stretch(first, window, True, ends and not last, ends and last)
+            window = range(start + 1, min(start + _STRETCH, size) + 1)
+            last = window.stop == size + 1
+            found.append(_Stretch(first, window, True, last, last and ends_lap))
             first += len(window)
-    while True:
-        yield _Stretch(first, range(1, config.block + 1), False)
-        first += config.block
+    return found
 
 
 def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcResult]]:
@@ -260,27 +267,42 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
 
     The fastest lane goes first; lanes of one speed that have come as far as each other merge.
     """
-    stretches, plan = [], _stretches(goal.config)
+    config, laps = goal.config, _laps(goal.config)
+    sampling = len(laps)
     waiting: dict[tuple[int, int], list[Lane]] = {(0, 0): [lane]}
     while waiting:
         speed, at = min(waiting)
         lane = join(waiting.pop((speed, at)))
-        while len(stretches) <= at:
-            stretches.append(next(plan))
-        stretch = stretches[at]
-        lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=stretch.adapts)
-        over = goal.is_over(lane)
-        if stretch.adapts:
-            lane = _after_warming(lane, stretch, kernel)
-        elif bool(over.any()) or lane.draws.shape[2] >= goal.n_kept(lane.draws.shape[1]):
-            found = goal.judge(lane)
-            ends = found.converged | over
-            if ends.any():
-                rows = ends.nonzero()[:, 0]
-                yield pick(lane, rows), pick(found, rows)
-                lane = pick(lane, (~ends).nonzero()[:, 0])
-        for more, own in _by_speed(lane, goal.config, speed):
-            waiting.setdefault((more, at + 1), []).append(own)
+        if at < sampling:
+            stretch, after = laps[at], []
+            lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
+            if stretch.ends_lap:
+                ready = _settled(lane) if at + 1 < sampling else torch.ones_like(lane.may_jump)
+                after.append((sampling, _ready(pick(lane, ready.nonzero()[:, 0]))))
+                lane = pick(lane, (~ready).nonzero()[:, 0])
+            after.append((at + 1, _refitted(lane, kernel) if stretch.refits else lane))
+        else:
+            first = config.max_laps * sum(config.windows) + 1 + (at - sampling) * config.block
+            lane = kernel.stretch(lane, first, range(1, config.block + 1), adapts=False)
+            over = goal.is_over(lane)
+            if bool(over.any()) or lane.draws.shape[2] >= goal.n_kept(lane.draws.shape[1]):
+                found = goal.judge(lane)
+                over = over | found.converged
+                if over.any():
+                    rows = over.nonzero()[:, 0]
+                    yield pick(lane, rows), pick(found, rows)
+            after = [(at + 1, pick(lane, (~over).nonzero()[:, 0]))]
+        for further, own in after:
+            for more, part in _by_speed(own, config, speed):
+                waiting.setdefault((more, further), []).append(part)
+
+
+def _settled(lane: Lane) -> Tensor:
+    """Say whose density no longer rises or falls within the last window, shape (B,)."""
+    log_prob = lane.draws[..., -1]
+    quarter = max(log_prob.shape[2] // 4, 1)
+    early, late = log_prob[:, :, :quarter].flatten(1), log_prob[:, :, -quarter:].flatten(1)
+    return (late.mean(1) - early.mean(1)).abs() <= _DRIFT * late.std(1)
 
 
 def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, Lane]]:
@@ -309,16 +331,19 @@ def _enter(
     )
 
 
-def _after_warming(lane: Lane, stretch: _Stretch, kernel: Kernel) -> Lane:
-    """Return a lane in new coordinates after a window, or ready to sample after the last."""
-    n, n_chains, n_steps = lane.draws.shape[:3]
-    nothing = lane.draws[:, :, :0]
-    if stretch.freezes:
-        fresh = Tally.zero(n, lane.places.u)
-        tally = replace(fresh, n_gradients=lane.tally.n_gradients)
-        return replace(lane, draws=nothing, tuning=lane.tuning.frozen, tally=tally)
-    if not stretch.refits:
+def _ready(lane: Lane) -> Lane:
+    """Return a lane that has warmed up: tuning frozen, nothing counted but gradients."""
+    tally = replace(
+        Tally.zero(len(lane), lane.places.u), n_gradients=lane.tally.n_gradients
+    )
+    return replace(lane, draws=lane.draws[:, :, :0], tuning=lane.tuning.frozen, tally=tally)
+
+
+def _refitted(lane: Lane, kernel: Kernel) -> Lane:
+    """Return a lane in new coordinates, learned from the second half of its window."""
+    if not len(lane):
         return lane
+    n, n_chains, n_steps = lane.draws.shape[:3]
     recent = lane.draws[:, :, n_steps // 2 :, :-1].flatten(1, 2)
     whitening = lane.whitening.refit(recent, max(n_chains, recent.shape[1] / 4))
     u = whitening.to(lane.z)
@@ -326,7 +351,7 @@ def _after_warming(lane: Lane, stretch: _Stretch, kernel: Kernel) -> Lane:
     tuning = Tuning.start(n, 0.9 * u.shape[-1] ** -0.25, u)
     tally = replace(lane.tally, n_gradients=lane.tally.n_gradients + n_chains)
     return replace(lane, places=places, whitening=whitening, tuning=tuning, tally=tally,
-                   draws=nothing)  # fmt: skip
+                   draws=lane.draws[:, :, :0])  # fmt: skip
 
 
 def _check(z0: Tensor, n_super: int) -> None:

@@ -1,27 +1,33 @@
 """The ladder: rungs that correct the network's draws until each object passes its gate.
 
-A rung is a function ``run(target, pool) -> Outcome`` over the objects that are still open. Here
-stand the first two, reweighting and topping up; `refine` is the third.
+The first rungs, reweighting and topping up, are the network's own draws; every later one takes the
+objects that are still open, with all that is known of them, and hands back who passed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.amis import Pair
 from nbi_plus.infer.certificate import weigh
-from nbi_plus.infer.circles import circular_columns
+from nbi_plus.infer.climbers import Climbers, Course
+from nbi_plus.infer.ensemble_rung import EnsembleRung, run_ensemble
+from nbi_plus.infer.hmc_rung import HmcRung, run_hmc
+from nbi_plus.infer.meter import Budget, Meter
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
-from nbi_plus.infer.refine import RefineConfig, refine
+from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
+from nbi_plus.infer.starts import finite_draws
 from nbi_plus.infer.weights import Gate
-from nbi_plus.problem.target import Target
+from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
+_ESCALATE = ("auto", "never", "always")
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,19 @@ class Ladder:
         To how many draws an object is topped up that nearly passed.
     top_up_seconds : float
         Only while one simulation costs less than this.
+    escalate : {"auto", "never", "always"}
+        Whether objects go on that did not pass with the network's own draws; "always" sends those
+        that passed on to the chains, too, as a check.
+    budget : Budget
+        What one object may cost at most.
     refine : RefineConfig
-        The rung that adapts a proposal to each object that did not pass.
+        The rung that adapts a mixture to each object.
+    hmc : HmcRung
+        Chains, where simulator, prior and noise have gradients in torch.
+    flow : FlowRung
+        The rung that adapts a flow to each object.
+    ensemble : EnsembleRung
+        emcee, where there are no gradients.
     """
 
     n_draws: int = 2048
@@ -49,73 +66,144 @@ class Ladder:
     defensive_width: float = 2.0
     top_up_draws: int = 16_384
     top_up_seconds: float = 1e-4
+    escalate: str = "auto"
+    budget: Budget = field(default_factory=Budget)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    hmc: HmcRung = field(default_factory=HmcRung)
+    flow: FlowRung = field(default_factory=FlowRung)
+    ensemble: EnsembleRung = field(default_factory=EnsembleRung)
+
+    def __post_init__(self) -> None:
+        if self.escalate not in _ESCALATE:
+            raise ValueError(f"escalate must be one of {_ESCALATE}, but is {self.escalate!r}.")
+
+    def goes_on(self, outcome: Outcome) -> Tensor:
+        """Say which objects (b,) the network's own draws do not settle."""
+        return outcome.can_improve | (outcome.passed & (self.escalate == "always"))
 
 
 @torch.no_grad()
-def climb(
-    target: Target,
-    proposal: FlowProposal,
-    features: Tensor,
-    keys: Tensor,
-    ladder: Ladder,
-    seed: int,
+def reweight(
+    proposal: FlowProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder
 ) -> Iterator[Outcome]:
-    """Yield outcomes that together hold every object once, under the last rung it took.
+    """Yield outcomes that together hold every object once, weighted with the network's draws.
 
     They come one by one, so that the draws of no more than one need be in memory.
 
     Parameters
     ----------
-    target : Target
-        Of B objects.
     proposal : FlowProposal
     features : Tensor, shape (B, F)
     keys : Tensor of int64, shape (B,)
         What the randomness of each object is keyed by.
+    course : Course
     ladder : Ladder
-    seed : int
     """
+
+    def draw(index: Tensor, n: int, stage: str) -> Pool:
+        made = proposal.draw(features[index], keys[index], n, course.seed, stage)
+        found = course.meter.evaluate(made.z, index)
+        return Pool(
+            index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed
+        )
+
     index = torch.arange(len(features), device=features.device)
-    pool = _draw(target, proposal, features, keys, index, ladder.n_draws, seed, "predict")
-    circles = circular_columns(target.prior.periods)
-    first = grade("reweight", pool, ladder, seed, circles)
-    cheap = target.simulator.seconds_per_row <= ladder.top_up_seconds
+    with course.meter.timed(index):
+        first = _graded("reweight", draw(index, ladder.n_draws, "predict"), course)
+    course.trail.note(first)
+    cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
-    hopeful = first.can_improve & ~near & (ladder.refine.n_rounds > 0)
-    done = ~near & ~hopeful
-    if done.any():
-        yield first.select(done.nonzero()[:, 0])
+    if not near.all():
+        yield first.select((~near).nonzero()[:, 0])
     at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
     for rows in near.nonzero()[:, 0].split(at_once):
         if len(rows):
-            added = _draw(target, proposal, features, keys, rows, more, seed, "top up")
-            joined = Pool.join(first.pool.select(rows), added)
-            yield grade("top up", joined, ladder, seed, circles)
-    rows = hopeful.nonzero()[:, 0]
-    if len(rows):
-        start = Conditioned(proposal, features[rows])
-        yield from refine(
-            first.pool.select(rows), start, keys[rows], target, ladder.refine, ladder.gate, seed
-        )
+            with course.meter.timed(rows):
+                joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
+                outcome = _graded("top up", joined, course)
+            course.trail.note(outcome)
+            yield outcome
 
 
-def grade(
-    rung: str, pool: Pool, ladder: Ladder, seed: int, circles: tuple[int, ...] = ()
-) -> Outcome:
-    """Weigh the draws of a pool and judge them."""
-    cleaned, summary = weigh(pool, circles, seed)
-    return Outcome(rung, pool, cleaned, summary, ladder.gate.grade(summary))
+def climbers_of(
+    outcome: Outcome, proposal: FlowProposal, features: Tensor, keys: Tensor
+) -> Climbers:
+    """Return the objects of an outcome with the network as their first proposal.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of b objects, of the network's draws.
+    proposal : FlowProposal
+    features : Tensor, shape (b, F)
+    keys : Tensor of int64, shape (b,)
+    """
+    pool = outcome.pool
+    found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
+    # the network was not fitted to these draws: they may count for the evidence
+    pair = replace(Pair.start(Conditioned(proposal, features), pool.z, found), n_shared=0)
+    return Climbers(pool.index, keys, pair, (outcome,))
 
 
-def _draw(
-    target: Target, proposal: FlowProposal, features: Tensor, keys: Tensor, index: Tensor, n: int,
-    seed: int, stage: str,
-) -> Pool:  # fmt: skip
-    draws = proposal.draw(features[index], keys[index], n, seed, stage)
-    found = target.evaluate(draws.z, index)
-    return Pool(index, draws.z, draws.log_q, found.log_prior, found.log_likelihood, found.failed)
+@torch.no_grad()
+def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> list[Climbers]:
+    """Return climbers that together hold every object of the groups once, after the last rung.
+
+    Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
+    """
+    waiting = groups
+    for run, takes_all in _rungs(groups, course, ladder):
+        after: list[Climbers] = []
+        for group in waiting:
+            enters = group.can_improve | takes_all
+            if not enters.all():
+                after.append(group.where(~enters))
+            if enters.any():
+                after.extend(run(group.where(enters)))
+        waiting = after
+    return waiting
+
+
+def _rungs(
+    groups: list[Climbers], course: Course, ladder: Ladder
+) -> list[tuple[Callable[[Climbers], Iterator[Climbers]], bool]]:
+    """Return the rungs after the network's own draws, and whether each takes certified objects."""
+    if ladder.escalate == "never":
+        return []
+    always = ladder.escalate == "always"
+    mixtures = partial(refine, course=course, config=ladder.refine, rung="refine"), False
+    flows = partial(refine, course=course, config=ladder.flow, rung="flow"), False
+    chains = partial(run_hmc, course=course, config=ladder.hmc), always
+    walkers = partial(run_ensemble, course=course, config=ladder.ensemble), always
+    smooth = ladder.hmc.n_super and any(_has_gradient(group, course.meter) for group in groups)
+    rungs = [mixtures] if ladder.refine.n_rounds else []
+    if smooth:
+        rungs.append(chains)
+    if ladder.flow.n_rounds:
+        rungs.append(flows)
+    if not smooth and ladder.ensemble.sampler.n_walkers:
+        rungs.append(walkers)
+    return rungs
+
+
+def _has_gradient(group: Climbers, meter: Meter) -> bool:
+    """Say whether torch can differentiate the target; one draw of one object is tried."""
+    target = meter.target
+    if not (target.simulator.differentiable and target.prior.differentiable):
+        return False
+    finite = finite_draws(group).nonzero()
+    if not len(finite):
+        return False
+    i, j = finite[0]
+    with torch.enable_grad():
+        z = group.z[i, j][None, None].clone().requires_grad_(True)
+        return target.log_prob(z, group.index[i][None]).requires_grad
+
+
+def _graded(rung: str, pool: Pool, course: Course) -> Outcome:
+    cleaned, summary = weigh(pool, course.circles, course.seed)
+    return Outcome(rung, pool, cleaned, summary, course.gate.grade(summary))
 
 
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
@@ -123,14 +211,3 @@ def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
     s = outcome.summary
     near = (s.efficiency >= gate.eff_min_low) & ~s.heavy_tail
     return outcome.can_improve & near
-
-
-def unweighted(proposal: FlowProposal, features: Tensor, keys: Tensor, n: int, seed: int) -> Pool:
-    """Return the network's own draws, where there is no likelihood to weigh them with."""
-    draws = proposal.draw(features, keys, n, seed, "predict")
-    log_prior = -0.5 * (draws.z.square() + math.log(2 * math.pi)).sum(-1)
-    nothing = torch.full_like(draws.log_q, math.nan)
-    index = torch.arange(len(features), device=features.device)
-    return Pool(
-        index, draws.z, draws.log_q, log_prior, nothing, torch.zeros_like(nothing, dtype=torch.bool)
-    )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nbi_plus.infer.assemble import CleanWeights, Failure
+from nbi_plus.infer.batched import pick
 from nbi_plus.infer.weights import Grade, WeightSummary
-
-Batched = TypeVar("Batched", CleanWeights, WeightSummary)
 
 
 @dataclass(frozen=True)
@@ -38,19 +36,48 @@ class Pool:
 
     def select(self, rows: Tensor) -> Pool:
         """Return some of the objects."""
-        names = ("index", "z", "log_q", "log_prior", "log_likelihood", "failed")
-        return Pool(*(getattr(self, k)[rows] for k in names))
+        return pick(self, rows)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Markov chains of b objects, after warming up.
+
+    Attributes
+    ----------
+    z : Tensor, shape (b, C, N, D)
+    r_hat, ess : Tensor, shape (b, D)
+        Nested R-hat (NaN for an ensemble) and effective sample size.
+    n_steps : Tensor of int64, shape (b,)
+        Made, of which N are kept.
+    divergent, converged, disagree : Tensor of bool, shape (b,)
+        More than a few trajectories diverged; the chains passed their test; their moments are
+        incompatible with those of certified weights.
+    """
+
+    z: Tensor
+    r_hat: Tensor
+    ess: Tensor
+    n_steps: Tensor
+    divergent: Tensor
+    converged: Tensor
+    disagree: Tensor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rung found for its objects: draws, weights and grades."""
+    """What a rung found for its objects: draws, weights and grades, and chains where it had any.
+
+    ``fit_p_value`` (b,) says how well the model describes the data; None before anybody looked.
+    """
 
     rung: str
     pool: Pool
     cleaned: CleanWeights
     summary: WeightSummary
     grade: Tensor
+    chains: Chains | None = None
+    fit_p_value: Tensor | None = None
 
     @property
     def passed(self) -> Tensor:
@@ -64,16 +91,4 @@ class Outcome:
 
     def select(self, rows: Tensor) -> Outcome:
         """Return some of the objects."""
-        return Outcome(
-            self.rung,
-            self.pool.select(rows),
-            _rows(self.cleaned, rows),
-            _rows(self.summary, rows),
-            self.grade[rows],
-        )
-
-
-def _rows(value: Batched, rows: Tensor) -> Batched:
-    """Return some rows of a dataclass of tensors (None stays None)."""
-    picked = {k: None if v is None else v[rows] for k, v in vars(value).items()}
-    return type(value)(**picked)
+        return pick(self, rows)

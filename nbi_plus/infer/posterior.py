@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer import export
 from nbi_plus.infer.resample import systematic_resample
+from nbi_plus.infer.status import Flag, Rung, Status
 from nbi_plus.infer.weights import summarise
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 
@@ -25,65 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-class Status(Enum):
-    """How the posterior of one object was found; the value is the sentence to read."""
-
-    AMORTIZED = "Network draws, not corrected: no likelihood was given."
-    REWEIGHTED = "Network draws, corrected by importance weights that passed the gate."
-    REFINED = "Draws of a proposal adapted to this object; their weights passed the gate."
-    HMC = "Importance weights were unreliable; refined by HMC."
-    ENSEMBLE = "Importance weights were unreliable; refined by an ensemble of walkers."
-    UNCERTIFIED = "No method passed its gate; the best effort is kept and is not to be trusted."
-    FAILED = "No reliable posterior was found; see report."
-
-    @property
-    def certified(self) -> bool:
-        """Whether an independent check stands behind the draws."""
-        return self in (Status.REWEIGHTED, Status.REFINED, Status.HMC, Status.ENSEMBLE)
-
-
-class Flag(str, Enum):
-    """What a reader of a posterior should know besides its status."""
-
-    OOD = "OOD"
-    LOW_EFF = "LOW_EFF"
-    LOW_ESS = "LOW_ESS"
-    HIGH_KHAT = "HIGH_KHAT"
-    TAIL = "TAIL"
-    DOMINATED = "DOMINATED"
-    EVIDENCE_SOFT = "EVIDENCE_SOFT"
-    MULTIMODAL = "MULTIMODAL"
-    EDGE = "EDGE"
-    MISFIT = "MISFIT"
-    SIM_ERRORS = "SIM_ERRORS"
-    SOURCES_DISAGREE = "SOURCES_DISAGREE"
-    DIVERGENCES = "DIVERGENCES"
-    BAD_INPUT = "BAD_INPUT"
-
-    @property
-    def sentence(self) -> str:
-        """What the flag says."""
-        return _FLAG_SENTENCES[self.name]
-
-
-_FLAG_SENTENCES = {
-    "OOD": "The data are unlike the simulations the network was trained on.",
-    "LOW_EFF": "Fewer than the wanted share of the draws are effective.",
-    "LOW_ESS": "Too few effective draws.",
-    "HIGH_KHAT": "The tail of the weights is too heavy for the number of draws.",
-    "TAIL": "The tail of the weights is too heavy for second moments.",
-    "DOMINATED": "One draw carries more than half of the weight.",
-    "EVIDENCE_SOFT": "The error of the evidence was widened, or its bias removed.",
-    "MULTIMODAL": "The posterior has separate modes.",
-    "EDGE": "A share of the posterior lies at the edge of the prior.",
-    "MISFIT": "The model does not describe the data.",
-    "SIM_ERRORS": "The simulator failed, or was not finite, for some draws.",
-    "SOURCES_DISAGREE": "Two certified methods disagree.",
-    "DIVERGENCES": "HMC trajectories diverged.",
-    "BAD_INPUT": "The data cannot be used: no valid point.",
-}
-
-FOOTER = "Weights cannot see a mode or tail that no draw has visited."
+FOOTER = "A mode or tail that no proposal and no chain has visited cannot be seen."
 
 
 # what the weights of one object come to, in every container of answers
@@ -96,7 +38,7 @@ WEIGHT_NUMBERS = (
     "log_evidence_err",
     "evidence_reliable",
 )
-NUMBERS = (*WEIGHT_NUMBERS, "ood_p_value")
+NUMBERS = (*WEIGHT_NUMBERS, "ood_p_value", "fit_p_value")
 
 
 @dataclass(frozen=True)
@@ -111,19 +53,6 @@ class Parameters:
     def of(cls, prior: Prior) -> Parameters:
         """Return those of a prior."""
         return cls(tuple(prior.names), tuple(prior.labels), dict(prior.units))
-
-
-@dataclass(frozen=True)
-class Rung:
-    """What one rung of the ladder did for one object."""
-
-    name: str
-    n_draws: int
-    ess: float
-    efficiency: float
-    k_hat: float
-    passed: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +81,14 @@ class Posterior:
     evidence_reliable : bool
     ood_p_value : float
         Share of held-out simulations whose features lie further out.
+    fit_p_value : float
+        Posterior-predictive: probability that the model makes data no likelier than these.
     rungs : tuple of Rung
         What was tried.
     derived : dict of ndarray, shape (S,)
     id : str
+    chains : ndarray, shape (C, N, D), or None
+        Markov chains, where the object was escalated to them.
     """
 
     parameters: Parameters
@@ -175,9 +108,11 @@ class Posterior:
     log_evidence_err: float = np.nan
     evidence_reliable: bool = False
     ood_p_value: float = np.nan
+    fit_p_value: float = np.nan
     rungs: tuple[Rung, ...] = ()
     derived: dict[str, Array] = field(default_factory=dict)
     id: str = "0"
+    chains: Array | None = None
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.samples, self.weights))
@@ -218,12 +153,7 @@ class Posterior:
     def report(self) -> str:
         """Every rung tried, the flags in words, and what no diagnostic can see."""
         lines = [f"{self.id}: {self.status.name}. {self.status.value}"]
-        for r in self.rungs:
-            verdict = "passed" if r.passed else "not passed"
-            lines.append(
-                f"  {r.name}: {verdict}; {r.n_draws} draws, ess {r.ess:.0f}, "
-                f"efficiency {r.efficiency:.3f}, k_hat {r.k_hat:.2f}. {r.reason}".rstrip()
-            )
+        lines += [f"  {rung}" for rung in self.rungs]
         lines += [f"  {f.name}: {f.sentence}" for f in sorted(self.flags)]
         return "\n".join([*lines, f"  {FOOTER}"])
 
@@ -283,7 +213,7 @@ class Posterior:
         )
 
     def to_arviz(self) -> Any:  # noqa: ANN401 - arviz is optional
-        """Return an arviz InferenceData of resampled draws."""
+        """Return an arviz InferenceData of resampled draws; chains keep their own group."""
         return export.to_arviz(self)
 
     def save(self, path: str | Path) -> None:
@@ -295,6 +225,7 @@ class Posterior:
         """Return the posterior as JSON and numbers."""
         arrays = {k: getattr(self, k) for k in _ARRAYS}
         arrays |= {f"derived/{k}": v for k, v in self.derived.items()}
+        arrays |= {} if self.chains is None else {"chains": self.chains}
         return Archive(self._meta(), arrays)
 
     @classmethod
@@ -312,9 +243,11 @@ class Posterior:
                 f"{name} must hold a complete posterior, but its parts do not fit: {error!r}."
             ) from error
         n, d = len(posterior.weights), len(posterior.names)
-        for array_name in _ARRAYS:
+        expected = {k: (n,) for k in _ARRAYS} | {"samples": (n, d)}
+        if posterior.chains is not None:
+            expected["chains"] = (*posterior.chains.shape[:2], d)
+        for array_name, shape in expected.items():
             array = getattr(posterior, array_name)
-            shape = (n, d) if array_name == "samples" else (n,)
             if array.shape != shape or array.dtype != np.float64:
                 raise ArchiveError(
                     f"{name}: {array_name} must be float64 of shape {shape}, but is "
@@ -335,6 +268,7 @@ class Posterior:
             rungs=tuple(Rung(**_floats(r)) for r in meta.pop("rungs")),
             derived=derived,
             id=meta.pop("id"),
+            chains=archive.arrays.get("chains"),
             **_floats(meta),
         )
 

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.infer import export
-from nbi_plus.infer.posterior import NUMBERS, Flag, Parameters, Posterior, Rung, Status
+from nbi_plus.infer.posterior import NUMBERS, Parameters, Posterior
+from nbi_plus.infer.status import Flag, Rung, Status
 
 if TYPE_CHECKING:
     from astropy.table import QTable
+
+    from nbi_plus.infer.ascent import Unfinished
 
 Array = NDArray[np.float64]
 
@@ -34,17 +37,26 @@ class Posteriors:
     rungs : tuple of tuple of Rung
     ess, ess_low, efficiency, k_hat, log_evidence, log_evidence_err, evidence_reliable : ndarray
         As for `Posterior`, shape (N,).
-    ood_p_value, n_masked, n_simulated, n_failed : ndarray, shape (N,)
-        p-value of the feature distance; points masked for not being finite; draws simulated, and
-        those of them that failed.
+    ood_p_value, fit_p_value : ndarray, shape (N,)
+        p-values of the feature distance, and of the data given the posterior.
+    n_masked, n_simulated, n_gradients, n_failed : ndarray of int, shape (N,)
+        Points masked for not being finite; simulations without and with a gradient; draws of the
+        answer whose simulation failed.
     mean, std : ndarray, shape (N, D)
     quantiles : ndarray, shape (N, 3, D)
         At 0.16, 0.5 and 0.84.
     draws : tuple of Posterior, or None
         The kept draws of each object; None when only summaries were kept.
+    unfinished : tuple of Unfinished or None
+        Where an object stands that no rung certified: `Engine.retry` goes on from there. None for
+        all others, and when only summaries were kept.
     """
 
-    NUMBERS: ClassVar[tuple[str, ...]] = (*NUMBERS, "n_masked", "n_simulated", "n_failed")
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *NUMBERS, "n_masked", "n_simulated", "n_gradients", "n_failed",
+    )  # fmt: skip
+
+    LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs", "unfinished")
 
     parameters: Parameters
     ids: NDArray
@@ -59,12 +71,15 @@ class Posteriors:
     log_evidence_err: Array
     evidence_reliable: NDArray[np.bool_]
     ood_p_value: Array
+    fit_p_value: Array
     n_masked: NDArray[np.int64]
     n_simulated: NDArray[np.int64]
+    n_gradients: NDArray[np.int64]
     n_failed: NDArray[np.int64]
     mean: Array
     std: Array
     quantiles: Array
+    unfinished: tuple[Unfinished | None, ...]
     draws: tuple[Posterior, ...] | None = None
 
     def __len__(self) -> int:
@@ -82,9 +97,7 @@ class Posteriors:
                 )
             return self.draws[index]
         chosen = np.arange(len(self))[index]
-        lists = {
-            k: tuple(getattr(self, k)[i] for i in chosen) for k in ("status", "flags", "rungs")
-        }
+        lists = {k: tuple(getattr(self, k)[i] for i in chosen) for k in self.LISTS}
         arrays = {
             k: getattr(self, k)[chosen] for k in ("ids", "mean", "std", "quantiles", *self.NUMBERS)
         }
@@ -116,7 +129,7 @@ class Posteriors:
     def concatenate(cls, parts: Sequence[Posteriors]) -> Posteriors:
         """Join posteriors of the same parameters."""
         first = parts[0]
-        lists = {k: sum((getattr(p, k) for p in parts), ()) for k in ("status", "flags", "rungs")}
+        lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
         names = ("ids", "mean", "std", "quantiles", *cls.NUMBERS)
         arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
         draws = None if first.draws is None else tuple(d for p in parts for d in p.draws)

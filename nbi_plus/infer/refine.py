@@ -1,22 +1,20 @@
-"""Refining: the ladder's rung that adapts a proposal to each object, for many at once."""
+"""Refining: the rung that adapts a proposal to each object, for many at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.amis import MixtureFamily, OnCircles, Pair, adapt
+from nbi_plus.infer.amis import Family, FlowFamily, MixtureFamily, OnCircles, Pair, adapt
 from nbi_plus.infer.certificate import outcome_of
-from nbi_plus.infer.circles import circular_columns
+from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import MANY_DIMS, MixtureConfig
-from nbi_plus.infer.outcome import Outcome, Pool
-from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.weights import Gate, Grade, summarise
-from nbi_plus.problem.target import Evaluation, Target
+from nbi_plus.learn.density import DensityConfig
 
 
 @dataclass(frozen=True)
@@ -54,90 +52,125 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
-class _Open:
-    """Objects with as many draws each, that are still open after so many rounds."""
+class FlowRung:
+    """Chosen state of the rung that adapts flows: for shapes that no mixture follows.
 
-    pair: Pair
-    index: Tensor
-    keys: Tensor
+    Attributes
+    ----------
+    n_rounds, n_each, n_certify : int
+        As for `RefineConfig`.
+    density : DensityConfig
+        How a flow is trained, for one object after the other.
+    """
+
+    n_rounds: int = 2
+    n_each: int = 1000
+    n_certify: int = 2048
+    density: DensityConfig = field(default_factory=DensityConfig)
+
+    def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineConfig.family`
+        """Return what is fitted."""
+        return FlowFamily(self.density)
+
+
+@dataclass(frozen=True)
+class _Open:
+    """Climbers that have been adapted to for so many rounds."""
+
+    climbers: Climbers
     n_rounds: int = 0
     tried: bool = False
 
-    def select(self, chosen: Tensor) -> _Open:
+    def where(self, chosen: Tensor) -> _Open:
         """Return the objects for which ``chosen`` (b,) is true."""
-        rows = chosen.nonzero()[:, 0]
-        return replace(
-            self, pair=self.pair.select(rows), index=self.index[rows], keys=self.keys[rows]
-        )
+        return replace(self, climbers=self.climbers.where(chosen))
 
 
 @torch.no_grad()
 def refine(
-    pool: Pool, proposal: LatentProposal, keys: Tensor, target: Target, config: RefineConfig,
-    gate: Gate, seed: int,
-) -> Iterator[Outcome]:  # fmt: skip
-    """Yield outcomes that together hold every object of the pool once.
+    climbers: Climbers, course: Course, config: RefineConfig | FlowRung, rung: str
+) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object once, after this rung.
 
     An object is certified when its pooled draws look good enough, and goes on once if its fresh
     draws do not.
 
     Parameters
     ----------
-    pool : Pool
-        Draws of the network for b objects; they count, too.
-    proposal : LatentProposal
-        What they came from.
-    keys : Tensor of int64, shape (b,)
-    target : Target
-    config : RefineConfig
-    gate : Gate
-    seed : int
+    climbers : Climbers
+    course : Course
+    config : RefineConfig or FlowRung
+    rung : str
+        Its name in the report.
     """
-    circles = circular_columns(target.prior.periods)
-    family = OnCircles(config.family(target.prior.n_dim), circles)
-    found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
-    # the network was not fitted to these draws: they may count for the evidence
-    pair = replace(Pair.start(proposal, pool.z, found), n_shared=0)
-    groups = [_Open(pair, pool.index, keys)]
+    family = OnCircles(config.family(climbers.n_dim), course.circles)
+    groups = [_Open(climbers)]
     while groups:
         group = groups.pop()
-        n = group.n_rounds + 1
-        pair = adapt(
-            group.pair, target.evaluate, family, group.index, group.keys, config.n_each, seed,
-            f"refine {n}",
-        )  # fmt: skip
-        group = replace(group, pair=pair, n_rounds=n)
-        ends = n == config.n_rounds
-        looks_good = _looks_good(pair, gate) & (not group.tried)
-        ready = looks_good | ends
+        over = course.spent(group.climbers.index)
+        if over.any():
+            yield _out_of_budget(group.where(over).climbers, course, family, rung)
+        if over.all():
+            continue
+        group = _adapted(group.where(~over), course, family, config, rung)
+        ends = group.n_rounds == config.n_rounds
+        ready = _looks_good(group.climbers.pair, course.gate, family) & (not group.tried) | ends
         if not ready.all():
-            groups.append(group.select(~ready))
+            groups.append(group.where(~ready))
         if ready.any():
-            tried, outcome = _certified(group.select(ready), target, config, gate, seed)
-            done = outcome.passed | ends
+            tried = _certified(group.where(ready), course, family, config, rung)
+            done = tried.passed | ends
             if done.any():
-                yield outcome.select(done.nonzero()[:, 0])
+                course.trail.note(tried.where(done).tried[-1], is_mixture=family.is_mixture)
+                yield tried.where(done)
             if not done.all():
-                groups.append(tried.select(~done))
+                # a certificate that failed is no outcome yet: its draws only join the pool
+                before = replace(tried, tried=tried.tried[:-1]).where(~done)
+                groups.append(_Open(before, group.n_rounds, tried=True))
 
 
-def _looks_good(pair: Pair, gate: Gate) -> Tensor:
+def _adapted(
+    group: _Open, course: Course, family: Family, config: RefineConfig | FlowRung, rung: str
+) -> _Open:
+    n, own = group.n_rounds + 1, group.climbers
+    with course.meter.timed(own.index):
+        pair = adapt(
+            own.pair, course.meter.evaluate, family, own.index, own.keys, config.n_each,
+            course.seed, own.stage(f"{rung} {n}"),
+        )  # fmt: skip
+    return replace(group, climbers=replace(own, pair=pair), n_rounds=n)
+
+
+def _looks_good(pair: Pair, gate: Gate, family: Family) -> Tensor:
     """Say which objects (b,) would pass the gate if nothing had been fitted to their draws."""
     pooled = gate.grade(summarise(pair.log_weights)) > Grade.F
-    return pooled & (pair.efficiency() >= gate.eff_min_mix)
+    return pooled & (pair.efficiency() >= (gate.eff_min_mix if family.is_mixture else gate.eff_min))
 
 
 def _certified(
-    group: _Open, target: Target, config: RefineConfig, gate: Gate, seed: int
-) -> tuple[_Open, Outcome]:
+    group: _Open, course: Course, family: Family, config: RefineConfig | FlowRung, rung: str
+) -> Climbers:
     """Return the objects with fresh draws added, and what these say."""
-    frozen = group.pair.frozen
-    z = frozen.draw(group.keys, config.n_certify, seed, f"refine certify {group.n_rounds}")
-    found = target.evaluate(z, group.index)
-    fresh = Stream.start(frozen, z, found)
-    pair = group.pair.extend(group.pair.proposals, z, found)
+    own = group.climbers
+    frozen = own.pair.frozen
+    stage = own.stage(f"{rung} certify {group.n_rounds}")
+    with course.meter.timed(own.index):
+        z = frozen.draw(own.keys, config.n_certify, course.seed, stage)
+        found = course.meter.evaluate(z, own.index)
+        fresh = Stream.start(frozen, z, found)
+        pair = own.pair.extend(own.pair.proposals, z, found)
+        outcome = outcome_of(
+            pair, fresh, course.gate, is_mixture=family.is_mixture, rung=rung, index=own.index,
+            circles=course.circles, seed=course.seed,
+        )  # fmt: skip
+    return replace(own, pair=pair).after(outcome)
+
+
+def _out_of_budget(climbers: Climbers, course: Course, family: Family, rung: str) -> Climbers:
+    """Return the objects with what their draws come to, which nothing certifies."""
     outcome = outcome_of(
-        pair, fresh, gate, is_mixture=True, rung="refine", index=group.index,
-        circles=circular_columns(target.prior.periods), seed=seed,
+        climbers.pair, None, course.gate, is_mixture=family.is_mixture, rung=rung,
+        index=climbers.index, circles=course.circles, seed=course.seed,
     )  # fmt: skip
-    return replace(group, pair=pair, tried=True), outcome
+    course.trail.note(outcome, is_mixture=family.is_mixture)
+    return climbers.after(outcome)

@@ -21,10 +21,11 @@ from nbi_plus.infer.circles import circular_columns
 from nbi_plus.infer.classic import Classic
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
-from nbi_plus.infer.posterior import Posterior, Rung
+from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.progress import Rounds
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.rounds import Search
+from nbi_plus.infer.status import Rung
 from nbi_plus.infer.tape import Tape
 from nbi_plus.infer.weights import Gate
 from nbi_plus.io.store import SimulationStore
@@ -280,7 +281,7 @@ def _posterior(
     )
     request = verdict.Request(prior, None, gate, seed)
     if outcome.rung == AMORTIZED:
-        return verdict.amortized(outcome.pool, objects, request)[0]
+        return verdict.amortized(outcome, objects, request)[0]
     return verdict.corrected([outcome], objects, request)[0]
 
 

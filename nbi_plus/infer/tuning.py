@@ -14,6 +14,7 @@ _DECAY = 0.95
 _MAX_CHANGE = 0.35  # of the log of the trajectory in one step
 _START_TIME = math.log(math.pi / 2)  # a quarter of the period of a standard normal
 _LEAST_ACCEPT = 1e-4
+_FLOOR = 0.05  # acceptance below which a chain is stuck, however little it is
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Tuning:
         """Return the state before a window of adaptation."""
         nothing = torch.zeros(n, dtype=like.dtype, device=like.device)
         log_step, log_time = nothing + math.log(step), nothing + _START_TIME
-        return cls(log_step + math.log(2.0), log_step, log_step, nothing, log_time, log_time, nothing)
+        centre = log_step + math.log(2.0)
+        return cls(centre, log_step, log_step, nothing, log_time, log_time, nothing)
 
     @property
     def frozen(self) -> Tuning:
@@ -72,11 +74,13 @@ class Tuning:
     def update(self, trial: Trial, t: int, wanted: float, rate: float, most: int) -> Tuning:
         """Return the state after step ``t`` (from 1) of a window.
 
-        Steps by dual averaging of the mean acceptance of all chains: one update of each object in
-        each step. Trajectories by the ChEES criterion (Hoffman, Radul and Sountsov 2021).
+        Steps by dual averaging of the harmonic mean of the acceptances of all chains, so that few
+        stuck ones cannot hide among many: one update of each object in each step. Trajectories by
+        the ChEES criterion (Hoffman, Radul and Sountsov 2021).
         """
         eta = 1 / (t + _T0)
-        error = (1 - eta) * self.error + eta * (wanted - trial.accept.mean(1))
+        found = 1 / (1 / trial.accept.clamp(min=_FLOOR)).mean(1)
+        error = (1 - eta) * self.error + eta * (wanted - found)
         log_step = (self.centre - math.sqrt(t) / _GAMMA * error).clamp(*_STEPS)
         share = t**-_KAPPA
         step_mean = (1 - share) * self.log_step_mean + share * log_step

@@ -14,24 +14,30 @@ from nbi_plus.infer.assemble import Failure
 from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.modes import separate_modes
 from nbi_plus.infer.outcome import Outcome, Pool
-from nbi_plus.infer.posterior import (
-    NUMBERS,
-    WEIGHT_NUMBERS,
-    Flag,
-    Parameters,
-    Posterior,
-    Rung,
-    Status,
-)
+from nbi_plus.infer.posterior import NUMBERS, WEIGHT_NUMBERS, Parameters, Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.resample import systematic_resample
+from nbi_plus.infer.status import Flag, Rung, Status
+from nbi_plus.infer.trail import Trail
 from nbi_plus.infer.weights import Gate, Grade
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
 _EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
 _DOMINATED = 0.5
-_REFINED = ("refine", "refined", "sequential")  # rungs whose proposals were adapted to the object
+_MISFIT = 1e-3  # p-value of data that the model does not describe
+_STATUS = {
+    "reweight": Status.REWEIGHTED,
+    "top up": Status.REWEIGHTED,
+    "refine": Status.REFINED,
+    "refined": Status.REFINED,
+    "sequential": Status.REFINED,
+    "flow": Status.REFINED,
+    "hmc": Status.HMC,
+    "hmc weights": Status.HMC,
+    "ensemble": Status.ENSEMBLE,
+    "ensemble weights": Status.ENSEMBLE,
+}
 _LEVELS = (0.16, 0.5, 0.84)
 _REASONS = {
     Failure.SIMULATOR: "FAIL_SIMULATOR",
@@ -71,18 +77,19 @@ class Request:
     seed: int
 
 
-def corrected(outcomes: Iterable[Outcome], objects: Objects, request: Request) -> Posteriors:
-    """Return weighted posteriors in the order of the objects."""
-    parts, order = [], []
-    for outcome in outcomes:
-        parts.append(_weighted(outcome, objects, request))
-        order.append(outcome.pool.index.cpu().numpy())
-    back = np.argsort(np.concatenate(order))
-    return Posteriors.concatenate(parts)[back]
+def corrected(
+    outcomes: Iterable[Outcome], objects: Objects, request: Request, trail: Trail | None = None
+) -> Posteriors:
+    """Return weighted posteriors in the order of the outcomes.
+
+    Without a trail the report has one line, that of the outcome.
+    """
+    return Posteriors.concatenate([_weighted(o, objects, request, trail) for o in outcomes])
 
 
-def amortized(pool: Pool, objects: Objects, request: Request) -> Posteriors:
+def amortized(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
     """Return the network's own posteriors, status AMORTIZED."""
+    pool = outcome.pool
     n, n_draws = pool.log_q.shape
     weights = torch.full_like(pool.log_q, 1.0 / n_draws)
     valid = objects.n_valid > 0
@@ -100,55 +107,63 @@ def amortized(pool: Pool, objects: Objects, request: Request) -> Posteriors:
         "log_evidence": nan,
         "log_evidence_err": nan,
         "evidence_reliable": np.zeros(n, bool),
+        "fit_p_value": nan,
         "n_simulated": np.zeros(n, np.int64),
+        "n_gradients": np.zeros(n, np.int64),
         "n_failed": np.zeros(n, np.int64),
     }
     rungs = tuple(
         (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False),) for _ in valid
     )
+    verdicts = status, flags, rungs
     return _collect(
-        pool, torch.zeros_like(weights), weights, numbers, (status, flags, rungs), objects, request
+        outcome, torch.zeros_like(weights), weights, numbers, verdicts, objects, request
     )
 
 
-def _weighted(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
+def _weighted(
+    outcome: Outcome, objects: Objects, request: Request, trail: Trail | None
+) -> Posteriors:
     rows = outcome.pool.index.cpu().numpy()
     s, cleaned = outcome.summary, outcome.cleaned
     numbers = {k: _numpy(getattr(s, k)) for k in WEIGHT_NUMBERS}
+    unknown = torch.full_like(s.ess, torch.nan)
+    p_value = unknown if outcome.fit_p_value is None else outcome.fit_p_value
+    numbers["fit_p_value"] = _numpy(p_value)
     numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
-    numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
     failure = [
         r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)
     ]
-    passed = Status.REFINED if outcome.rung in _REFINED else Status.REWEIGHTED
+    passed = _STATUS[outcome.rung]
     status = tuple(
         Status.FAILED if reason else passed if g > Grade.F else Status.UNCERTIFIED
         for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
+    if trail is None:
+        numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
+        numbers["n_gradients"] = np.zeros(len(rows), np.int64)
+        rungs = _one_line(outcome, numbers, status, failure)
+    else:
+        cost = trail.meter.read(outcome.pool.index)
+        numbers["n_simulated"], numbers["n_gradients"] = _numpy(cost.calls), _numpy(cost.gradients)
+        rungs = trail.reports(rows, failure)
     flags = _flags(outcome, objects, rows, request)
-    rungs = tuple(
-        (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
-        for n, e, f, k, st, reason in zip(
-            s.n_draws.tolist(),
-            numbers["ess"],
-            numbers["efficiency"],
-            numbers["k_hat"],
-            status,
-            failure,
-            strict=True,
-        )
-    )
     valid = torch.as_tensor(objects.n_valid[rows] > 0, device=s.weights.device)[:, None]
-    return _collect(
-        outcome.pool,
-        torch.where(valid, cleaned.log_weights, -torch.inf),
-        torch.where(valid, s.weights, 0.0),
-        numbers,
-        (status, flags, rungs),
-        objects,
-        request,
+    weights = torch.where(valid, s.weights, 0.0)
+    log_weights = torch.where(valid, cleaned.log_weights, -torch.inf)
+    verdicts = status, flags, rungs
+    return _collect(outcome, log_weights, weights, numbers, verdicts, objects, request)
+
+
+def _one_line(
+    outcome: Outcome, numbers: dict[str, NDArray], status: tuple[Status, ...], failure: list[str]
+) -> tuple[tuple[Rung, ...], ...]:
+    columns = (numbers["ess"], numbers["efficiency"], numbers["k_hat"], status, failure)
+    return tuple(
+        (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
+        for n, e, f, k, st, reason in zip(outcome.summary.n_draws.tolist(), *columns, strict=True)
     )
 
 
@@ -188,13 +203,18 @@ def _flags(
         | (outcome.cleaned.failure == Failure.SIMULATOR),
         Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
     }
+    if outcome.fit_p_value is not None:
+        rules[Flag.MISFIT] = outcome.fit_p_value < _MISFIT
+    if outcome.chains is not None:
+        rules[Flag.SOURCES_DISAGREE] = outcome.chains.disagree
+        rules[Flag.DIVERGENCES] = outcome.chains.divergent
     table = torch.stack(list(rules.values()), 1).tolist()
     names = list(rules)
     return tuple(frozenset(n for n, on in zip(names, row, strict=True) if on) for row in table)
 
 
 def _collect(
-    pool: Pool,
+    outcome: Outcome,
     log_weights: Tensor,
     weights: Tensor,
     numbers: dict[str, NDArray],
@@ -203,6 +223,7 @@ def _collect(
     request: Request,
 ) -> Posteriors:
     """Translate draws to parameters, take moments, and keep as many draws as are wanted."""
+    pool = outcome.pool
     rows = pool.index.cpu().numpy()
     theta = request.prior.from_latent(pool.z)
     status, flags, rungs = verdicts
@@ -215,29 +236,33 @@ def _collect(
         **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
+        unfinished=(None,) * len(rows),
     )  # fmt: skip
     if request.keep == 0:
         return result
-    draws = _draws(result, pool, theta, log_weights, weights, objects, request)
+    draws = _draws(result, outcome, theta, log_weights, weights, objects, request)
     return replace(result, draws=draws)
 
 
 def _draws(
-    result: Posteriors, pool: Pool, theta: Tensor, log_weights: Tensor, weights: Tensor,
+    result: Posteriors, outcome: Outcome, theta: Tensor, log_weights: Tensor, weights: Tensor,
     objects: Objects, request: Request,
 ) -> tuple[Posterior, ...]:  # fmt: skip
     """Return one Posterior for each object, of all draws or of ``keep`` resampled ones."""
+    pool, chains = outcome.pool, [None] * len(theta)
     log_prior, log_q = _in_theta(pool, theta, request.prior)
     columns = [theta, log_weights, weights, log_q, log_prior, pool.log_likelihood]
     if request.keep is not None:
         columns = _resampled(columns, objects.keys[pool.index], request)
+    elif outcome.chains is not None:
+        chains = _numpy(request.prior.from_latent(outcome.chains.z))
     samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
     derived = _derived(request.prior, samples)
     return tuple(  # results are one object each: the only loop over objects
         Posterior(
             result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
-            derived={k: v[i] for k, v in derived.items()},
+            derived={k: v[i] for k, v in derived.items()}, chains=chains[i],
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))

@@ -324,6 +324,23 @@ class Gate:
         return grade
 
 
+    def reasons(self, summary: WeightSummary, mixture: bool = False) -> list[str]:
+        """Return what stands against grade A, in words, for each object."""
+        s = summary
+        eff_min = self.eff_min_mix if mixture else self.eff_min
+        rules = {
+            "no draw has a weight": s.ess <= 0,
+            f"ess below {self.ess_min:g}": (s.ess > 0) & (s.ess < self.ess_min),
+            f"efficiency below {eff_min:g}": (s.ess > 0) & (s.efficiency < eff_min),
+            "k_hat above its threshold": s.heavy_tail,
+        }
+        if mixture:
+            wild = s.k_hat_moment > self.k_hat_moment_max
+            rules["k_hat of the moments too high"] = wild & (s.ess > 0)
+        table = torch.stack(list(rules.values()), 1).tolist()
+        return ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
+
+
 def _heavy(k_hat: Tensor, limit: Tensor | float, largest: Tensor, n_draws: Tensor) -> Tensor:
     """Say where k-hat is above a limit and means something.
 

@@ -73,6 +73,8 @@ class CallableNoise(Noise):
     Gaussian errors when the observation has ``x_err``, and not at all when it has none.
     """
 
+    exact_p_value = True
+
     def __init__(self, function: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]]) -> None:
         self.function = function
 
@@ -90,6 +92,10 @@ class CallableNoise(Noise):
                 noisy, y[i] = self.function(row.copy(), y[i].copy())
                 x[i] = np.reshape(noisy, x[i].shape)
         return x, y
+
+    def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
+        """Return the probability of a larger chi-square, shape (n,), as draws are weighted."""
+        return GaussianNoise().p_value(theta, model, obs, rng)
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))

@@ -28,7 +28,14 @@ class Noise(ABC):
 
     Subclasses write `_draw` and, where it is known, `_log_density`, for tensors whose leading axes
     broadcast: model (..., C, L) against data (..., C, L).
+
+    Attributes
+    ----------
+    exact_p_value : bool
+        Whether `p_value` has a closed form, instead of comparing with data made up for it.
     """
+
+    exact_p_value = False
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
         """Return noisy data of noise-free ``model``.
@@ -76,6 +83,27 @@ class Noise(ABC):
         f = torch.where(mask, f, x)  # a masked point may be NaN, and must not spoil the gradient
         density = self._log_density(x, f, err, t)
         return like(torch.where(mask, density, torch.zeros_like(density)).sum((-2, -1)), model)
+
+    def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
+        """Return the probability that other data of a model would be no likelier than these.
+
+        Here 0 or 1, from one set of other data for each model: average over many.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (n, P)
+        model : Tensor, shape (n, C, L)
+        obs : Batch
+            The data of n objects.
+        rng : torch.Generator
+
+        Returns
+        -------
+        Tensor of float64, shape (n,)
+        """
+        other = obs.with_data(self.augment(model, obs, theta, rng))
+        seen, again = (self.log_likelihood(theta, model, data) for data in (obs, other))
+        return (again <= seen).to(torch.float64)
 
     def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002 - subclasses need it
         """Say whether `log_likelihood` can be evaluated for data with or without errors."""
@@ -130,6 +158,8 @@ class GaussianNoise(Noise):
     array([-1.612])
     """
 
+    exact_p_value = True
+
     def __init__(
         self, sigma: ArrayLike | None = None, *, jitter: str | None = None, fractional: float = 0.0
     ) -> None:
@@ -152,6 +182,16 @@ class GaussianNoise(Noise):
                 )
             bound._jitter_column = names.index(self.jitter)
         return bound
+
+    def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Return the probability of a larger chi-square, shape (n,)."""
+        model = torch.where(obs.mask, model, obs.x)
+        sigma = self._sigma(model, obs.x_err, theta)
+        square = ((obs.x - model) / sigma).square()
+        chi2 = torch.where(obs.mask, square, 0.0).sum((1, 2)).double()
+        half = 0.5 * obs.mask.sum((1, 2)).double()
+        p = torch.special.gammaincc(half.clamp(min=0.5), 0.5 * chi2)
+        return torch.where(half > 0, p, torch.nan)
 
     def meta(self) -> dict[str, object]:
         """Return the arguments as plain JSON."""
@@ -222,6 +262,9 @@ class StudentTNoise(GaussianNoise):
         if not 0 < df < math.inf:
             raise ValueError(f"df must be finite and positive, but is {df}.")
         self.df = float(df)
+
+    exact_p_value = False
+    p_value = Noise.p_value  # a sum of squares says little of such tails
 
     def meta(self) -> dict[str, object]:
         """Return the arguments as plain JSON."""

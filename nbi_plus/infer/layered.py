@@ -1,0 +1,144 @@
+"""Layered importance sampling: what Markov chains found becomes a proposal, and is weighed.
+
+A mixture is fitted to the chains, and fresh draws of it are weighed (Martino et al. 2017). That
+gives what chains cannot: the evidence, the weights of modes that no chain crosses between, and a
+certificate. Where the mixture cannot follow the posterior, converged chains are the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.amis import MixtureFamily, OnCircles, fit_defended
+from nbi_plus.infer.assemble import CleanWeights
+from nbi_plus.infer.batched import pick
+from nbi_plus.infer.certificate import fresh_outcome
+from nbi_plus.infer.circles import Cut
+from nbi_plus.infer.climbers import Climbers, Course
+from nbi_plus.infer.mixtures import MixtureConfig
+from nbi_plus.infer.outcome import Chains, Outcome, Pool
+from nbi_plus.infer.weights import Grade, summarise
+
+_MANY_SIGMA = 4.0  # between the means of two methods
+
+
+@dataclass(frozen=True)
+class LayeredConfig:
+    """Chosen state of the weighing of chains.
+
+    Attributes
+    ----------
+    n_certify : int
+        Fresh draws of the mixture.
+    mixture, wide : MixtureConfig
+        Of the proposal and of its wide part.
+    """
+
+    n_certify: int = 4096
+    mixture: MixtureConfig = MixtureConfig(
+        n_components=8, n_points=1500, n_steps=15, n_starts=1, dof=5, wide_share=0.05
+    )
+    wide: MixtureConfig = MixtureConfig(
+        n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
+    )
+
+
+def weigh_chains(
+    climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
+) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object once, after their chains were weighed.
+
+    Parameters
+    ----------
+    climbers : Climbers
+    chains : Chains
+        Of the same objects.
+    course : Course
+    config : LayeredConfig
+    rung : str
+        The name of the chains in the report.
+    """
+    with course.meter.timed(climbers.index):
+        climbers, outcome = _weighed(climbers, chains, course, config, rung)
+    course.trail.note(outcome, is_mixture=True)
+    # those of earlier rungs, too, when chains run as a check
+    certified = [o for o in (*climbers.tried, outcome) if o.passed.any()]
+    clash = [o.passed & _disagree(chains, o, course.circles) for o in certified]
+    none = torch.zeros_like(chains.converged)
+    chains = replace(chains, disagree=chains.converged & torch.stack([none, *clash]).any(0))
+    climbers = replace(climbers, chains=chains)
+    fallback = chains.converged & ~outcome.passed
+    if not fallback.all():
+        rest = (~fallback).nonzero()[:, 0]
+        yield climbers.select(rest).after(replace(outcome, chains=chains).select(rest))
+    if fallback.any():
+        rows = fallback.nonzero()[:, 0]
+        left = climbers.select(rows)
+        with course.meter.timed(left.index):
+            answer = _chain_outcome(left, course, rung)
+        yield left.after(answer)
+
+
+def _weighed(
+    climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
+) -> tuple[Climbers, Outcome]:
+    """Return what fresh draws of a mixture say, and the climbers with these in their pool."""
+    z = chains.z.flatten(1, 2)
+    keys, seed, stage = climbers.keys, course.seed, climbers.stage(f"{rung} weights")
+    log_target = course.meter.evaluate(z, climbers.index)
+    log_target = log_target.log_likelihood + log_target.log_prior
+    usable = log_target.isfinite()
+    equal = torch.where(usable, 0.0, -torch.inf)
+    flat = torch.where(usable, -0.5 * log_target, -torch.inf)
+    family = OnCircles(MixtureFamily(config.mixture, config.wide), course.circles)
+    proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
+    fresh = proposal.draw(keys, config.n_certify, seed, stage)
+    found = course.meter.evaluate(fresh, climbers.index)
+    outcome = fresh_outcome(
+        proposal, fresh, found, course.gate, is_mixture=True, circles=course.circles, seed=seed
+    )
+    pool = replace(outcome.pool, index=climbers.index)
+    # chains start from the pool: what was fitted to them is not independent of its draws
+    pair = climbers.pair.share(proposal, fresh, found)
+    return replace(climbers, pair=pair), replace(outcome, rung=f"{rung} weights", pool=pool)
+
+
+def _disagree(chains: Chains, outcome: Outcome, circles: tuple[int, ...]) -> Tensor:
+    """Say where chains and weights, both good, have incompatible means, shape (b,)."""
+    z, weights = outcome.pool.z, outcome.summary.weights
+    cut = Cut.of(z, weights, circles)
+    z = torch.where(weights[..., None] > 0, z, 0.0)
+    z, draws = cut.to(z), cut.to(chains.z.flatten(1, 2))
+    mean = (weights[..., None] * z).sum(1)
+    variance = (weights[..., None] * (z - mean[:, None]).square()).sum(1)
+    error = (variance / outcome.summary.ess[:, None] + draws.var(1) / chains.ess).sqrt()
+    return ((draws.mean(1) - mean).abs() > _MANY_SIGMA * error).any(-1)
+
+
+def _chain_outcome(climbers: Climbers, course: Course, rung: str) -> Outcome:
+    """Return the draws of converged chains as an outcome of equal weights, without evidence."""
+    chains = climbers.chains
+    z = chains.z.flatten(1, 2)
+    found = course.meter.evaluate(z, climbers.index)
+    nothing = torch.full_like(found.log_prior, torch.nan)
+    pool = Pool(
+        climbers.index, z, nothing, found.log_prior, found.log_likelihood, found.failed
+    )
+    equal, none = torch.zeros_like(nothing), torch.zeros_like(climbers.index)
+    failure = none.to(torch.uint8)
+    no = torch.zeros_like(found.failed)
+    cleaned = CleanWeights(equal, none + z.shape[1], none, no.any(1), no, failure)
+    s = summarise(equal)
+    unknown = torch.full_like(s.ess, torch.nan)
+    ess = torch.minimum(chains.ess.amin(-1), s.ess)
+    summary = replace(
+        s, ess=ess, ess_low=ess, efficiency=ess / s.ess, k_hat=unknown, log_evidence=unknown,
+        log_evidence_err=unknown, log_evidence_psis=unknown,
+        evidence_reliable=torch.zeros_like(no.any(1)), evidence_soft=torch.zeros_like(no.any(1)),
+    )  # fmt: skip
+    grade = torch.full_like(failure, Grade.A)
+    return Outcome(rung, pool, cleaned, summary, grade, chains=pick(chains, slice(None)))

@@ -1,0 +1,140 @@
+"""Starts: where Markov chains of each object begin, in which coordinates, and how they may jump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.batched import pick
+from nbi_plus.infer.circles import Cut
+from nbi_plus.infer.climbers import Climbers, Course
+from nbi_plus.infer.gradients import LogProb
+from nbi_plus.infer.mixtures import MixtureConfig, fit_mixture, temper
+from nbi_plus.infer.proposals import LatentProposal
+from nbi_plus.infer.whitening import Whitening
+from nbi_plus.problem.random import keyed_uniform
+from nbi_plus.problem.target import Evaluation
+
+_JUMPS = MixtureConfig(
+    n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.2
+)
+
+
+def finite_draws(climbers: Climbers) -> Tensor:
+    """Say which draws (b, S) of the pool have a density to start from."""
+    each = [
+        torch.isfinite(s.log_likelihood) & torch.isfinite(s.log_prior) & ~s.failed
+        for s in (climbers.pair.a, climbers.pair.b)
+    ]
+    return torch.cat(each, 1)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the weighted draws of b objects say before chains begin.
+
+    Attributes
+    ----------
+    cut : Cut
+        Where the circles are cut: chains live in these coordinates.
+    whitening : Whitening
+    jumps : LatentProposal
+        A mixture, for independence steps.
+    log_weights, height : Tensor, shape (b, S)
+        Of the pool; -inf for draws without a finite density.
+    acceptance : Tensor, shape (b,)
+        Share of jumps between independent draws of the pool that would be accepted.
+    """
+
+    cut: Cut
+    whitening: Whitening
+    jumps: LatentProposal
+    log_weights: Tensor
+    height: Tensor
+    acceptance: Tensor
+
+    @classmethod
+    def of(cls, climbers: Climbers, course: Course) -> Start:
+        """Learn from the pool of climbers of which each has a draw of finite density."""
+        finite = finite_draws(climbers)
+        log_weights = torch.where(finite, climbers.pair.log_weights, -torch.inf)
+        height = [s.log_likelihood + s.log_prior for s in (climbers.pair.a, climbers.pair.b)]
+        weights = _learning_weights(log_weights, finite, climbers.n_dim)
+        z = torch.where(weights[..., None] > 0, climbers.z, 0.0)
+        cut = Cut.of(z, weights, course.circles)
+        z, stage = cut.to(z), climbers.stage("jumps")
+        return cls(
+            cut,
+            Whitening.of(z, weights),
+            fit_mixture(z, weights, climbers.keys, _JUMPS, course.seed, stage),
+            log_weights,
+            torch.where(finite, torch.cat(height, 1), -torch.inf),
+            _acceptance(log_weights, climbers.keys, course.seed, climbers.stage("pairs")),
+        )
+
+    def places(self, climbers: Climbers, n: int, seed: int) -> Tensor:
+        """Return ``n`` draws of each object, shape (b, n, D), in the coordinates of the cut.
+
+        By flattened weights while these last, then the likeliest of the rest; where the pool holds
+        fewer, the first ones again.
+        """
+        weights, _ = temper(self.log_weights, 8.0 * n)
+        uniform = keyed_uniform(seed, climbers.stage("starts"), climbers.keys, weights.shape[1:])
+        # the largest of log w + Gumbel noise are draws without replacement
+        score = weights.log() - (-uniform.log()).log()
+        later = self.height.clamp(-1e11, 1e11) - 1e12
+        score = torch.where(weights > 0, score, later)
+        score = torch.where(self.height > -torch.inf, score, -torch.inf)
+        best, chosen = score.topk(min(n, score.shape[1]), 1)
+        chosen = torch.where(best > -torch.inf, chosen, chosen[:, :1])
+        chosen = chosen[:, torch.arange(n, device=chosen.device) % chosen.shape[1]]
+        return self.cut.to(climbers.z.gather(1, chosen[..., None].expand(-1, -1, climbers.n_dim)))
+
+    def best(self, climbers: Climbers, n: int) -> Tensor:
+        """Return the ``n`` draws (b, n, D) of highest density, in the coordinates of the cut."""
+        chosen = self.height.topk(min(n, self.height.shape[1]), 1).indices
+        return self.cut.to(climbers.z.gather(1, chosen[..., None].expand(-1, -1, climbers.n_dim)))
+
+    def density(
+        self, climbers: Climbers, evaluate: Callable[[Tensor, Tensor], Evaluation]
+    ) -> LogProb:
+        """Return the log-density of the objects in the coordinates of the cut."""
+
+        def log_prob(z: Tensor, index: Tensor) -> Tensor:
+            found = evaluate(self.cut.select(index).back(z), climbers.index[index])
+            # a rotation of a circle keeps its prior: here it is a standard normal again
+            prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+            usable = (found.log_prior > -math.inf) & ~found.failed
+            return torch.where(usable, prior + found.log_likelihood, -math.inf)
+
+        return log_prob
+
+    def select(self, rows: Tensor) -> Start:
+        """Return those of some of the objects."""
+        return Start(
+            self.cut.select(rows),
+            pick(self.whitening, rows),
+            self.jumps.select(rows),
+            self.log_weights[rows],
+            self.height[rows],
+            self.acceptance[rows],
+        )
+
+
+def _learning_weights(log_weights: Tensor, finite: Tensor, n_dim: int) -> Tensor:
+    """Return weights (b, S) flat enough to learn from; equal ones where too few are positive."""
+    weights, _ = temper(log_weights, max(20 * n_dim, 150))
+    few = (weights.square().sum(1, keepdim=True) * 2 * n_dim > 1) | ~(weights > 0).any(1, True)
+    return torch.where(few, finite / finite.sum(1, keepdim=True), weights)
+
+
+def _acceptance(log_weights: Tensor, keys: Tensor, seed: int, stage: str) -> Tensor:
+    others = log_weights.gather(
+        1, keyed_uniform(seed, stage, keys, log_weights.shape[1:]).argsort(1)
+    )
+    ratio = torch.where(log_weights > -torch.inf, log_weights - others, -torch.inf)
+    return torch.where(others > -torch.inf, ratio.clamp(max=0.0).exp(), 1.0).mean(1)

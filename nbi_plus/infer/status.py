@@ -1,0 +1,119 @@
+"""Statuses and flags: how the posterior of one object was found, and what to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+
+class Status(Enum):
+    """How the posterior of one object was found; the value is the sentence to read."""
+
+    AMORTIZED = "Network draws, not corrected: no likelihood was given."
+    REWEIGHTED = "Network draws, corrected by importance weights that passed the gate."
+    REFINED = "Draws of a proposal adapted to this object; their weights passed the gate."
+    HMC = "Importance weights were unreliable; refined by HMC."
+    ENSEMBLE = "Importance weights were unreliable; refined by an ensemble of walkers."
+    UNCERTIFIED = "No method passed its gate; the best effort is kept and is not to be trusted."
+    FAILED = "No reliable posterior was found; see report."
+
+    @property
+    def certified(self) -> bool:
+        """Whether an independent check stands behind the draws."""
+        return self in (Status.REWEIGHTED, Status.REFINED, Status.HMC, Status.ENSEMBLE)
+
+
+class Flag(str, Enum):
+    """What a reader of a posterior should know besides its status."""
+
+    OOD = "OOD"
+    LOW_EFF = "LOW_EFF"
+    LOW_ESS = "LOW_ESS"
+    HIGH_KHAT = "HIGH_KHAT"
+    TAIL = "TAIL"
+    DOMINATED = "DOMINATED"
+    EVIDENCE_SOFT = "EVIDENCE_SOFT"
+    MULTIMODAL = "MULTIMODAL"
+    EDGE = "EDGE"
+    MISFIT = "MISFIT"
+    SIM_ERRORS = "SIM_ERRORS"
+    SOURCES_DISAGREE = "SOURCES_DISAGREE"
+    DIVERGENCES = "DIVERGENCES"
+    BAD_INPUT = "BAD_INPUT"
+
+    @property
+    def sentence(self) -> str:
+        """What the flag says."""
+        return _FLAG_SENTENCES[self.name]
+
+
+_FLAG_SENTENCES = {
+    "OOD": "The data are unlike the simulations the network was trained on.",
+    "LOW_EFF": "Fewer than the wanted share of the draws are effective.",
+    "LOW_ESS": "Too few effective draws.",
+    "HIGH_KHAT": "The tail of the weights is too heavy for the number of draws.",
+    "TAIL": "The tail of the weights is too heavy for second moments.",
+    "DOMINATED": "One draw carries more than half of the weight.",
+    "EVIDENCE_SOFT": "The error of the evidence was widened, or its bias removed.",
+    "MULTIMODAL": "The posterior has separate modes.",
+    "EDGE": "A share of the posterior lies at the edge of the prior.",
+    "MISFIT": "The model does not describe the data.",
+    "SIM_ERRORS": "The simulator failed, or was not finite, for some draws.",
+    "SOURCES_DISAGREE": "Two certified methods disagree.",
+    "DIVERGENCES": "HMC trajectories diverged.",
+    "BAD_INPUT": "The data cannot be used: no valid point.",
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one rung of the ladder did for one object.
+
+    Attributes
+    ----------
+    name : str
+    n_draws : int
+        Draws that it judged.
+    ess, efficiency, k_hat : float
+        Of weights; for chains the smallest effective sample size of a parameter, the same for each
+        draw, and NaN.
+    passed : bool
+    reason : str
+        Why not, or why there is no answer.
+    n_calls, n_gradients : int
+        Simulations without and with a gradient since the rung before.
+    seconds : float
+        The object's share of the time.
+    r_hat : float
+        Largest nested R-hat of chains; NaN for weights.
+    """
+
+    name: str
+    n_draws: int
+    ess: float
+    efficiency: float
+    k_hat: float
+    passed: bool
+    reason: str = ""
+    n_calls: int = 0
+    n_gradients: int = 0
+    seconds: float = 0.0
+    r_hat: float = np.nan
+
+    def __str__(self) -> str:
+        figures = [f"{self.n_draws} draws", f"ess {self.ess:.0f}"]
+        if np.isfinite(self.efficiency):
+            figures.append(f"efficiency {self.efficiency:.3f}")
+        if not np.isnan(self.k_hat):
+            figures.append(f"k_hat {self.k_hat:.2f}")
+        if not np.isnan(self.r_hat):
+            figures.append(f"R-hat {self.r_hat:.3f}")
+        cost = [f"{self.n_calls} calls"] if self.n_calls else []
+        cost += [f"{self.n_gradients} gradients"] if self.n_gradients else []
+        cost += [f"{self.seconds:.2g} s"] if self.seconds else []
+        verdict = "passed" if self.passed else "not passed"
+        parts = [f"{self.name}: {verdict}; {', '.join(figures)}"]
+        parts += [", ".join(cost)] if cost else []
+        return f"{'; '.join(parts)}. {self.reason}".rstrip()
