@@ -114,7 +114,8 @@ def sample(
         start = sampler.run_mcmc(start, n_more, skip_initial_state_check=True)
         n += n_more
         before, tau = tau, _autocorrelation_time(sampler)
-        steady = bool((np.abs(before / tau - 1) < _STEADY).all())
+        known = np.isfinite(before) & np.isfinite(tau)
+        steady = known.all() and bool((np.abs(before - tau) < _STEADY * tau).all())
         converged = steady and n > config.n_tau * tau.max()
     return _result(sampler, tau, converged, z0, config)
 

@@ -29,6 +29,7 @@ _ROWS = {"cpu": 4096, "cuda": 2**19}
 _STRETCH = 10  # steps of warming up after which stragglers may change lanes
 _N_LANES = 3
 _DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
+_WIDER = 3.0  # variance along any direction, in coordinates where it should be one
 
 
 @dataclass(frozen=True)
@@ -298,11 +299,20 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
 
 
 def _settled(lane: Lane) -> Tensor:
-    """Say whose density no longer rises or falls within the last window, shape (B,)."""
-    log_prob = lane.draws[..., -1]
-    quarter = max(log_prob.shape[2] // 4, 1)
-    early, late = log_prob[:, :, :quarter].flatten(1), log_prob[:, :, -quarter:].flatten(1)
-    return (late.mean(1) - early.mean(1)).abs() <= _DRIFT * late.std(1)
+    """Say whose chains have arrived, shape (B,).
+
+    Within the last window their density neither rises nor falls, and no direction has become much
+    wider than the coordinates of that window say.
+    """
+    quarter = max(lane.draws.shape[2] // 4, 1)
+    early, late = (
+        lane.draws[:, :, part].flatten(1, 2) for part in (slice(0, quarter), slice(-quarter, None))
+    )
+    rise = (late[..., -1].mean(1) - early[..., -1].mean(1)).abs()
+    u = lane.whitening.to(late[..., :-1])
+    u = u - u.mean(1, keepdim=True)
+    widest = torch.linalg.eigvalsh(u.transpose(1, 2) @ u / u.shape[1]).amax(-1)
+    return (rise <= _DRIFT * late[..., -1].std(1)) & (widest <= _WIDER)
 
 
 def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, Lane]]:
