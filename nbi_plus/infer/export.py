@@ -9,6 +9,8 @@ from astropy import units
 from astropy.table import QTable
 from numpy.typing import NDArray
 
+from nbi_plus.infer.status import Status
+
 if TYPE_CHECKING:
     from nbi_plus.infer.posterior import Posterior
     from nbi_plus.infer.posteriors import Posteriors
@@ -56,17 +58,36 @@ def _with_unit(
 
 
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arviz is optional
-    """Return an InferenceData of as many resampled draws as are effective, one chain."""
+    """Return an InferenceData; from arviz 1 on the DataTree that has taken its place.
+
+    Group ``posterior`` is the answer: where converged chains alone are that, these chains; else as
+    many resampled draws as are effective, one chain, with what chains there are in a group
+    ``chains`` of their own.
+    """
     try:
         import arviz
     except ImportError as error:
         raise ImportError(
             'to_arviz needs arviz. Install it with: pip install "nbi-plus[arviz]"'
         ) from error
-    draws = posterior.resample(max(int(posterior.ess), 1), np.random.default_rng(seed))
-    return arviz.from_dict(
-        {"posterior": {n: draws[None, :, i] for i, n in enumerate(posterior.names)}}
-    )
+    groups = {k: _named(posterior, v) for k, v in _chain_groups(posterior, seed).items()}
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups)
+    return arviz.InferenceData(**{k: arviz.dict_to_dataset(v) for k, v in groups.items()})
+
+
+def _chain_groups(posterior: Posterior, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return the draws (C, N, D) of each group."""
+    p = posterior
+    by_chains = p.status in (Status.HMC, Status.ENSEMBLE) and np.isnan(p.log_evidence)
+    if p.chains is not None and by_chains:
+        return {"posterior": p.chains}
+    draws = p.resample(max(int(p.ess), 1), np.random.default_rng(seed))[None]
+    return {"posterior": draws} | ({} if p.chains is None else {"chains": p.chains})
+
+
+def _named(posterior: Posterior, draws: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    return {name: draws[..., i] for i, name in enumerate(posterior.names)}
 
 
 def plain_table(names: list[str], rows: list[dict[str, Any]], stop_reason: str) -> QTable:

@@ -92,7 +92,7 @@ def _weighed(
     log_target = course.meter.evaluate(z, climbers.index)
     log_target = log_target.log_likelihood + log_target.log_prior
     usable = log_target.isfinite()
-    equal = torch.where(usable, 0.0, -torch.inf)
+    equal = torch.zeros_like(log_target).masked_fill(~usable, -torch.inf)
     flat = torch.where(usable, -0.5 * log_target, -torch.inf)
     family = OnCircles(MixtureFamily(config.mixture, config.wide), course.circles)
     proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
@@ -136,8 +136,8 @@ def _chain_outcome(climbers: Climbers, course: Course, rung: str) -> Outcome:
     unknown = torch.full_like(s.ess, torch.nan)
     ess = torch.minimum(chains.ess.amin(-1), s.ess)
     summary = replace(
-        s, ess=ess, ess_low=ess, efficiency=ess / s.ess, k_hat=unknown, log_evidence=unknown,
-        log_evidence_err=unknown, log_evidence_psis=unknown,
+        s, ess=ess, ess_low=ess, efficiency=ess / s.ess, k_hat=unknown, k_hat_moment=unknown,
+        log_evidence=unknown, log_evidence_err=unknown, log_evidence_psis=unknown,
         evidence_reliable=torch.zeros_like(no.any(1)), evidence_soft=torch.zeros_like(no.any(1)),
     )  # fmt: skip
     grade = torch.full_like(failure, Grade.A)

@@ -1,4 +1,4 @@
-"""Plots: pictures of posteriors, weights, training, sequential rounds and calibration.
+"""Plots: pictures of posteriors, weights, chains, training, sequential rounds and calibration.
 
 Every function returns a `matplotlib.figure.Figure` of its own, made without pyplot: nothing is
 shown and no figure stays open. Save it with ``figure.savefig("corner.png")``; in a notebook its
@@ -7,8 +7,21 @@ value is displayed once ``matplotlib.pyplot`` has been imported.
 
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.diagnostics import loss, ranks, weights
+from nbi_plus.plots.escalation import before_after, efficiency_by_rung, rank, trace
 from nbi_plus.plots.predictions import predictive
 from nbi_plus.plots.progress import rounds
 from nbi_plus.plots.style import STYLE
 
-__all__ = ["STYLE", "corner", "loss", "predictive", "ranks", "rounds", "weights"]
+__all__ = [
+    "STYLE",
+    "before_after",
+    "corner",
+    "efficiency_by_rung",
+    "loss",
+    "predictive",
+    "rank",
+    "ranks",
+    "rounds",
+    "trace",
+    "weights",
+]
