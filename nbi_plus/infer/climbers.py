@@ -42,9 +42,10 @@ class Course:
         """The periodic parameters."""
         return circular_columns(self.meter.target.prior.periods)
 
-    def spent(self, index: Tensor) -> Tensor:
-        """Say which objects (b,) have no budget left."""
-        return self.meter.spent(index, self.budget)
+    def can_afford(self, index: Tensor, what: str) -> Tensor:
+        """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
+        left = self.left(index)
+        return (getattr(left, what) > 0) & (left.seconds > 0)
 
     def left(self, index: Tensor) -> Cost:
         """Return what is left of the budget of some objects."""

@@ -44,7 +44,8 @@ def run_ensemble(climbers: Climbers, course: Course, config: EnsembleRung) -> It
     """
     n_walkers = max(config.sampler.n_walkers, 4 * climbers.n_dim)
     n_walkers += n_walkers % 2
-    can = ~course.spent(climbers.index) & (finite_draws(climbers).sum(1) >= n_walkers)
+    can = course.can_afford(climbers.index, "calls")
+    can &= finite_draws(climbers).sum(1) >= n_walkers
     if not can.all():
         yield climbers.where(~can)
     if not can.any():
@@ -74,7 +75,7 @@ def _walk(
     found = ensemble.sample(
         lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=int(left),
         seed=stage_key(course.seed, f"{climbers.stage('ensemble')} {int(climbers.keys)}"),
-        over=lambda: bool(course.spent(climbers.index)), config=config.sampler,
+        over=lambda: not bool(course.can_afford(climbers.index, "calls")), config=config.sampler,
     )  # fmt: skip
     samples = found.samples
     no = torch.zeros(1, dtype=torch.bool, device=z0.device)

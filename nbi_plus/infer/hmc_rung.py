@@ -59,7 +59,7 @@ def run_hmc(climbers: Climbers, course: Course, config: HmcRung) -> Iterator[Cli
 
     Objects of which no draw has a finite density cannot start, and come back as they were.
     """
-    can = ~course.spent(climbers.index) & finite_draws(climbers).any(1)
+    can = course.can_afford(climbers.index, "gradients") & finite_draws(climbers).any(1)
     if not can.all():
         yield climbers.where(~can)
     if not can.any():

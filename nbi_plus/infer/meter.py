@@ -96,11 +96,6 @@ class Meter:
             each = (time.perf_counter() - start) / max(len(index), 1)
             self.seconds[index] += each
 
-    def spent(self, index: Tensor, budget: Budget) -> Tensor:
-        """Say which objects (b,) have no budget left."""
-        left = self.left(index, budget)
-        return (left.calls <= 0) | (left.gradients <= 0) | (left.seconds <= 0)
-
     def left(self, index: Tensor, budget: Budget) -> Cost:
         """Return what is left of the budget of some objects."""
         return Cost(

@@ -107,7 +107,7 @@ def refine(
     groups = [_Open(climbers)]
     while groups:
         group = groups.pop()
-        over = course.spent(group.climbers.index)
+        over = ~course.can_afford(group.climbers.index, "calls")
         if over.any():
             yield _out_of_budget(group.where(over).climbers, course, family, rung)
         if over.all():

@@ -40,8 +40,7 @@ _ORDER = (
     "hmc", "hmc weights", "flow", "ensemble", "ensemble weights",
 )  # fmt: skip
 _CALLS, _GRADIENTS, _SECONDS = ("o", COLORS[2]), ("s", COLORS[4]), ("D", INK)
-_STRIP = 400  # points of a rung that are drawn; the box is of all
-_BOX_FROM = 5
+_STRIP, _BOX_FROM = 400, 5  # points of a rung that are drawn at most; that a box needs
 
 
 def trace(posterior: Posterior, *, n_super: int | None = None) -> Figure:
@@ -54,8 +53,8 @@ def trace(posterior: Posterior, *, n_super: int | None = None) -> Figure:
     posterior : Posterior
         With chains.
     n_super : int, optional
-        Superchains, of consecutive chains, each of one colour; default: 8, or the next smaller
-        number that divides the chains.
+        Superchains, of consecutive chains, each of one colour; default: 8, or what is below and
+        divides the number of chains.
 
     Returns
     -------
@@ -85,8 +84,7 @@ def rank(posterior: Posterior, *, n_super: int | None = None, n_bins: int = 16) 
 
     Chains that sample one distribution have uniform ranks. A slope is a superchain that sits too
     low or too high; a hump or a trough is one too narrow or too wide. The grey band holds 99 % of
-    the bins of such chains, one of a hundred lies outside by chance; it allows for what draws of
-    one chain share, for they are worth fewer than their number.
+    the bins where chains have converged; it allows for their autocorrelation.
 
     Parameters
     ----------
@@ -208,8 +206,8 @@ def _grouped(posterior: Posterior, caller: str, n_super: int | None) -> Array:
             'Predict with Ladder(escalate="always") and keep=None.'
         )
     n = len(chains)
-    chosen = next(k for k in range(min(_GROUPS, n), 0, -1) if n % k == 0)
-    n_super = chosen if n_super is None else n_super
+    if n_super is None:
+        n_super = next((k for k in range(min(_GROUPS, n), 1, -1) if n % k == 0), n)
     if not 1 <= n_super <= n or n % n_super:
         raise ValueError(f"n_super must divide {n}, the number of chains, but is {n_super}.")
     return chains.reshape(n_super, n // n_super, *chains.shape[1:])
@@ -231,8 +229,8 @@ def _title(posterior: Posterior) -> str:
     """Return status, the largest R-hat of the last chains, and how many there are."""
     known = [rung.r_hat for rung in posterior.rungs if not np.isnan(rung.r_hat)]
     r_hat = [rf"largest $\hat{{R}}$ = {known[-1]:.3f}"] if known else []
-    n_chains, n_draws = posterior.chains.shape[:2]
     kind = "walkers" if _walks(posterior) else "chains"
+    n_chains, n_draws = posterior.chains.shape[:2]
     said = [posterior.status.name, *r_hat, f"{n_chains} {kind} of {n_draws} draws"]
     return f"{posterior.id}: {', '.join(said)}"
 
@@ -260,8 +258,7 @@ def _marginals(axes: Axes, groups: Array) -> None:
     for group, color in zip(groups, cycle(_GROUP_COLORS), strict=False):
         density, _ = np.histogram(group, edges, density=True)
         axes.stairs(density, edges, color=color, linewidth=0.8, orientation="horizontal")
-    axes.set_xlim(left=0)
-    axes.set_xticks([])
+    axes.set(xlim=(0, None), xticks=[])
 
 
 def _rank_rows(axes: Axes, groups: Array, n_bins: int) -> int:
@@ -278,11 +275,10 @@ def _rank_rows(axes: Axes, groups: Array, n_bins: int) -> int:
         values = i + _ROW * height
         axes.stairs(values, edges, baseline=i + _ROW, fill=True, color=color, alpha=0.6)
         axes.stairs(values, edges, baseline=None, color=color, linewidth=1.1)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(0, len(groups) + 0.25))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_yticks(np.arange(len(groups)) + _ROW, [str(i + 1) for i in range(len(groups))])
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(0, len(groups) + 0.25)
     return int((np.abs(heights - 1) > reach).sum())
 
 
@@ -293,14 +289,14 @@ def _reach(ranks: Array, n_bins: int) -> float:
     their autocorrelation time: that of ranks about the mean of their own chain, for chains that
     disagree must not make room for themselves.
     """
-    n_super, n_each, n_draws = ranks.shape
+    n_all, (n_each, n_draws) = ranks.size, ranks.shape[1:]
+    n_own = n_each * n_draws
     chains = ranks.reshape(1, -1, n_draws, 1)
     centred = torch.from_numpy(chains - chains.mean(2, keepdims=True))
-    ess = float(chain_ess(centred)) if n_draws >= _LEAST_DRAWS else ranks.size
-    excess = max(ranks.size / ess, 1.0) if ess else 1.0
-    count = stats.hypergeom(ranks.size, ranks.size // n_bins, n_each * n_draws)
-    wide = stats.norm.isf((1 - _BAND) / 2) * np.sqrt(excess)
-    return float(wide * count.std() / count.mean()) if n_super > 1 else 0.0
+    ess = float(chain_ess(centred)) if n_draws >= _LEAST_DRAWS else n_all
+    excess = max(n_all / ess, 1.0) if ess else 1.0
+    variance = excess * (n_bins - 1) / n_own * (n_all - n_own) / max(n_all - 1, 1)
+    return float(stats.norm.isf((1 - _BAND) / 2) * np.sqrt(variance))
 
 
 def _of_draws(draws: ArrayLike, like: Posterior) -> Posterior:
@@ -331,15 +327,14 @@ def _by_rung(rungs: Sequence[Sequence[Rung]]) -> dict[str, list[list[Rung]]]:
 
 def _counts(axes: Axes, tried: Mapping[str, list[list[Rung]]]) -> None:
     """Draw how many objects tried each rung, and how many of them passed."""
-    n_tried = np.array([len(own) for own in tried.values()])
-    n_passed = np.array([sum(lines[-1].passed for lines in own) for own in tried.values()])
-    rows = np.arange(len(tried))
-    axes.barh(rows, n_tried, 0.6, color=PALE, alpha=0.6)
-    axes.barh(rows, n_passed, 0.6, color=_GOOD)
-    for row, n, of in zip(rows, n_passed, n_tried, strict=True):
-        axes.text(of + 0.03 * n_tried.max(), row, f"{n} of {of}", va="center", fontsize=9)
-    axes.set_xlim(0, 1.9 * n_tried.max())
-    axes.set_xticks([0, n_tried.max()])
+    most = max(len(own) for own in tried.values())
+    for row, own in enumerate(tried.values()):
+        n_passed = sum(lines[-1].passed for lines in own)
+        axes.barh(row, len(own), 0.6, color=PALE, alpha=0.6)
+        axes.barh(row, n_passed, 0.6, color=_GOOD)
+        text = f"{n_passed} of {len(own)}"
+        axes.text(len(own) + 0.03 * most, row, text, va="center", fontsize=9)
+    axes.set(xlim=(0, 1.9 * most), xticks=[0, most])
 
 
 def _efficiencies(axes: Axes, row: int, lines: list[Rung], rng: np.random.Generator) -> None:
@@ -387,15 +382,18 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, str, str]]) -> None:
 def _logarithmic(axes: Axes) -> None:
     """Make the horizontal axis logarithmic, over whole decades so that two ticks have numbers."""
     low, high = axes.dataLim.intervalx
+    if not 0 < low <= high:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "not known", ha="center", color=INK, transform=axes.transAxes)
+        return
     axes.set_xscale("log")
-    if 0 < low <= high < np.inf:
-        first, last = np.floor(np.log10(0.99 * low)), np.ceil(np.log10(1.01 * high))
-        axes.set_xlim(0.8 * 10**first, 1.25 * 10**last)
+    first, last = np.floor(np.log10(0.99 * low)), np.ceil(np.log10(1.01 * high))
+    axes.set_xlim(0.8 * 10**first, 1.25 * 10**last)
     axes.tick_params(axis="x", which="minor", labelbottom=False)
 
 
 def _statuses(posteriors: Posteriors) -> str:
     """Return how many objects have each status, the most frequent first."""
     counts = Counter(s.name for s in posteriors.status).most_common()
-    n = len(posteriors)
-    return f"{n} object{'s'[: n > 1]}: " + ", ".join(f"{k} {name}" for name, k in counts)
+    said = ", ".join(f"{n} {name}" for name, n in counts)
+    return f"{len(posteriors)} object{'s'[: len(posteriors) > 1]}: {said}"
