@@ -3,6 +3,7 @@
 from nbi_plus import plots
 from nbi_plus.engine import Engine
 from nbi_plus.infer.ladder import Ladder
+from nbi_plus.infer.meter import Budget
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.status import Flag, Status
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArchiveError",
     "Batch",
+    "Budget",
     "Calibration",
     "Circular",
     "CustomNoise",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.mixtures import StudentMixture
 from nbi_plus.infer.weights import effective_sample_size
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 from nbi_plus.problem.target import Z_MAX, Evaluation
@@ -106,6 +107,22 @@ class Banana:
 
     def select(self, rows):  # noqa: ARG002 - objects are alike
         return self
+
+
+def far_modes(n=8):
+    """Return a mixture to jump with, a density with 80 % at -10 and 20 % at 10, and n starts."""
+    widths = 1.1 * torch.eye(2).double().expand(1, 2, 2, 2)
+    places = torch.tensor([[[-10.0, 0.0], [10.0, 0.0]]]).double()
+    jumps = StudentMixture(torch.tensor([[0.5, 0.5]]).double().log(), places, widths, 5.0)
+
+    def log_prob(z):
+        far, near = ((z[..., 0] - side).square() for side in (-10.0, 10.0))
+        modes = torch.logaddexp(math.log(0.8) - 0.5 * far, math.log(0.2) - 0.5 * near)
+        return modes - 0.5 * z[..., 1].square()
+
+    starts = normals(5, n, 2)
+    starts[:, 0] += 10 * (2.0 * (torch.arange(n) % 2) - 1)
+    return jumps, log_prob, starts
 
 
 def evaluation(target, z, failed=None):

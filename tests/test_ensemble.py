@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from densities import Bimodal, Normal, normals
+from densities import Bimodal, Normal, far_modes, normals
 
 from nbi_plus.infer import ensemble
 
@@ -87,3 +87,12 @@ def test_stuck_walkers_do_not_converge():
 
     found = ensemble.sample(log_prob, z0, seed=0, max_calls=100_000)
     assert not found.converged
+
+
+def test_jumps_from_a_mixture_give_every_walker_every_component():
+    """A mixture draws in the order of its components; walkers must not inherit that order."""
+    jumps, log_prob, starts = far_modes(n=64)
+    found = ensemble.sample(log_prob, starts, seed=0, jumps=jumps)
+    share = float((found.samples[..., 0] < 0).double().mean())
+    assert found.converged
+    assert share == pytest.approx(0.8, abs=4.5 * (0.16 / float(found.ess.min())) ** 0.5)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from densities import Banana, Bimodal, Normal, normals
+from densities import Banana, Bimodal, Normal, far_modes, normals
 from torch import Tensor
 
 from nbi_plus.infer import hmc
@@ -238,3 +238,16 @@ def test_jumps_weigh_separate_modes():
     assert (share - 0.3).abs().max() <= 5 * (0.21 / 500) ** 0.5
     without = hmc.sample(log_prob, z0, seed=0)
     assert not without.converged.any()
+
+
+def test_jumps_from_a_mixture_give_every_chain_every_component():
+    """A mixture draws in the order of its components; chains must not inherit that order."""
+    jumps, log_prob, z0 = far_modes()
+    eye = torch.eye(2).double()[None]
+    found = hmc.sample(
+        lambda z, index: log_prob(z), z0.repeat_interleave(N_EACH, 0)[None], seed=0,  # noqa: ARG005
+        jumps=jumps, mean=torch.zeros(1, 2).double(), factor=eye * torch.tensor([10.0, 1.0]),
+    )  # fmt: skip
+    share = (found.samples[..., 0] < 0).double().mean()
+    assert found.converged.all()
+    assert float(share) == pytest.approx(0.8, abs=4.5 * (0.16 / 1000) ** 0.5)

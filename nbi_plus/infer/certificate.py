@@ -74,6 +74,7 @@ def outcome_of(
         judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
         # a pool whose own tail is too heavy is no answer, however good its last draws are
         sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
+        sound &= summary.k_hat_moment <= gate.k_hat_moment_max
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, pool, cleaned, summary, grade)
 

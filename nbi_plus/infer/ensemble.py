@@ -167,7 +167,9 @@ def _moves(jumps: LatentProposal | None, device: torch.device) -> list[tuple[obj
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return independent places, and log q(z) - log q(z') as emcee adds it."""
         key = torch.tensor([rng.randint(2**62)], device=device)
-        other = jumps.draw(key, len(z), 0, "ensemble jump")
+        # draws come in the order of their components: each walker must have a chance of each
+        order = torch.as_tensor(rng.permutation(len(z)), device=device)
+        other = jumps.draw(key, len(z), 0, "ensemble jump")[:, order]
         here = jumps.log_prob(torch.as_tensor(z, device=device)[None])
         factors = (here - jumps.log_prob(other))[0]
         return other[0].cpu().numpy(), factors.cpu().numpy()

@@ -189,6 +189,9 @@ class Kernel:
         proposal = self.jumps.select(index)
         n_chains = places.u.shape[1]
         z = proposal.draw(keys, n_chains, self.seed, f"jump {number}").to(places.u.dtype)
+        # draws come in the order of their components: each chain must have a chance of each
+        shuffle = keyed_uniform(self.seed, f"jump {number} order", keys, (n_chains,)).argsort(1)
+        z = z.gather(1, shuffle[..., None].expand_as(z))
         u = whitening.to(z)
         log_prob, grad = self.gradients(u, index, whitening)
         here = lane.z[rows]

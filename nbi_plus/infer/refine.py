@@ -12,8 +12,9 @@ from nbi_plus.infer.amis import Family, FlowFamily, MixtureFamily, OnCircles, Pa
 from nbi_plus.infer.certificate import outcome_of
 from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import MANY_DIMS, MixtureConfig
+from nbi_plus.infer.proposals import PriorProposal
 from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import Gate, Grade, summarise
+from nbi_plus.infer.weights import Gate, summarise
 from nbi_plus.learn.density import DensityConfig
 
 
@@ -27,14 +28,17 @@ class RefineConfig:
         Most rounds of adapting; 0 leaves the rung out.
     n_each : int
         Draws of each of the two streams in a round.
+    n_scouts : int
+        Draws of the prior that join the pool, so that a mode is seen that the network left out.
     n_certify : int
         Fresh draws that must pass the gate.
     mixture, wide : MixtureConfig
         Of the proposal and of its wide part: cheaper fits than one object alone would get.
     """
 
-    n_rounds: int = 4
+    n_rounds: int = 8
     n_each: int = 500
+    n_scouts: int = 2048
     n_certify: int = 2048
     mixture: MixtureConfig = MixtureConfig(
         n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
@@ -57,14 +61,15 @@ class FlowRung:
 
     Attributes
     ----------
-    n_rounds, n_each, n_certify : int
-        As for `RefineConfig`.
+    n_rounds, n_each, n_scouts, n_certify : int
+        As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already.
     density : DensityConfig
         How a flow is trained, for one object after the other.
     """
 
     n_rounds: int = 2
     n_each: int = 1000
+    n_scouts: int = 0
     n_certify: int = 2048
     density: DensityConfig = field(default_factory=DensityConfig)
 
@@ -104,7 +109,7 @@ def refine(
         Its name in the report.
     """
     family = OnCircles(config.family(climbers.n_dim), course.circles)
-    groups = [_Open(climbers)]
+    groups = [_Open(_scouted(climbers, course, config, rung))]
     while groups:
         group = groups.pop()
         over = ~course.can_afford(group.climbers.index, "calls")
@@ -129,6 +134,21 @@ def refine(
                 groups.append(_Open(before, group.n_rounds, tried=True))
 
 
+def _scouted(
+    climbers: Climbers, course: Course, config: RefineConfig | FlowRung, rung: str
+) -> Climbers:
+    """Return the objects with draws of the prior in their pool."""
+    n = config.n_scouts
+    if n == 0 or climbers.attempt > 0:
+        return climbers
+    prior = PriorProposal(climbers.n_dim)
+    with course.meter.timed(climbers.index):
+        z = prior.draw(climbers.keys, n, course.seed, f"{rung} scouts")
+        found = course.meter.evaluate(z, climbers.index)
+        pair = climbers.pair.extend((prior, prior), z, found)
+    return replace(climbers, pair=pair)
+
+
 def _adapted(
     group: _Open, course: Course, family: Family, config: RefineConfig | FlowRung, rung: str
 ) -> _Open:
@@ -143,8 +163,9 @@ def _adapted(
 
 def _looks_good(pair: Pair, gate: Gate, family: Family) -> Tensor:
     """Say which objects (b,) would pass the gate if nothing had been fitted to their draws."""
-    pooled = gate.grade(summarise(pair.log_weights)) > Grade.F
-    return pooled & (pair.efficiency() >= (gate.eff_min_mix if family.is_mixture else gate.eff_min))
+    pooled = summarise(pair.log_weights)
+    sound = ~pooled.heavy_tail & (pooled.ess >= gate.ess_min)
+    return sound & (pair.efficiency() >= (gate.eff_min_mix if family.is_mixture else gate.eff_min))
 
 
 def _certified(

@@ -334,7 +334,7 @@ def _counts(axes: Axes, tried: Mapping[str, list[list[Rung]]]) -> None:
         axes.barh(row, n_passed, 0.6, color=_GOOD)
         text = f"{n_passed} of {len(own)}"
         axes.text(len(own) + 0.03 * most, row, text, va="center", fontsize=9)
-    axes.set(xlim=(0, 1.9 * most), xticks=[0, most])
+    axes.set(xlim=(0, 2.1 * most), xticks=[0, most])
 
 
 def _efficiencies(axes: Axes, row: int, lines: list[Rung], rng: np.random.Generator) -> None:
