@@ -164,15 +164,11 @@ def _mean(draws, n_batches):
 
 @dataclass(frozen=True)
 class Reference:
-    """A posterior: a density in z, names of P parameters, and Stan's ``draws`` (10, 1000, P).
-
-    ``target_accept`` is the acceptance that Stan was told to aim at.
-    """
+    """A posterior: a density in z, names of P parameters, and Stan's ``draws`` (10, 1000, P)."""
 
     names: tuple[str, ...]
     density: EightSchools | Regression | GaussianProcess
     draws: Tensor
-    target_accept: float
 
     @property
     def z(self):
@@ -248,6 +244,4 @@ def load(folder, name):
     chains = _read(folder / name / "draws.json.zip")
     names = tuple(chains[0])
     draws = torch.tensor([[c[n] for n in names] for c in chains], dtype=torch.float64).mT
-    told = json.loads((folder / name / "draws.info.json").read_text())["inference"]
-    accept = told["method_arguments"]["control"]["adapt_delta"]
-    return Reference(names, POSTERIORS[name](tensors), draws.contiguous(), accept)
+    return Reference(names, POSTERIORS[name](tensors), draws.contiguous())

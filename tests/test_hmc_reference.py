@@ -58,23 +58,23 @@ def test_errors_of_moments_are_those_of_an_autoregression(rho):
 # --- the sampler --------------------------------------------------------------------------------
 
 
-def sampled(reference, seed, points, target_accept, **metric):
-    config = hmc.HmcConfig(max_steps=2000, max_gradients=10**6, target_accept=target_accept)
+def sampled(reference, seed, points, **metric):
+    config = hmc.HmcConfig(max_steps=2000, max_gradients=10**6)
     return hmc.sample(
         reference.density.log_prob, superchains(points, N_EACH), N_SUPER, seed=seed,
         ess_target=10_000.0, config=config, **metric,
     )  # fmt: skip
 
 
-def from_rough(reference, seed, target_accept):
+def from_rough(reference, seed):
     mean, factor = reference.approximation()
     points = rough_points(mean, factor, N_SUPER, seed)
-    return sampled(reference, seed, points, target_accept, mean=mean, factor=factor)
+    return sampled(reference, seed, points, mean=mean, factor=factor)
 
 
 def from_scattered(reference, seed):
     points = uniform_points(reference.z.shape[-1], N_SUPER, seed)
-    return sampled(reference, seed, points, reference.target_accept)
+    return sampled(reference, seed, points)
 
 
 def worst_scores(reference, result):
@@ -100,36 +100,22 @@ def check(reference, result):
 
 @pytest.mark.reference
 def test_moments_are_those_of_stan(reference):
-    check(reference, from_rough(reference, 0, reference.target_accept))
+    check(reference, from_rough(reference, 0))
 
 
 @pytest.mark.reference
 @pytest.mark.statistics
 @pytest.mark.parametrize("seed", [1, 2])
 def test_moments_are_those_of_stan_for_every_seed(reference, seed):
-    check(reference, from_rough(reference, seed, reference.target_accept))
+    check(reference, from_rough(reference, seed))
 
 
 @pytest.mark.reference
 @pytest.mark.statistics
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    "name", ["eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr"]
-)
-def test_moments_are_those_of_stan_from_scattered_starts(reference_folder, name, seed):
-    reference = load(reference_folder / "posteriordb", name)
+def test_moments_are_those_of_stan_from_scattered_starts(reference, seed):
+    """Some start hundreds of standard deviations away, and nothing is known of the scales."""
     check(reference, from_scattered(reference, seed))
-
-
-@pytest.mark.reference
-@pytest.mark.statistics
-@pytest.mark.parametrize("name", ["kidiq-kidscore_momhsiq", "sblrc-blr"])
-def test_chains_lost_on_a_long_way_are_not_called_converged(reference_folder, name):
-    reference = load(reference_folder / "posteriordb", name)
-    # hundreds of standard deviations away, in coordinates that know nothing of the scales
-    result = from_scattered(reference, 0)
-    means, sds = worst_scores(reference, result)
-    assert (means < 4 and sds < 4) or not result.converged.any()
 
 
 @pytest.mark.reference
@@ -139,7 +125,7 @@ def test_no_chain_of_the_eight_schools_stays_where_it_started(reference_folder, 
     name = "eight_schools-eight_schools_noncentered"
     reference = load(reference_folder / "posteriordb", name)
     # some starts have a large tau, where z is narrow: steps that suit the other chains fail there
-    result = from_rough(reference, seed, hmc.HmcConfig().target_accept)
+    result = from_rough(reference, seed)
     z = result.samples[0]
     moves = (z[:, 1:] != z[:, :-1]).any(-1).double().mean(1)
     assert moves.min() > 0.1

@@ -29,6 +29,7 @@ _ROWS = {"cpu": 4096, "cuda": 2**19}
 _STRETCH = 10  # steps of warming up after which stragglers may change lanes
 _N_LANES = 3
 _DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
+_APART = 2.0  # R-hat of the log-density: modes of unlike height may differ, lost chains do more
 _WIDER = 3.0  # variance along any direction, in coordinates where it should be one
 
 
@@ -278,7 +279,7 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
             stretch, after = laps[at], []
             lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
             if stretch.ends_lap:
-                ready = _settled(lane) if at + 1 < sampling else torch.ones_like(lane.may_jump)
+                ready = _settled(lane, goal.n_super) if at + 1 < sampling else torch.ones_like(lane.may_jump)
                 after.append((sampling, _ready(pick(lane, ready.nonzero()[:, 0]))))
                 lane = pick(lane, (~ready).nonzero()[:, 0])
             after.append((at + 1, _refitted(lane, kernel) if stretch.refits else lane))
@@ -298,11 +299,11 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
                 waiting.setdefault((more, further), []).append(part)
 
 
-def _settled(lane: Lane) -> Tensor:
+def _settled(lane: Lane, n_super: int) -> Tensor:
     """Say whose chains have arrived, shape (B,).
 
-    Within the last window their density neither rises nor falls, and no direction has become much
-    wider than the coordinates of that window say.
+    Within the last window their density neither rises nor falls, no superchain's is far from the
+    others', and no direction has become much wider than the coordinates of that window say.
     """
     quarter = max(lane.draws.shape[2] // 4, 1)
     early, late = (
@@ -312,7 +313,9 @@ def _settled(lane: Lane) -> Tensor:
     u = lane.whitening.to(late[..., :-1])
     u = u - u.mean(1, keepdim=True)
     widest = torch.linalg.eigvalsh(u.transpose(1, 2) @ u / u.shape[1]).amax(-1)
-    return (rise <= _DRIFT * late[..., -1].std(1)) & (widest <= _WIDER)
+    apart = nested_r_hat(lane.draws[..., -1:], n_super)[:, 0]
+    steady = (rise <= _DRIFT * late[..., -1].std(1)) & (widest <= _WIDER)
+    return steady & (apart <= _APART)
 
 
 def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, Lane]]:
