@@ -7,6 +7,7 @@ import pytest
 import torch
 from densities import normals
 
+from nbi_plus.infer import chains
 from nbi_plus.infer.chains import bulk_ess, chain_ess, folded, nested_r_hat, tail_ess
 
 
@@ -81,6 +82,14 @@ def test_bulk_and_tail_look_at_more_than_the_mean():
     x = sign * (0.2 + size)
     assert (chain_ess(x) > 5 * bulk_ess(x)).all()
     assert (chain_ess(x) > 3 * tail_ess(x)).all()
+
+
+def test_short_and_long_series_are_counted_alike():
+    """Short ones by products, long ones by transforms."""
+    x = autoregressive(0.6, 3, 8, 180, seed=9)[:, :, :, 0, None].transpose(2, 3)
+    short = chains._autocovariance(x[..., :90])
+    padded = torch.nn.functional.pad(x[..., :90], (0, 90))
+    assert torch.allclose(short, chains._autocovariance(padded)[..., :90] * 2, rtol=1e-12)
 
 
 def test_stuck_chains_have_no_effective_draws():

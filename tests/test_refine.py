@@ -8,8 +8,8 @@ import torch
 from problems import LinearGaussian
 
 import nbi_plus as nbi
-from nbi_plus.infer.meter import Budget
 from nbi_plus.infer.refine import FlowRung
+from nbi_plus.learn.density import DensityConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_hopeless_objects_end_uncertified(problem, poor):
     engine = nbi.Engine(needles, problem.prior, noise=0.4, featurizer="resnet")
     engine.fit(n_sims=200, n_epochs=1)
     # what these cost is bounded, whatever the rungs would like to spend
-    engine.set_params(ladder=nbi.Ladder(budget=Budget(calls=20_000), flow=FlowRung(n_rounds=1)))
+    flow = FlowRung(n_rounds=1, density=DensityConfig(n_steps=100))
+    engine.set_params(ladder=nbi.Ladder(budget=nbi.Budget(calls=20_000), flow=flow))
     posteriors = engine.predict_many(nbi.Observations.from_arrays(40 * np.ones((2, 12))))
     assert not posteriors.certified.any()
     assert set(posteriors.status) <= {nbi.Status.UNCERTIFIED, nbi.Status.FAILED}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _TAILS = (0.05, 0.95)
+_SHORT = 100  # steps
 
 
 def nested_r_hat(x: Tensor, n_super: int) -> Tensor:
@@ -68,10 +69,7 @@ def chain_ess(x: Tensor) -> Tensor:
     n_chains, n = split.shape[1:3]
     total = n_chains * n
     means = split.mean(2, keepdim=True)
-    padded = 2 ** math.ceil(math.log2(2 * n))
-    waves = torch.fft.rfft((split - means).transpose(2, 3), n=padded)
-    power = (waves.real.square() + waves.imag.square()).mean(1)
-    covariance = torch.fft.irfft(power, n=padded)[..., :n] / n
+    covariance = _autocovariance((split - means).transpose(2, 3))
     within = covariance[..., 0] * n / (n - 1)
     variance = covariance[..., 0] + means[:, :, 0].var(1)
     moved = variance > 0
@@ -85,6 +83,21 @@ def chain_ess(x: Tensor) -> Tensor:
     return torch.where(moved, total / tau, 0.0)
 
 
+def _autocovariance(x: Tensor) -> Tensor:
+    """Return autocovariances (B, D, N) of centred series x (B, C, D, N), the mean over C."""
+    n_chains, _, n = x.shape[1:]
+    if n <= _SHORT:  # all products, summed along diagonals, cost less than transforms
+        products = torch.einsum("bcdi,bcdj->bdij", x, x)
+        flat = torch.nn.functional.pad(products, (0, n)).flatten(2)
+        # read with rows one longer, row i is shifted by i: column k is the diagonal j - i = k
+        sheared = torch.nn.functional.pad(flat, (0, n)).unflatten(2, (n, 2 * n + 1))
+        return sheared.sum(2)[..., :n] / (n * n_chains)
+    padded = 2 ** math.ceil(math.log2(2 * n))
+    waves = torch.fft.rfft(x, n=padded)
+    power = (waves.real.square() + waves.imag.square()).mean(1)
+    return torch.fft.irfft(power, n=padded)[..., :n] / n
+
+
 def bulk_ess(x: Tensor) -> Tensor:
     """Return the smaller effective sample size (B, D) of means and of variances."""
     centred = x - x.mean((1, 2), keepdim=True)
@@ -93,7 +106,7 @@ def bulk_ess(x: Tensor) -> Tensor:
 
 def tail_ess(x: Tensor) -> Tensor:
     """Return the smaller effective sample size (B, D) of the 5 % and the 95 % quantile."""
-    ordered = x.flatten(1, 2).sort(1).values
-    last = ordered.shape[1] - 1
-    edges = [ordered[:, round(level * last)][:, None, None] for level in _TAILS]
+    series = x.permute(0, 3, 1, 2).flatten(2)
+    ranks = (round(level * (series.shape[2] - 1)) + 1 for level in _TAILS)
+    edges = [series.kthvalue(rank, -1).values[:, None, None] for rank in ranks]
     return torch.minimum(*(chain_ess((x <= edge).to(x.dtype)) for edge in edges))

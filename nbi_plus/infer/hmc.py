@@ -26,6 +26,7 @@ from nbi_plus.problem.random import content_keys
 
 _BYTES_KEPT = 2**30  # of the draws of all objects that are sampled at once
 _ROWS = {"cpu": 4096, "cuda": 2**19}
+_NUMBERS_JUDGED = 2**19
 _STRETCH = 10  # steps of warming up after which stragglers may change lanes
 _N_LANES = 3
 _DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
@@ -206,7 +207,12 @@ class _Goal:
         return min(blocks * config.block, config.max_steps)
 
     def judge(self, lane: Lane) -> HmcResult:
-        """Return what the chains of a lane have come to."""
+        """Return what the chains of a lane have come to, looking at as many as fit a cache."""
+        step = max(1, _NUMBERS_JUDGED // max(math.prod(lane.draws.shape[1:]), 1))
+        rows = torch.arange(len(lane), device=lane.index.device).split(step)
+        return join([self._judge(pick(lane, part)) for part in rows])
+
+    def _judge(self, lane: Lane) -> HmcResult:
         config, tally = self.config, lane.tally
         z = lane.draws[..., :-1]
         r_hat = torch.maximum(nested_r_hat(z, self.n_super), nested_r_hat(folded(z), self.n_super))
@@ -279,7 +285,7 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
             stretch, after = laps[at], []
             lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
             if stretch.ends_lap:
-                ready = _settled(lane, goal.n_super) if at + 1 < sampling else torch.ones_like(lane.may_jump)
+                ready = _settled(lane, goal.n_super) | goal.is_over(lane) | (at + 1 == sampling)
                 after.append((sampling, _ready(pick(lane, ready.nonzero()[:, 0]))))
                 lane = pick(lane, (~ready).nonzero()[:, 0])
             after.append((at + 1, _refitted(lane, kernel) if stretch.refits else lane))
@@ -289,7 +295,7 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
             over = goal.is_over(lane)
             if bool(over.any()) or lane.draws.shape[2] >= goal.n_kept(lane.draws.shape[1]):
                 found = goal.judge(lane)
-                over = over | found.converged
+                over |= found.converged
                 if over.any():
                     rows = over.nonzero()[:, 0]
                     yield pick(lane, rows), pick(found, rows)

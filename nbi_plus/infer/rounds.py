@@ -129,7 +129,8 @@ class Search:
         for _ in range(c.max_adapt):
             end = bench.end_of_rounds()
             if end is not None:
-                if self._fresh is not None:  # these proposals have been tried
+                if self._fresh is not None:  # these proposals were tried: more draws may pass
+                    self._draw_fresh(c.certify_draws)
                     raise Halt(end)
                 return
             stage, half = f"adapt {len(bench.rows)}", bench.affordable(c.n_per_round) // 2
@@ -150,12 +151,20 @@ class Search:
         self._draw_fresh(self._bench.config.certify_draws)
 
     def _top_up(self) -> Stop:
-        """Draw on from the frozen proposals until the answer is as precise as was wanted."""
-        while self._short() > 0:
-            fresh = self._fresh
-            efficiency = float(effective_sample_size(fresh.log_weights)) / fresh.z.shape[1]
-            self._draw_fresh(math.ceil(self._bench.config.spare * self._short() / efficiency))
-        return Stop.ESS_REACHED if self._outcome().passed else Stop.NO_PROGRESS
+        """Draw on from the frozen proposals until the answer is as precise as was wanted.
+
+        Where the pool's tail fails the gate then, more draws of them are worth a few tries.
+        """
+        c = self._bench.config
+        for _ in range(c.max_attempts):
+            while self._short() > 0:
+                fresh = self._fresh
+                efficiency = float(effective_sample_size(fresh.log_weights)) / fresh.z.shape[1]
+                self._draw_fresh(math.ceil(c.spare * self._short() / efficiency))
+            if self._outcome().passed:
+                return Stop.ESS_REACHED
+            self._draw_fresh(c.certify_draws)
+        return Stop.NO_PROGRESS
 
     # --- steps -----------------------------------------------------------------------------------
 

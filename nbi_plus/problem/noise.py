@@ -80,9 +80,11 @@ class Noise(ABC):
         mask = data.mask.unsqueeze(1) if f.ndim == 4 else data.mask
         x = data.x.unsqueeze(1) if f.ndim == 4 else data.x
         err = None if data.x_err is None else data.x_err.unsqueeze(1) if f.ndim == 4 else data.x_err
+        if bool(mask.all()):
+            return like(self._log_density(x, f, err, t).sum((-2, -1)), model)
         f = torch.where(mask, f, x)  # a masked point may be NaN, and must not spoil the gradient
         density = self._log_density(x, f, err, t)
-        return like(torch.where(mask, density, torch.zeros_like(density)).sum((-2, -1)), model)
+        return like(torch.where(mask, density, 0.0).sum((-2, -1)), model)
 
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
         """Return the probability that other data of a model would be no likelier than these.
@@ -236,7 +238,8 @@ class GaussianNoise(Noise):
 
     def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
         sigma = self._sigma(model, err, theta)
-        return -0.5 * (((x - model) / sigma).square() + math.log(2 * math.pi)) - sigma.log()
+        height = -sigma.log() - 0.5 * math.log(2 * math.pi)  # the errors' shape: seldom the draws'
+        return height - 0.5 * ((x - model) / sigma).square()
 
 
 class StudentTNoise(GaussianNoise):

@@ -173,11 +173,14 @@ class Target:
         """Return likelihood and failures (b, n) of theta (b, n, P), and the first errors."""
         values, failures = torch.zeros_like(theta[..., 0]), torch.zeros_like(inside)
         messages: tuple[str, ...] = ()
-        for i, j in self._launches(*inside.shape):
+        launches = self._launches(*inside.shape)
+        for i, j in launches:
             model, failed, errors = self._models(theta[i, j], index[i], inside[i, j])
             value = self.noise.log_likelihood(theta[i, j], model, self.data.select(index[i]))
-            values[i, j] = value.masked_fill(~inside[i, j] | failed, -math.inf)
-            failures[i, j] = failed
+            value = value.masked_fill(~inside[i, j] | failed, -math.inf)
+            if len(launches) == 1:
+                return value, failed, errors
+            values[i, j], failures[i, j] = value, failed
             messages += errors
         return values, failures, messages
 
@@ -185,17 +188,17 @@ class Target:
         self, theta: Tensor, index: Tensor, inside: Tensor
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Simulate the draws ``inside``; the others get NaN."""
+        failed = torch.zeros(inside.numel(), dtype=torch.bool, device=theta.device)
+        if self.simulator.backend == "torch" and inside.numel() and bool(inside.all()):
+            owner = index.repeat_interleave(theta.shape[1])
+            model = self._torch(theta.flatten(0, 1), *self._coords(owner))
+            if model is not None:
+                model = model.to(theta.dtype).reshape(*inside.shape, *model.shape[1:])
+                return model, failed.reshape(inside.shape), ()
         rows = inside.reshape(-1).nonzero()[:, 0]
         flat = theta.reshape(-1, theta.shape[-1])[rows]
         owner = index.repeat_interleave(theta.shape[1])[rows]
-        per_row = self.data.per_object()
-        coords = {
-            k: v[owner] if k in per_row else v
-            for k, v in self.data.arguments().items()
-            if k in self.simulator.arguments
-        }
-        per_row &= set(coords)
-        failed = torch.zeros(inside.numel(), dtype=torch.bool, device=theta.device)
+        coords, per_row = self._coords(owner)
         errors: tuple[str, ...] = ()
         model = self._torch(flat, coords, per_row) if self.simulator.backend == "torch" else None
         if model is None:
@@ -211,6 +214,16 @@ class Target:
         )
         whole = whole.index_copy(0, rows, model.to(theta.dtype))
         return whole.reshape(*inside.shape, *model.shape[1:]), failed.reshape(inside.shape), errors
+
+    def _coords(self, owner: Tensor) -> tuple[dict[str, Tensor], frozenset[str]]:
+        """Return what the simulator asks for, for rows of ``owner``, and which of it is by row."""
+        per_row = self.data.per_object()
+        coords = {
+            k: v[owner] if k in per_row else v
+            for k, v in self.data.arguments().items()
+            if k in self.simulator.arguments
+        }
+        return coords, per_row & set(coords)
 
     def _torch(
         self, theta: Tensor, coords: dict[str, Tensor], per_row: frozenset[str]
