@@ -150,18 +150,18 @@ class Predictor:
         Parameters
         ----------
         posteriors : Posteriors
-            From `predict_many` in this session, with draws kept.
+            From `predict_many` in this session, with all draws kept (``keep=None``).
         ladder : Ladder, optional
             With other thresholds or budgets; default: the engine's.
         """
         self._require_fit("retry")
+        if posteriors.unfinished is None:
+            raise ValueError(
+                "posteriors must have kept all draws to be tried again, but kept some or none of "
+                "them. Predict with keep=None."
+            )
         waiting = [i for i, own in enumerate(posteriors.unfinished) if own is not None]
         if not waiting:
-            if posteriors.draws is None and not posteriors.certified.all():
-                raise ValueError(
-                    "posteriors must have kept their draws to be tried again, but kept summaries "
-                    "only (keep=0). Predict with keep=None."
-                )
             return posteriors
         with preserved_random_state():
             chosen = ladder or self.ladder or Ladder()

@@ -200,6 +200,7 @@ def test_observation_far_outside_training_is_flagged_and_never_a_quiet_success(e
         assert nbi.Flag.OOD in posteriors.flags[i]
         assert not posteriors.certified[i]
         assert np.isnan(posteriors.to_table()["p0_mean"][i])
+    assert "excludes what the data want" in posteriors[1].report
 
 
 def test_fewer_simulations_than_a_batch_still_train():

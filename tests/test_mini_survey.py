@@ -125,10 +125,13 @@ def check_against_exact(posteriors, x, error, n):
         own, want, n_eff = posteriors[i], exact(x[i], error[i]), posteriors.ess[i]
         means.append((own.mean() - want.mean) / want.sd * n_eff**0.5)
         sds.append((own.std() / want.sd - 1) / np.sqrt((want.kurtosis - 1) / 4 / n_eff))
-        evidences.append((abs(own.log_evidence - want.log_z) - 0.02) / own.log_evidence_err)
+        off = max(abs(own.log_evidence - want.log_z) - 0.02, 0.0)
+        evidences.append(off / own.log_evidence_err)
     for name, off in {"means": means, "sds": sds, "log Z beyond 0.02": evidences}.items():
-        print(f"{n} exact, {name}: worst {np.abs(off).max():.2f}, rms {np.std(off):.2f} errors")
+        rms = np.sqrt(np.mean(np.square(off)))
+        print(f"{n} exact, {name}: worst {np.max(np.abs(off)):.2f}, rms {rms:.2f} errors")
         assert np.max(np.abs(off)) < 4.5
+        assert rms < 1 + 4.5 / np.sqrt(2 * np.size(off))
 
 
 def misfits(posteriors):
@@ -152,7 +155,7 @@ def test_exact_equals_weighted_draws_of_the_prior():
     log_like = -0.5 * (((x - model) / error) ** 2 + np.log(2 * np.pi * error**2)).sum(1)
     weights = np.exp(log_like - log_like.max())
     ess = weights.sum() ** 2 / (weights**2).sum()
-    found = exact(x[0], error[0])
+    found = exact(x[0], error[0], 600, 200, 16)
     assert ess > 400
     log_z = np.log(weights.mean()) + log_like.max()
     assert abs(log_z - found.log_z) < 4.5 / np.sqrt(ess)
@@ -182,17 +185,24 @@ def quick():
 
 @pytest.fixture(scope="module")
 def few(quick):
-    """Return 24 objects, their truths, and the answers of a network that few of them pass."""
-    objects, theta = survey(24, seed=5)
-    return objects, theta, quick.predict_many(objects)
+    """Return 24 objects and their answers: hardly any passes with the network's own draws."""
+    objects, _ = survey(24, seed=17)
+    return objects, quick.predict_many(objects)
 
 
 def test_few_objects_are_all_certified_and_right(few):
-    objects, theta, posteriors = few
+    objects, posteriors = few
     print(Counter(last_rungs(posteriors)), posteriors.n_simulated.mean())
     assert posteriors.certified.all()
     assert not misfits(posteriors).any()
     check_against_exact(posteriors, objects.x[:, 0], objects.x_err[:, 0], n=5)
+
+
+@pytest.mark.statistics
+def test_a_hundred_refined_objects_equal_exact_posteriors(quick):
+    objects, _ = survey(120, seed=5)
+    posteriors = quick.predict_many(objects)
+    check_against_exact(posteriors, objects.x[:, 0], objects.x_err[:, 0], n=100)
 
 
 def test_an_offset_that_no_sine_makes_is_a_misfit(quick):
@@ -333,7 +343,10 @@ def check_nobody_is_lost(engine, rows, name, n_samples, at_once):
     check_ownership(engine, rows, retried)
     for old, new in zip(posteriors, retried, strict=True):
         assert new is old or not old.certified
-        assert new.rungs[: len(old.rungs)] == old.rungs or not np.isfinite(old.ess)
+        if old.status is nbi.Status.FAILED:
+            assert new.status is old.status
+        else:
+            assert repr(new.rungs[: len(old.rungs)]) == repr(old.rungs)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -348,7 +361,7 @@ def test_nobody_is_lost_before_chains(quick, rows, name, n_samples, at_once):
 
 
 @pytest.mark.statistics
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(
     rows=SUBSETS,
     name=st.sampled_from(list(LADDERS)),

@@ -19,7 +19,7 @@ from nbi_plus.infer.proposals import Blend, LatentProposal, Separate, free_flow
 from nbi_plus.infer.streams import Evaluate, Stream
 from nbi_plus.infer.weights import effective_sample_size, normalise
 from nbi_plus.learn.density import DensityConfig, fit_density
-from nbi_plus.problem.target import Evaluation
+from nbi_plus.problem.target import Z_MAX, Evaluation
 
 _WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
 
@@ -157,10 +157,18 @@ class Pair:
     n_shared: int = 1
 
     @classmethod
-    def start(cls, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
-        """Return streams that take turns in the draws z (B, S, D) of one proposal."""
-        parts = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
-        return cls(*(Stream.start(proposal, part, own) for part, own in parts))
+    def start(
+        cls, proposal: LatentProposal, z: Tensor, found: Evaluation, log_q: Tensor | None = None
+    ) -> Pair:
+        """Return streams that take turns in the draws z (B, S, D) of one proposal.
+
+        ``log_q`` (B, S) is their density, where it is known already.
+        """
+        log_q = proposal.log_prob(z) if log_q is None else log_q
+        turns = (slice(0, None, 2), slice(1, None, 2))
+        return cls(
+            *(Stream.start(proposal, z[:, i], take(found, i), log_q[:, i]) for i in turns)
+        )
 
     def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
         """Return streams that take turns in the draws of a proposal that was fitted to both."""
@@ -272,13 +280,22 @@ def fit_defended(
     seed, stage
         Of the randomness.
     """
-    weights, _ = temper(log_weights, family.wanted_ess(*z.shape[1:]))
-    close = family.fit(z, weights, keys, seed, stage)
+    wanted = family.wanted_ess(*z.shape[1:])
+    close = family.fit(z, _flattened(log_weights, wanted, z), keys, seed, stage)
     if family.wider is None:
         return close
-    flat, _ = temper(flat_log_weights, family.wanted_ess(*z.shape[1:]))
+    flat = _flattened(flat_log_weights, wanted, z)
     wide = family.wider.fit(z, flat, keys, seed, stage + " wide")
     return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
+
+
+def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
+    """Return flattened weights (B, S); where no draw has any, all inside the space count alike."""
+    weights, _ = temper(log_weights, wanted)
+    inside = (z.abs() <= Z_MAX).all(-1).to(weights.dtype)
+    inside = torch.where(inside.sum(1, keepdim=True) > 0, inside, torch.ones_like(inside))
+    alike = inside / inside.sum(1, keepdim=True)
+    return torch.where(weights.sum(1, keepdim=True) > 0, weights, alike)
 
 
 def adapt(

@@ -66,6 +66,8 @@ class Answerer:
         """Return posteriors of many objects, in batches of bounded memory."""
         if not n_samples >= 1:
             raise ValueError(f"n_samples must be at least 1, but is {n_samples}.")
+        if not len(observations):
+            raise ValueError("observations must hold at least one object, but hold none.")
         if keep is not None and not keep >= 0:
             raise ValueError(f"keep must be None or at least 0, but is {keep}.")
         self.check_grid(observations)

@@ -153,16 +153,14 @@ def _answers(
     groups: Sequence[Climbers], party: Party, request: verdict.Request
 ) -> Iterator[Part]:
     for group in groups:
-        rows = {int(i): row for row, i in enumerate(group.index.tolist())}
+        # the others' draws are let go
+        left = group.where(group.can_improve) if group.can_improve.any() else None
+        rows = {} if left is None else {i: row for row, i in enumerate(left.index.tolist())}
         for outcome in group.answers():
             part = settled(outcome, party, request)
-            if request.keep == 0:
-                yield part
-                continue
-            open_ones = [
-                Unfinished(party, group, rows[i], request) if can else None
-                for i, can in zip(
-                    outcome.pool.index.tolist(), outcome.can_improve.tolist(), strict=True
-                )
-            ]
-            yield Part(replace(part.posteriors, unfinished=tuple(open_ones)), part.positions)
+            if request.keep is None:
+                places = (rows.get(i) for i in outcome.pool.index.tolist())
+                own = (None if row is None else Unfinished(party, left, row, request)
+                       for row in places)  # fmt: skip
+                part = Part(replace(part.posteriors, unfinished=tuple(own)), part.positions)
+            yield part

@@ -42,10 +42,10 @@ class Course:
         """The periodic parameters."""
         return circular_columns(self.meter.target.prior.periods)
 
-    def can_afford(self, index: Tensor, what: str) -> Tensor:
+    def can_afford(self, index: Tensor, *what: str) -> Tensor:
         """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
         left = self.left(index)
-        return (getattr(left, what) > 0) & (left.seconds > 0)
+        return torch.stack([left.seconds > 0, *(getattr(left, name) > 0 for name in what)]).all(0)
 
     def left(self, index: Tensor) -> Cost:
         """Return what is left of the budget of some objects."""
@@ -121,13 +121,17 @@ class Climbers:
     def answers(self) -> Iterator[Outcome]:
         """Yield outcomes that together hold each object once.
 
-        That of the last rung that certified it; without any, that of the largest effective sample.
+        That of the last rung that certified it, chains alone only where no weights were; without
+        any, that of the largest effective sample.
         The chains of an object go along, converged or not.
         """
         passed = torch.stack([o.passed for o in self.tried])
         effective = torch.stack([o.summary.ess for o in self.tried])
         late = torch.arange(len(passed), device=passed.device)[:, None] + 1
-        score = torch.where(passed.any(0), late * passed, effective)
+        # certified weights know the evidence: they go before certified chains
+        weighted = torch.stack([o.summary.log_evidence.isfinite() for o in self.tried])
+        rank = passed * (late + len(passed) * weighted)
+        score = torch.where(passed.any(0), rank, effective)
         best = score.argmax(0)
         for i, outcome in enumerate(self.tried):
             rows = (best == i).nonzero()[:, 0]

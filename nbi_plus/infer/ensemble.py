@@ -29,8 +29,8 @@ class EnsembleConfig:
     n_walkers : int
         At least; four for each parameter, if that is more.
     max_steps : int
-    n_tau : float
-        Steps that are wanted, in autocorrelation times.
+    n_tau, ess_min : float
+        Steps that are wanted, in autocorrelation times, and effective draws of all walkers.
     n_kept : int
         Draws of each walker that a result holds at most.
     """
@@ -38,6 +38,7 @@ class EnsembleConfig:
     n_walkers: int = 64
     max_steps: int = 20_000
     n_tau: float = 50.0
+    ess_min: float = 400.0
     n_kept: int = 100
 
 
@@ -118,7 +119,9 @@ def sample(
         before, tau = tau, _autocorrelation_time(sampler)
         known = np.isfinite(before) & np.isfinite(tau)
         steady = known.all() and bool((np.abs(before - tau) < _STEADY * tau).all())
-        converged = steady and n > config.n_tau * tau.max()
+        if steady and n > config.n_tau * tau.max():
+            settled = sampler.get_chain(discard=int(_BURN_IN * tau.max()))
+            converged = bool(_collective_ess(settled).min() >= config.ess_min)
     return _result(sampler, tau, converged, z0, config)
 
 

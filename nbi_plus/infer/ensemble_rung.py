@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -52,7 +53,10 @@ def run_ensemble(climbers: Climbers, course: Course, config: EnsembleRung) -> It
         return
     climbers = climbers.where(can)
     start = Start.of(climbers, course)
-    z0 = start.places(climbers, n_walkers, course.seed)
+    if climbers.chains is None or climbers.chains.z.shape[1] != n_walkers:
+        z0 = start.places(climbers, n_walkers, course.seed)
+    else:  # those of an earlier attempt walk on from where they ended
+        z0 = start.cut.to(climbers.chains.z[:, :, -1])
     chains = []
     for i in range(len(climbers)):  # emcee samples one object at a time
         rows = torch.tensor([i], device=z0.device)
@@ -71,11 +75,12 @@ def _walk(
     density = start.density(climbers, course.meter.evaluate)
     own = torch.zeros(1, dtype=torch.int64, device=z0.device)
     jumps = start.jumps if bool(start.acceptance >= config.jump_accept) else None
-    left = course.left(climbers.index).calls
+    left = course.left(climbers.index)
+    deadline = time.perf_counter() + float(left.seconds)
     found = ensemble.sample(
-        lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=int(left),
+        lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=float(left.calls),
         seed=stage_key(course.seed, f"{climbers.stage('ensemble')} {int(climbers.keys)}"),
-        over=lambda: not bool(course.can_afford(climbers.index, "calls")), config=config.sampler,
+        over=lambda: time.perf_counter() > deadline, config=config.sampler,
     )  # fmt: skip
     samples = found.samples
     no = torch.zeros(1, dtype=torch.bool, device=z0.device)

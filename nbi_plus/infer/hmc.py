@@ -80,6 +80,13 @@ class HmcConfig:
     divergent_max: float = 0.01
     slow: float = 4.0
 
+    def __post_init__(self) -> None:
+        if not (self.windows and min(self.windows) >= 1 and self.block >= 4):
+            raise ValueError(
+                f"windows must be positive and block at least 4, but are {self.windows} and "
+                f"{self.block}."
+            )
+
 
 @dataclass(frozen=True)
 class HmcResult:
@@ -235,12 +242,14 @@ class _Goal:
             lane.tuning.log_step.exp(), converged, lane.whitening,
         )  # fmt: skip
 
-    def is_over(self, lane: Lane) -> Tensor:
-        """Say whose budget is spent, shape (B,)."""
-        config, tally = self.config, lane.tally
+    def is_spent(self, lane: Lane) -> Tensor:
+        """Say whose gradients, or time, are spent, shape (B,)."""
         late = time.perf_counter() > self.deadline
-        spent = tally.n_gradients >= config.max_gradients
-        return spent | (tally.n_steps >= config.max_steps) | late
+        return (lane.tally.n_gradients >= self.config.max_gradients) | late
+
+    def is_over(self, lane: Lane) -> Tensor:
+        """Say who may sample no longer, shape (B,)."""
+        return self.is_spent(lane) | (lane.tally.n_steps >= self.config.max_steps)
 
 
 @dataclass(frozen=True)
@@ -284,8 +293,10 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
         if at < sampling:
             stretch, after = laps[at], []
             lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
+            ready = goal.is_spent(lane)
             if stretch.ends_lap:
-                ready = _settled(lane, goal.n_super) | goal.is_over(lane) | (at + 1 == sampling)
+                ready |= _settled(lane, goal.n_super) | (at + 1 == sampling)
+            if ready.any():
                 after.append((sampling, _ready(pick(lane, ready.nonzero()[:, 0]))))
                 lane = pick(lane, (~ready).nonzero()[:, 0])
             after.append((at + 1, _refitted(lane, kernel) if stretch.refits else lane))

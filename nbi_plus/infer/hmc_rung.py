@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nbi_plus.infer import hmc
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.gradients import LogProb
+from nbi_plus.infer.gradients import Gradients, LogProb
 from nbi_plus.infer.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.outcome import Chains
 from nbi_plus.infer.starts import Start, finite_draws
+from nbi_plus.infer.whitening import Whitening
 from nbi_plus.problem.random import stage_key
 from nbi_plus.problem.target import Target
 
@@ -24,6 +25,7 @@ _LOG = logging.getLogger("nbi_plus")
 _NUMBERS_PER_LAUNCH = {"cpu": 2**17, "cuda": 2**25}  # simulated: a CPU's cache, a GPU's memory
 _PROBE_DRAWS = 256
 _PROBE_MEDIAN, _PROBE_WORST = 0.01, 0.05  # error of single precision: of half the draws, of 99 %
+_SLOPE = 0.05  # relative error of its gradient
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def run_hmc(climbers: Climbers, course: Course, config: HmcRung) -> Iterator[Cli
 
     Objects of which no draw has a finite density cannot start, and come back as they were.
     """
-    can = course.can_afford(climbers.index, "gradients") & finite_draws(climbers).any(1)
+    can = finite_draws(climbers).any(1)
+    can &= course.can_afford(climbers.index, "gradients", "calls")
     if not can.all():
         yield climbers.where(~can)
     if not can.any():
@@ -74,7 +77,8 @@ def run_hmc(climbers: Climbers, course: Course, config: HmcRung) -> Iterator[Cli
 def _chains(climbers: Climbers, course: Course, config: HmcRung) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
     start, target = Start.of(climbers, course), course.meter.target
-    if climbers.chains is None:
+    n_chains = config.n_super * config.n_each
+    if climbers.chains is None or climbers.chains.z.shape[1] != n_chains:
         z0 = start.places(climbers, config.n_super, course.seed)
         z0 = z0.repeat_interleave(config.n_each, 1)
     else:  # those of an earlier attempt go on from where they ended
@@ -86,7 +90,7 @@ def _chains(climbers: Climbers, course: Course, config: HmcRung) -> tuple[Chains
         factor=start.whitening.factor, ess_target=config.ess_target, keys=climbers.keys,
         jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept, rows=_rows(target),
         max_seconds=float(left.seconds.sum()),
-        config=replace(config.sampler, max_gradients=int(left.gradients.min())),
+        config=replace(config.sampler, max_gradients=int(left.gradients.clamp(max=2**53).min())),
     )  # fmt: skip
     course.meter.add_gradients(climbers.index, found.n_gradients)
     divergent = found.n_divergent > config.sampler.divergent_max * found.n_steps * z0.shape[1]
@@ -109,7 +113,7 @@ def _density(start: Start, climbers: Climbers, target: Target, single: bool) -> 
     if not single:
         return exact
     quick = start.density(climbers, target.single().evaluate)
-    good = _single_is_enough(start.best(climbers, _PROBE_DRAWS), exact, quick)
+    good = _single_is_enough(start.best(climbers, _PROBE_DRAWS), exact, quick, _rows(target))
     _LOG.debug("single precision is enough for %d of %d objects", int(good.sum()), len(good))
 
     def log_prob(z: Tensor, index: Tensor) -> Tensor:
@@ -123,15 +127,17 @@ def _density(start: Start, climbers: Climbers, target: Target, single: bool) -> 
     return log_prob
 
 
-def _single_is_enough(z: Tensor, exact: LogProb, quick: LogProb) -> Tensor:
-    """Say for which objects (b,) single precision moves the density of draws z by little."""
+def _single_is_enough(z: Tensor, exact: LogProb, quick: LogProb, rows: int) -> Tensor:
+    """Say for which objects (b,) single precision moves density and gradient by little at z."""
     own = torch.arange(len(z), device=z.device)
-    with torch.no_grad():
-        values = exact(z, own), quick(z, own)
-    level = [v - v.median(1, keepdim=True).values for v in values]
+    as_is = Whitening.none(z)
+    (high, slope), (low, rough) = (Gradients(f, rows)(z, own, as_is) for f in (exact, quick))
+    level = [v - v.median(1, keepdim=True).values for v in (high, low)]
     error = (level[0] - level[1]).abs().nan_to_num(torch.inf)
-    middle, worst = error.quantile(torch.tensor([0.5, 0.99]).to(error), 1)
-    return (middle < _PROBE_MEDIAN) & (worst < _PROBE_WORST)
+    off = (slope - rough).norm(dim=-1) / slope.norm(dim=-1).clamp(min=1.0)
+    levels = torch.tensor([0.5, 0.99], dtype=z.dtype, device=z.device)
+    middle, worst = error.quantile(levels, 1)
+    return (middle < _PROBE_MEDIAN) & (worst < _PROBE_WORST) & (off.quantile(0.99, 1) < _SLOPE)
 
 
 def _rows(target: Target) -> int:
@@ -149,4 +155,9 @@ def _reasons(found: hmc.HmcResult, divergent: Tensor, config: HmcRung) -> list[s
         "trajectories diverge": divergent,
     }
     table = torch.stack(list(rules.values()), 1).tolist()
-    return ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
+    why = ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
+    each = zip(why, found.converged.tolist(), strict=True)
+    return [
+        "" if good else reason or "density or tails not settled within the budget"
+        for reason, good in each
+    ]

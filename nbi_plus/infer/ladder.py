@@ -142,8 +142,8 @@ def climbers_of(
     pool = outcome.pool
     found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
     # the network was not fitted to these draws: they may count for the evidence
-    pair = replace(Pair.start(Conditioned(proposal, features), pool.z, found), n_shared=0)
-    return Climbers(pool.index, keys, pair, (outcome,))
+    start = Pair.start(Conditioned(proposal, features), pool.z, found, pool.log_q)
+    return Climbers(pool.index, keys, replace(start, n_shared=0), (outcome,))
 
 
 @torch.no_grad()

@@ -140,6 +140,8 @@ class Kernel:
         gain = reached.log_prob - 0.5 * last.square().sum(-1)
         gain = gain - (lane.places.log_prob - 0.5 * momentum.square().sum(-1))
         gain = torch.where(torch.isfinite(gain), gain, -math.inf)
+        freed = torch.isneginf(lane.places.log_prob) & torch.isfinite(reached.log_prob)
+        gain = torch.where(freed, 0.0, gain)  # out of where the density is zero any way is up
         accept = gain.clamp(max=0.0).exp()
         tuning = lane.tuning
         if t is not None:

@@ -21,7 +21,9 @@ from nbi_plus.infer.circles import Cut
 from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import MixtureConfig
 from nbi_plus.infer.outcome import Chains, Outcome, Pool
+from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.weights import Grade, summarise
+from nbi_plus.problem.target import Evaluation
 
 _MANY_SIGMA = 4.0  # between the means of two methods
 
@@ -46,6 +48,10 @@ class LayeredConfig:
         n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
     )
 
+    def family(self, n_dim: int) -> MixtureFamily:
+        """Return what is fitted to chains of so many parameters."""
+        return MixtureFamily(self.mixture.in_dims(n_dim), self.wide.in_dims(n_dim))
+
 
 def weigh_chains(
     climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
@@ -63,38 +69,59 @@ def weigh_chains(
         The name of the chains in the report.
     """
     with course.meter.timed(climbers.index):
-        climbers, outcome = _weighed(climbers, chains, course, config, rung)
+        weighing = _weigh(climbers, chains, course, config, rung)
+    outcome = weighing.outcome
     course.trail.note(outcome, is_mixture=True)
     # those of earlier rungs, too, when chains run as a check
     certified = [o for o in (*climbers.tried, outcome) if o.passed.any()]
     clash = [o.passed & _disagree(chains, o, course.circles) for o in certified]
     none = torch.zeros_like(chains.converged)
     chains = replace(chains, disagree=chains.converged & torch.stack([none, *clash]).any(0))
-    climbers = replace(climbers, chains=chains)
+    climbers, outcome = replace(climbers, chains=chains), replace(outcome, chains=chains)
     fallback = chains.converged & ~outcome.passed
-    if not fallback.all():
-        rest = (~fallback).nonzero()[:, 0]
-        yield climbers.select(rest).after(replace(outcome, chains=chains).select(rest))
+    if outcome.passed.any():
+        rows = outcome.passed.nonzero()[:, 0]
+        yield climbers.select(rows).after(outcome.select(rows))
     if fallback.any():
         rows = fallback.nonzero()[:, 0]
-        left = climbers.select(rows)
+        yield climbers.select(rows).after(_chain_outcome(weighing, chains, rung).select(rows))
+    open_ones = ~outcome.passed & ~fallback
+    if open_ones.any():
+        rows = open_ones.nonzero()[:, 0]
+        left, fresh = climbers.select(rows), weighing.select(rows)
+        # chains start from the pool: what was fitted to them is not independent of its draws
         with course.meter.timed(left.index):
-            answer = _chain_outcome(left, course, rung)
-        yield left.after(answer)
+            pair = left.pair.share(fresh.proposal, fresh.outcome.pool.z, fresh.found)
+        yield replace(left, pair=pair).after(outcome.select(rows))
 
 
-def _weighed(
+@dataclass(frozen=True)
+class _Weighing:
+    """What fresh draws of a mixture came to, and the draws of the chains it was fitted to."""
+
+    proposal: LatentProposal
+    found: Evaluation
+    outcome: Outcome
+    chain_draws: Pool
+
+    def select(self, rows: Tensor) -> _Weighing:
+        return _Weighing(
+            self.proposal.select(rows), pick(replace(self.found, errors=()), rows),
+            self.outcome.select(rows), self.chain_draws.select(rows),
+        )  # fmt: skip
+
+
+def _weigh(
     climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
-) -> tuple[Climbers, Outcome]:
-    """Return what fresh draws of a mixture say, and the climbers with these in their pool."""
+) -> _Weighing:
     z = chains.z.flatten(1, 2)
     keys, seed, stage = climbers.keys, course.seed, climbers.stage(f"{rung} weights")
-    log_target = course.meter.evaluate(z, climbers.index)
-    log_target = log_target.log_likelihood + log_target.log_prior
+    known = course.meter.evaluate(z, climbers.index)
+    log_target = known.log_likelihood + known.log_prior
     usable = log_target.isfinite()
     equal = torch.zeros_like(log_target).masked_fill(~usable, -torch.inf)
     flat = torch.where(usable, -0.5 * log_target, -torch.inf)
-    family = OnCircles(MixtureFamily(config.mixture, config.wide), course.circles)
+    family = OnCircles(config.family(climbers.n_dim), course.circles)
     proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
     found = course.meter.evaluate(fresh, climbers.index)
@@ -102,9 +129,12 @@ def _weighed(
         proposal, fresh, found, course.gate, is_mixture=True, circles=course.circles, seed=seed
     )
     pool = replace(outcome.pool, index=climbers.index)
-    # chains start from the pool: what was fitted to them is not independent of its draws
-    pair = climbers.pair.share(proposal, fresh, found)
-    return replace(climbers, pair=pair), replace(outcome, rung=f"{rung} weights", pool=pool)
+    nothing = torch.full_like(log_target, torch.nan)
+    chain_draws = Pool(
+        climbers.index, z, nothing, known.log_prior, known.log_likelihood, known.failed
+    )
+    outcome = replace(outcome, rung=f"{rung} weights", pool=pool)
+    return _Weighing(proposal, found, outcome, chain_draws)
 
 
 def _disagree(chains: Chains, outcome: Outcome, circles: tuple[int, ...]) -> Tensor:
@@ -119,26 +149,19 @@ def _disagree(chains: Chains, outcome: Outcome, circles: tuple[int, ...]) -> Ten
     return ((draws.mean(1) - mean).abs() > _MANY_SIGMA * error).any(-1)
 
 
-def _chain_outcome(climbers: Climbers, course: Course, rung: str) -> Outcome:
+def _chain_outcome(weighing: _Weighing, chains: Chains, rung: str) -> Outcome:
     """Return the draws of converged chains as an outcome of equal weights, without evidence."""
-    chains = climbers.chains
-    z = chains.z.flatten(1, 2)
-    found = course.meter.evaluate(z, climbers.index)
-    nothing = torch.full_like(found.log_prior, torch.nan)
-    pool = Pool(
-        climbers.index, z, nothing, found.log_prior, found.log_likelihood, found.failed
-    )
-    equal, none = torch.zeros_like(nothing), torch.zeros_like(climbers.index)
-    failure = none.to(torch.uint8)
-    no = torch.zeros_like(found.failed)
-    cleaned = CleanWeights(equal, none + z.shape[1], none, no.any(1), no, failure)
+    pool = weighing.chain_draws
+    equal, none = torch.zeros_like(pool.log_q), torch.zeros_like(pool.index)
+    failure, no = none.to(torch.uint8), torch.zeros_like(pool.failed)
+    cleaned = CleanWeights(equal, none + equal.shape[1], none, no.any(1), no, failure)
     s = summarise(equal)
     unknown = torch.full_like(s.ess, torch.nan)
     ess = torch.minimum(chains.ess.amin(-1), s.ess)
     summary = replace(
         s, ess=ess, ess_low=ess, efficiency=ess / s.ess, k_hat=unknown, k_hat_moment=unknown,
         log_evidence=unknown, log_evidence_err=unknown, log_evidence_psis=unknown,
-        evidence_reliable=torch.zeros_like(no.any(1)), evidence_soft=torch.zeros_like(no.any(1)),
+        evidence_reliable=no.any(1), evidence_soft=no.any(1),
     )  # fmt: skip
     grade = torch.full_like(failure, Grade.A)
-    return Outcome(rung, pool, cleaned, summary, grade, chains=pick(chains, slice(None)))
+    return Outcome(rung, pool, cleaned, summary, grade, chains=chains)

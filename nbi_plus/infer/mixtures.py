@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ _EMPTY = 1e-4  # share that keeps an emptied component alive
 _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
+_MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
 _MODE_SCALES = (0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
@@ -111,6 +112,10 @@ class MixtureConfig:
             raise ValueError(f"every option must be positive, but they are {self}.")
         if not self.wide_share < 1:
             raise ValueError(f"wide_share must be below 1, but is {self.wide_share!r}.")
+
+    def in_dims(self, n_dim: int) -> MixtureConfig:
+        """Return the same for so many parameters: in many, one component, with lighter tails."""
+        return self if n_dim <= MANY_DIMS else replace(self, n_components=1, dof=_MANY_DIMS_DOF)
 
     def sizes(self, n_dim: int) -> tuple[int, ...]:
         """Return the numbers of components to choose from."""

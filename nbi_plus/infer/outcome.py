@@ -10,6 +10,9 @@ from torch import Tensor
 from nbi_plus.infer.assemble import CleanWeights, Failure
 from nbi_plus.infer.batched import pick
 from nbi_plus.infer.weights import Grade, WeightSummary
+from nbi_plus.problem.target import Z_MAX
+
+_RIM, _RIM_MASS = 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,22 @@ class Outcome:
     @property
     def passed(self) -> Tensor:
         """Which objects need no further rung, bool (b,)."""
-        return self.grade > Grade.F
+        return (self.grade > Grade.F) & ~self.cut_off
+
+    @property
+    def cut_off(self) -> Tensor:
+        """Whose posterior would go on where the latent space ends, bool (b,).
+
+        The data want parameters that the prior all but excludes, by eight standard deviations.
+        """
+        far = (self.pool.z.abs() > Z_MAX - _RIM).any(-1)
+        return (self.summary.weights * far).sum(1) > _RIM_MASS
 
     @property
     def can_improve(self) -> Tensor:
         """Which objects another rung may help: a broken simulator is no matter of draws."""
-        return ~self.passed & (self.cleaned.failure != Failure.SIMULATOR)
+        settled = (self.grade > Grade.F) & self.cut_off
+        return ~self.passed & ~settled & (self.cleaned.failure != Failure.SIMULATOR)
 
     def select(self, rows: Tensor) -> Outcome:
         """Return some of the objects."""

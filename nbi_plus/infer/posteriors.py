@@ -40,23 +40,23 @@ class Posteriors:
     ood_p_value, fit_p_value : ndarray, shape (N,)
         p-values of the feature distance, and of the data given the posterior.
     n_masked, n_simulated, n_gradients, n_failed : ndarray of int, shape (N,)
-        Points masked for not being finite; simulations without and with a gradient; draws of the
-        answer whose simulation failed.
+        Points masked for not being finite; simulations without and with a gradient that the rungs
+        made (`fit_p_value` takes 100 more); draws of the answer whose simulation failed.
     mean, std : ndarray, shape (N, D)
     quantiles : ndarray, shape (N, 3, D)
         At 0.16, 0.5 and 0.84.
     draws : tuple of Posterior, or None
         The kept draws of each object; None when only summaries were kept.
-    unfinished : tuple of Unfinished or None
-        Where an object stands that no rung certified: `Engine.retry` goes on from there. None for
-        all others, and when only summaries were kept.
+    unfinished : tuple, or None
+        Where each object stands that no rung certified, for `Engine.retry` to go on from; None
+        for the others. None altogether when not all draws were kept.
     """
 
     NUMBERS: ClassVar[tuple[str, ...]] = (
         *NUMBERS, "n_masked", "n_simulated", "n_gradients", "n_failed",
     )  # fmt: skip
 
-    LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs", "unfinished")
+    LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs")
 
     parameters: Parameters
     ids: NDArray
@@ -79,8 +79,8 @@ class Posteriors:
     mean: Array
     std: Array
     quantiles: Array
-    unfinished: tuple[Unfinished | None, ...]
     draws: tuple[Posterior, ...] | None = None
+    unfinished: tuple[Unfinished | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,8 +101,11 @@ class Posteriors:
         arrays = {
             k: getattr(self, k)[chosen] for k in ("ids", "mean", "std", "quantiles", *self.NUMBERS)
         }
-        draws = None if self.draws is None else tuple(self.draws[i] for i in chosen)
-        return replace(self, **lists, **arrays, draws=draws)
+        kept = {
+            k: None if getattr(self, k) is None else tuple(getattr(self, k)[i] for i in chosen)
+            for k in ("draws", "unfinished")
+        }
+        return replace(self, **lists, **arrays, **kept)
 
     def __repr__(self) -> str:
         counts = ", ".join(
@@ -132,5 +135,8 @@ class Posteriors:
         lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
         names = ("ids", "mean", "std", "quantiles", *cls.NUMBERS)
         arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
-        draws = None if first.draws is None else tuple(d for p in parts for d in p.draws)
-        return replace(first, **lists, **arrays, draws=draws)
+        kept = {
+            k: None if getattr(first, k) is None else sum((getattr(p, k) for p in parts), ())
+            for k in ("draws", "unfinished")
+        }
+        return replace(first, **lists, **arrays, **kept)

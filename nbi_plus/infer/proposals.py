@@ -159,7 +159,7 @@ class Blend:
 
     def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
         """Return draws (B, n, D)."""
-        edges = [round(n * sum(self.shares[:i])) for i in range(len(self.parts) + 1)]
+        edges = [math.floor(n * sum(self.shares[:i]) + 0.001) for i in range(len(self.parts) + 1)]
         drawn = [
             part.draw(keys, stop - start, seed, f"{stage} part {i}")
             for i, (part, start, stop) in enumerate(

@@ -11,7 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.amis import Family, FlowFamily, MixtureFamily, OnCircles, Pair, adapt
 from nbi_plus.infer.certificate import outcome_of
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.mixtures import MANY_DIMS, MixtureConfig
+from nbi_plus.infer.mixtures import MixtureConfig
 from nbi_plus.infer.proposals import PriorProposal
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.weights import Gate, summarise
@@ -32,6 +32,8 @@ class RefineConfig:
         Draws of the prior that join the pool, so that a mode is seen that the network left out.
     n_certify : int
         Fresh draws that must pass the gate.
+    ess_min : float
+        Effective draws that an object must have for the rung to begin.
     mixture, wide : MixtureConfig
         Of the proposal and of its wide part: cheaper fits than one object alone would get.
     """
@@ -40,6 +42,7 @@ class RefineConfig:
     n_each: int = 500
     n_scouts: int = 2048
     n_certify: int = 2048
+    ess_min: float = 0.0
     mixture: MixtureConfig = MixtureConfig(
         n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
     )
@@ -49,10 +52,7 @@ class RefineConfig:
 
     def family(self, n_dim: int) -> MixtureFamily:
         """Return what is fitted to objects of so many parameters."""
-        if n_dim > MANY_DIMS:
-            one = replace(self.mixture, n_components=1)
-            return MixtureFamily(one, replace(self.wide, n_components=1))
-        return MixtureFamily(self.mixture, self.wide)
+        return MixtureFamily(self.mixture.in_dims(n_dim), self.wide.in_dims(n_dim))
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class FlowRung:
 
     Attributes
     ----------
-    n_rounds, n_each, n_scouts, n_certify : int
-        As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already.
+    n_rounds, n_each, n_scouts, n_certify, ess_min
+        As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already, and a flow
+        learns nothing from a handful of draws.
     density : DensityConfig
         How a flow is trained, for one object after the other.
     """
@@ -71,6 +72,7 @@ class FlowRung:
     n_each: int = 1000
     n_scouts: int = 0
     n_certify: int = 2048
+    ess_min: float = 20.0
     density: DensityConfig = field(default_factory=DensityConfig)
 
     def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineConfig.family`
@@ -109,7 +111,12 @@ def refine(
         Its name in the report.
     """
     family = OnCircles(config.family(climbers.n_dim), course.circles)
-    groups = [_Open(_scouted(climbers, course, config, rung))]
+    begins = (climbers.pair.ess >= config.ess_min) & course.can_afford(climbers.index, "calls")
+    if not begins.all():
+        yield climbers.where(~begins)
+    if not begins.any():
+        return
+    groups = [_Open(_scouted(climbers.where(begins), course, config, rung))]
     while groups:
         group = groups.pop()
         over = ~course.can_afford(group.climbers.index, "calls")
@@ -126,7 +133,10 @@ def refine(
             tried = _certified(group.where(ready), course, family, config, rung)
             done = tried.passed | ends
             if done.any():
-                course.trail.note(tried.where(done).tried[-1], is_mixture=family.is_mixture)
+                course.trail.note(
+                    tried.where(done).tried[-1], is_mixture=family.is_mixture,
+                    otherwise="fresh draws did not pass",
+                )  # fmt: skip
                 yield tried.where(done)
             if not done.all():
                 # a certificate that failed is no outcome yet: its draws only join the pool
@@ -138,10 +148,9 @@ def _scouted(
     climbers: Climbers, course: Course, config: RefineConfig | FlowRung, rung: str
 ) -> Climbers:
     """Return the objects with draws of the prior in their pool."""
-    n = config.n_scouts
-    if n == 0 or climbers.attempt > 0:
+    n, prior = config.n_scouts, PriorProposal(climbers.n_dim)
+    if n == 0 or prior in climbers.pair.a.proposals:
         return climbers
-    prior = PriorProposal(climbers.n_dim)
     with course.meter.timed(climbers.index):
         z = prior.draw(climbers.keys, n, course.seed, f"{rung} scouts")
         found = course.meter.evaluate(z, climbers.index)
@@ -193,5 +202,5 @@ def _out_of_budget(climbers: Climbers, course: Course, family: Family, rung: str
         climbers.pair, None, course.gate, is_mixture=family.is_mixture, rung=rung,
         index=climbers.index, circles=course.circles, seed=course.seed,
     )  # fmt: skip
-    course.trail.note(outcome, is_mixture=family.is_mixture)
+    course.trail.note(outcome, is_mixture=family.is_mixture, otherwise="the budget was spent")
     return climbers.after(outcome)

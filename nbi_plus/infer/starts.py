@@ -15,6 +15,8 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.gradients import LogProb
 from nbi_plus.infer.mixtures import MixtureConfig, fit_mixture, temper
 from nbi_plus.infer.proposals import LatentProposal
+from nbi_plus.infer.resample import systematic_resample
+from nbi_plus.infer.weights import normalise
 from nbi_plus.infer.whitening import Whitening
 from nbi_plus.problem.random import keyed_uniform
 from nbi_plus.problem.target import Evaluation
@@ -47,7 +49,7 @@ class Start:
     log_weights, height : Tensor, shape (b, S)
         Of the pool; -inf for draws without a finite density.
     acceptance : Tensor, shape (b,)
-        Share of jumps between independent draws of the pool that would be accepted.
+        Share of jumps that would be accepted.
     """
 
     cut: Cut
@@ -66,15 +68,12 @@ class Start:
         weights = _learning_weights(log_weights, finite, climbers.n_dim)
         z = torch.where(weights[..., None] > 0, climbers.z, 0.0)
         cut = Cut.of(z, weights, course.circles)
+        height = torch.where(finite, torch.cat(height, 1), -torch.inf)
         z, stage = cut.to(z), climbers.stage("jumps")
-        return cls(
-            cut,
-            Whitening.of(z, weights),
-            fit_mixture(z, weights, climbers.keys, _JUMPS, course.seed, stage),
-            log_weights,
-            torch.where(finite, torch.cat(height, 1), -torch.inf),
-            _acceptance(log_weights, climbers.keys, course.seed, climbers.stage("pairs")),
-        )
+        config = _JUMPS.in_dims(climbers.n_dim)
+        jumps = fit_mixture(z, weights, climbers.keys, config, course.seed, stage)
+        accepted = _acceptance(jumps, z, climbers, log_weights, height, course.seed)
+        return cls(cut, Whitening.of(z, weights), jumps, log_weights, height, accepted)
 
     def places(self, climbers: Climbers, n: int, seed: int) -> Tensor:
         """Return ``n`` draws of each object, shape (b, n, D), in the coordinates of the cut.
@@ -132,9 +131,27 @@ def _learning_weights(log_weights: Tensor, finite: Tensor, n_dim: int) -> Tensor
     return torch.where(few, finite / finite.sum(1, keepdim=True), weights)
 
 
-def _acceptance(log_weights: Tensor, keys: Tensor, seed: int, stage: str) -> Tensor:
-    others = log_weights.gather(
-        1, keyed_uniform(seed, stage, keys, log_weights.shape[1:]).argsort(1)
+def _acceptance(
+    jumps: LatentProposal, z: Tensor, climbers: Climbers, log_weights: Tensor, height: Tensor,
+    seed: int,
+) -> Tensor:  # fmt: skip
+    """Return the share (b,) of jumps that would be accepted, from the draws of the pool.
+
+    Chains stand where the posterior is, jumps come from their mixture: the pool is resampled to
+    both.
+    """
+    log_q = jumps.log_prob(z)
+    log_pool = torch.cat([climbers.pair.a.log_mixture, climbers.pair.b.log_mixture], 1)
+    to_jumps = normalise((log_q - log_pool).masked_fill(height == -torch.inf, -torch.inf))
+    stage = climbers.stage("pairs")
+    comb = keyed_uniform(seed, stage, climbers.keys, (2,))
+    n = z.shape[1]
+    usable = torch.full_like(to_jumps, 1 / n)
+    here, there = (
+        systematic_resample(torch.where(w.sum(1, keepdim=True) > 0, w, usable), n, comb[:, i])
+        for i, w in enumerate((normalise(log_weights), to_jumps))
     )
-    ratio = torch.where(log_weights > -torch.inf, log_weights - others, -torch.inf)
-    return torch.where(others > -torch.inf, ratio.clamp(max=0.0).exp(), 1.0).mean(1)
+    shuffle = keyed_uniform(seed, stage + " order", climbers.keys, (n,)).argsort(1)
+    ratio = height - log_q
+    gain = ratio.gather(1, there).gather(1, shuffle) - ratio.gather(1, here)
+    return torch.where(gain.isnan(), -torch.inf, gain).clamp(max=0.0).exp().mean(1)

@@ -44,10 +44,12 @@ class Stream:
     counts: tuple[int, ...]
 
     @classmethod
-    def start(cls, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Stream:
-        """Return a stream of the draws of one proposal."""
-        log_q = proposal.log_prob(z)[None]
-        return cls(z, found.log_prior, found.log_likelihood, found.failed, log_q,
+    def start(
+        cls, proposal: LatentProposal, z: Tensor, found: Evaluation, log_q: Tensor | None = None
+    ) -> Stream:
+        """Return a stream of the draws of one proposal; ``log_q`` (B, S) if it is known already."""
+        log_q = proposal.log_prob(z) if log_q is None else log_q
+        return cls(z, found.log_prior, found.log_likelihood, found.failed, log_q[None],
                    (proposal,), (z.shape[1],))  # fmt: skip
 
     def add(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Stream:

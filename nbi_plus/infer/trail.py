@@ -14,6 +14,8 @@ from nbi_plus.infer.outcome import Chains, Outcome
 from nbi_plus.infer.status import Rung
 from nbi_plus.infer.weights import Gate
 
+_CUT_OFF = "the prior all but excludes what the data want"
+
 
 @dataclass
 class Trail:
@@ -46,12 +48,19 @@ class Trail:
         cost = self.meter.read(rows.to(self.meter.calls.device))
         return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
 
-    def note(self, outcome: Outcome, *, is_mixture: bool = False) -> None:
-        """Write a line for every object of an outcome of weighted draws."""
+    def note(
+        self, outcome: Outcome, *, is_mixture: bool = False, otherwise: str = ""
+    ) -> None:
+        """Write a line for every object of an outcome of weighted draws.
+
+        ``otherwise`` is the reason where the weights themselves show none.
+        """
         s = outcome.summary
         reasons = self.gate.reasons(s, is_mixture)
-        passed = outcome.passed.tolist()
-        why = ["" if good else reason for good, reason in zip(passed, reasons, strict=True)]
+        each = zip(outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, strict=True)
+        why = [
+            "" if good else _CUT_OFF if cut else reason or otherwise for good, cut, reason in each
+        ]
         nan = torch.full_like(s.ess, torch.nan)
         columns = (s.n_draws, s.ess, s.efficiency, s.k_hat, outcome.passed)
         self._write(outcome.rung, outcome.pool.index, columns, why, nan)

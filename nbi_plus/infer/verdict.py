@@ -19,7 +19,7 @@ from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.resample import systematic_resample
 from nbi_plus.infer.status import Flag, Rung, Status
 from nbi_plus.infer.trail import Trail
-from nbi_plus.infer.weights import Gate, Grade
+from nbi_plus.infer.weights import Gate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
@@ -137,8 +137,8 @@ def _weighted(
     ]
     passed = _STATUS[outcome.rung]
     status = tuple(
-        Status.FAILED if reason else passed if g > Grade.F else Status.UNCERTIFIED
-        for reason, g in zip(failure, outcome.grade.tolist(), strict=True)
+        Status.FAILED if reason else passed if good else Status.UNCERTIFIED
+        for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
     if trail is None:
@@ -185,8 +185,10 @@ def _flags(
 ) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each object: every rule is evaluated for all objects at once."""
     s, pool, gate = outcome.summary, outcome.pool, request.gate
-    whole = unwrapped(pool.z, outcome.cleaned.log_weights, circular_columns(request.prior.periods))
-    at_edge = (s.weights[..., None] * (pool.z.abs() > _EDGE_Z)).sum(1).amax(-1) > _EDGE_MASS
+    circles = circular_columns(request.prior.periods)
+    whole = unwrapped(pool.z, outcome.cleaned.log_weights, circles)
+    at_edge = (s.weights[..., None] * (pool.z.abs() > _EDGE_Z)).sum(1)
+    at_edge[:, list(circles)] = 0.0  # a circle has no edge
     nothing = s.ess <= 0
     rules = {
         Flag.OOD: objects.ood[pool.index],
@@ -197,7 +199,7 @@ def _flags(
         Flag.DOMINATED: s.max_share > _DOMINATED,
         Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
         Flag.MULTIMODAL: separate_modes(whole, s.weights) & (s.ess >= gate.ess_min),
-        Flag.EDGE: at_edge,
+        Flag.EDGE: at_edge.amax(-1) > _EDGE_MASS,
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
@@ -236,7 +238,7 @@ def _collect(
         **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
-        unfinished=(None,) * len(rows),
+        unfinished=(None,) * len(rows) if request.keep is None else None,
     )  # fmt: skip
     if request.keep == 0:
         return result

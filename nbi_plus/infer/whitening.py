@@ -35,6 +35,12 @@ class Whitening:
         return cls(mean, _cholesky(cov, _RIDGE))
 
     @classmethod
+    def none(cls, z: Tensor) -> Whitening:
+        """Return the coordinates in which u is z (B, n, D)."""
+        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        return cls(torch.zeros_like(z[:, :1]), eye.expand(len(z), -1, -1))
+
+    @classmethod
     def of_starts(cls, starts: Tensor) -> Whitening:
         """Return rough coordinates from few starting points (B, K, D), each axis on its own."""
         mean = starts.mean(1, keepdim=True)
