@@ -251,3 +251,24 @@ def test_jumps_from_a_mixture_give_every_chain_every_component():
     share = (found.samples[..., 0] < 0).double().mean()
     assert found.converged.all()
     assert float(share) == pytest.approx(0.8, abs=4.5 * (0.16 / 1000) ** 0.5)
+
+
+def test_chains_that_start_where_the_density_is_zero_get_out():
+    """The density ends at a wall, and some superchains start behind it."""
+    def log_prob(z, index):  # noqa: ARG001
+        return torch.where(z[..., 0] < -3, -math.inf, -0.5 * z.square().sum(-1))
+
+    z0 = starts(1, 2, seed=3).clone()
+    z0[:, :8, 0] = -3.05
+    found = hmc.sample(log_prob, z0, seed=0)
+    assert found.log_prob.isfinite().all()
+    assert found.converged.all()
+
+
+def test_time_and_gradients_end_the_warming_up_too():
+    banana = Banana(bend=3.0, width=0.03, n_dim=4)
+    log_prob = lambda z, index: banana.log_prob(z)  # noqa: E731, ARG005
+    found = hmc.sample(log_prob, starts(2, 4), seed=0, config=hmc.HmcConfig(max_gradients=1000))
+    # the stretch that had begun, one block of sampling, and a new metric
+    assert (found.n_gradients <= (10 + 25) * 64 * 64 + 1000 + 64).all()
+    assert not found.converged.any()

@@ -363,3 +363,87 @@ def test_posteriors_a_ten_thousandth_as_wide_as_the_prior():
     assert (sd < 2e-4).all()
     assert posteriors.certified.all()
     assert (np.abs(posteriors.mean - mean) / sd < 4.5 / np.sqrt(posteriors.ess)[:, None]).all()
+
+
+def test_an_object_without_support_leaves_the_others_alone():
+    """Counts of one object are no whole numbers: nothing explains them."""
+    t = torch.linspace(0, 1, 20, dtype=torch.float64)
+    engine = nbi.Engine(
+        lambda theta: torch.exp(1 + theta[:, :1] + theta[:, 1:] * t),
+        {"a": norm(0, 1), "b": norm(0, 1)}, noise=nbi.PoissonNoise(), featurizer="resnet",
+        ladder=replace(STRAIGHT_TO_CHAINS, refine=RefineConfig(n_rounds=2)),
+    ).fit(n_sims=400, n_epochs=2)  # fmt: skip
+    x = np.random.default_rng(0).poisson(4.0, size=(4, 20)).astype(float)
+    x[2] += 0.5
+    posteriors = engine.predict_many(nbi.Observations.from_arrays(x))
+    assert posteriors.status[2] is nbi.Status.FAILED
+    assert "FAIL_NO_SUPPORT" in posteriors[2].report
+    assert posteriors.certified[[0, 1, 3]].all()
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_single_precision_is_taken_only_where_density_and_gradient_bear_it(problem, survey, seen):
+    """A simulator that multiplies with its own float64 numbers raises in single precision."""
+    design = torch.as_tensor(problem.design)
+    fits = lambda theta: theta @ design.to(theta.dtype)  # noqa: E731
+    stiff = lambda theta: theta @ design  # noqa: E731
+    engine = nbi.Engine(fits if seen else stiff, problem.prior, noise=problem.sigma,
+                        featurizer="resnet", ladder=replace(STRAIGHT_TO_CHAINS,
+                        hmc=HmcRung(single=True))).fit(n_sims=400, n_epochs=2)  # fmt: skip
+    posteriors = engine.predict_many(survey[:4])
+    mean, cov = problem.posterior(survey.batch().x[:4, 0].numpy())
+    off = (posteriors.mean - mean) / np.sqrt(np.diag(cov))
+    assert posteriors.certified.all()
+    assert np.abs(off).max() < 4.5 / np.sqrt(posteriors.ess.min())
+    assert (posteriors.n_gradients < 60_000).all()
+
+
+def test_thirty_parameters():
+    problem = LinearGaussian(30, 60, sigma=0.5)
+    design = torch.as_tensor(problem.design)
+    engine = nbi.Engine(lambda theta: theta @ design, problem.prior, noise=problem.sigma,
+                        featurizer="resnet").fit(n_sims=500, n_epochs=2)  # fmt: skip
+    x = problem.observe(3, seed=2)[1]
+    posteriors = engine.predict_many(nbi.Observations.from_arrays(x))
+    mean, cov = problem.posterior(x)
+    off = (posteriors.mean - mean) / np.sqrt(np.diag(cov))
+    error = (posteriors.log_evidence - problem.log_evidence(x)) / posteriors.log_evidence_err
+    assert posteriors.certified.all()
+    assert (np.abs(off) < 4.5 / np.sqrt(posteriors.ess)[:, None]).all()
+    assert (np.abs(error) < 4.5).all()
+
+
+def test_certified_weights_go_before_certified_chains(engine, survey):
+    """No mixture passes this gate, but the network's own draws do."""
+    lenient = nbi.Gate(ess_min=1, eff_min=1e-4, eff_min_mix=1.1)
+    ladder = nbi.Ladder(escalate="always", gate=lenient, top_up_draws=2048)
+    posteriors = with_ladder(engine, ladder).predict_many(survey)
+    before = np.array([rungs[0].passed for rungs in posteriors.rungs])
+    checked = np.array([any(r.name == "hmc" and r.passed for r in rungs)
+                        for rungs in posteriors.rungs])  # fmt: skip
+    both = before & checked
+    assert both.any()
+    for i in np.flatnonzero(both):
+        assert posteriors.status[i] is nbi.Status.REWEIGHTED
+        assert np.isfinite(posteriors.log_evidence[i])
+        assert posteriors[i].chains is not None
+
+
+def test_retry_may_change_the_chains(engine, survey):
+    none = nbi.Gate(eff_min=1.1, eff_min_low=1.1, eff_min_mix=1.1)
+    short = replace(HmcRung().sampler, max_steps=25, windows=(5,), max_laps=1)
+    ladder = replace(STRAIGHT_TO_CHAINS, gate=none, flow=FlowRung(n_rounds=0),
+                     hmc=HmcRung(sampler=short, ess_target=1e6))  # fmt: skip
+    first = with_ladder(engine, ladder).predict_many(survey[:2])
+    assert not first.certified.any()
+    other = replace(STRAIGHT_TO_CHAINS, hmc=HmcRung(n_super=6, n_each=4))
+    again = engine.retry(first, ladder=other)
+    assert again.certified.all()
+    assert again[0].chains.shape[0] == 24
+
+
+def test_time_is_a_budget(engine, survey):
+    ladder = replace(STRAIGHT_TO_CHAINS, budget=Budget(seconds=1e-9))
+    posteriors = with_ladder(engine, ladder).predict_many(survey)
+    names = {rung.name for rungs in posteriors.rungs for rung in rungs}
+    assert names == {"reweight"}

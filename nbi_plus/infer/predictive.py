@@ -38,7 +38,7 @@ def fit_p_values(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> T
     result = torch.full_like(outcome.summary.ess, math.nan)
     alive = (weights.sum(1) > 0).nonzero()[:, 0]
     step = max(1, _NUMBERS // (_N_DRAWS * math.prod(target.data.x.shape[1:])))
-    for rows in alive.split(step):
+    for rows in alive.split(step) if len(alive) else ():
         comb = keyed_uniform(seed, "fit draws", keys[rows], (1,))[:, 0]
         pick = systematic_resample(weights[rows], _N_DRAWS, comb)
         z = pool.z[rows].gather(1, pick[..., None].expand(-1, -1, pool.z.shape[-1]))
