@@ -270,6 +270,8 @@ def test_points_without_an_error_bar_are_masked_and_counted(quick, bad):
         assert posteriors.ess[2] == 0
         assert np.isnan(posteriors.mean[2]).all()
         assert np.isnan(posteriors.fit_p_value[2])
+        assert np.isnan(posteriors.log_evidence[2])
+        assert [rung.name for rung in posteriors.rungs[2]] == ["reweight"]
 
 
 # --- nobody is lost ------------------------------------------------------------------------------
@@ -343,10 +345,7 @@ def check_nobody_is_lost(engine, rows, name, n_samples, at_once):
     check_ownership(engine, rows, retried)
     for old, new in zip(posteriors, retried, strict=True):
         assert new is old or not old.certified
-        if old.status is nbi.Status.FAILED:
-            assert new.status is old.status
-        else:
-            assert repr(new.rungs[: len(old.rungs)]) == repr(old.rungs)
+        assert repr(new.rungs[: len(old.rungs)]) == repr(old.rungs)
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -361,7 +360,7 @@ def test_nobody_is_lost_before_chains(quick, rows, name, n_samples, at_once):
 
 
 @pytest.mark.statistics
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(
     rows=SUBSETS,
     name=st.sampled_from(list(LADDERS)),

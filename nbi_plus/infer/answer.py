@@ -104,7 +104,8 @@ class Answerer:
                             request.seed)  # fmt: skip
             party = Party(objects, rows, features, course)
             for outcome in reweight(proposal, features, objects.keys, course, ladder):
-                goes_on = ladder.goes_on(outcome)
+                # no rung can make up for data without a point
+                goes_on = ladder.goes_on(outcome) & batch.mask.any((1, 2))[outcome.pool.index]
                 if not goes_on.all():
                     yield settled(outcome.select((~goes_on).nonzero()[:, 0]), party, request)
                 if goes_on.any():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,20 +18,16 @@ from torch import Tensor
 from nbi_plus.infer.batched import join, pick
 from nbi_plus.infer.chains import bulk_ess, folded, nested_r_hat, tail_ess
 from nbi_plus.infer.gradients import Gradients, LogProb
-from nbi_plus.infer.lane import Kernel, Lane, Places, Tally
+from nbi_plus.infer.lane import Kernel, Lane
 from nbi_plus.infer.proposals import LatentProposal
-from nbi_plus.infer.tuning import Tuning
+from nbi_plus.infer.warming import enter, laps, ready_to_sample, refitted, settled
 from nbi_plus.infer.whitening import Whitening
 from nbi_plus.problem.random import content_keys
 
 _BYTES_KEPT = 2**30  # of the draws of all objects that are sampled at once
 _ROWS = {"cpu": 4096, "cuda": 2**19}
 _NUMBERS_JUDGED = 2**19
-_STRETCH = 10  # steps of warming up after which stragglers may change lanes
 _N_LANES = 3
-_DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
-_APART = 2.0  # R-hat of the log-density: modes of unlike height may differ, lost chains do more
-_WIDER = 3.0  # variance along any direction, in coordinates where it should be one
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     done = []
     for index in torch.arange(n, device=device).split(at_once):
         gradients.check(z0[index], index)
-        lane = _enter(z0[index], index, keys[index], allowed[index], pick(start, index), kernel)
+        lane = enter(z0[index], index, keys[index], allowed[index], pick(start, index), kernel)
         done += _run(lane, kernel, goal)
     order = torch.cat([lane.index for lane, _ in done]).argsort()
     return pick(join([result for _, result in done]), order)
@@ -252,54 +248,27 @@ class _Goal:
         return self.is_spent(lane) | (lane.tally.n_steps >= self.config.max_steps)
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Some steps: their first number, their place in the window, and what follows them.
-
-    ``refits`` whitens anew; ``ends_lap`` lets objects sample that have settled, or all at last.
-    """
-
-    first: int
-    window: range
-    adapts: bool
-    refits: bool = False
-    ends_lap: bool = False
-
-
-def _laps(config: HmcConfig) -> list[_Stretch]:
-    """Return the stretches of all laps of warming up."""
-    found, first = [], 1
-    for i, size in enumerate(config.windows * config.max_laps):
-        ends_lap = (i + 1) % len(config.windows) == 0
-        for start in range(0, size, _STRETCH):
-            window = range(start + 1, min(start + _STRETCH, size) + 1)
-            last = window.stop == size + 1
-            found.append(_Stretch(first, window, True, last, last and ends_lap))
-            first += len(window)
-    return found
-
-
 def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcResult]]:
     """Yield lanes of finished objects and their results, until none is left.
 
     The fastest lane goes first; lanes of one speed that have come as far as each other merge.
     """
-    config, laps = goal.config, _laps(goal.config)
-    sampling = len(laps)
+    config, all_laps = goal.config, laps(goal.config.windows, goal.config.max_laps)
+    sampling = len(all_laps)
     waiting: dict[tuple[int, int], list[Lane]] = {(0, 0): [lane]}
     while waiting:
         speed, at = min(waiting)
         lane = join(waiting.pop((speed, at)))
         if at < sampling:
-            stretch, after = laps[at], []
+            stretch, after = all_laps[at], []
             lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
             ready = goal.is_spent(lane)
             if stretch.ends_lap:
-                ready |= _settled(lane, goal.n_super) | (at + 1 == sampling)
+                ready |= settled(lane, goal.n_super) | (at + 1 == sampling)
             if ready.any():
-                after.append((sampling, _ready(pick(lane, ready.nonzero()[:, 0]))))
+                after.append((sampling, ready_to_sample(pick(lane, ready.nonzero()[:, 0]))))
                 lane = pick(lane, (~ready).nonzero()[:, 0])
-            after.append((at + 1, _refitted(lane, kernel) if stretch.refits else lane))
+            after.append((at + 1, refitted(lane, kernel) if stretch.refits else lane))
         else:
             first = config.max_laps * sum(config.windows) + 1 + (at - sampling) * config.block
             lane = kernel.stretch(lane, first, range(1, config.block + 1), adapts=False)
@@ -316,25 +285,6 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
                 waiting.setdefault((more, further), []).append(part)
 
 
-def _settled(lane: Lane, n_super: int) -> Tensor:
-    """Say whose chains have arrived, shape (B,).
-
-    Within the last window their density neither rises nor falls, no superchain's is far from the
-    others', and no direction has become much wider than the coordinates of that window say.
-    """
-    quarter = max(lane.draws.shape[2] // 4, 1)
-    early, late = (
-        lane.draws[:, :, part].flatten(1, 2) for part in (slice(0, quarter), slice(-quarter, None))
-    )
-    rise = (late[..., -1].mean(1) - early[..., -1].mean(1)).abs()
-    u = lane.whitening.to(late[..., :-1])
-    u = u - u.mean(1, keepdim=True)
-    widest = torch.linalg.eigvalsh(u.transpose(1, 2) @ u / u.shape[1]).amax(-1)
-    apart = nested_r_hat(lane.draws[..., -1:], n_super)[:, 0]
-    steady = (rise <= _DRIFT * late[..., -1].std(1)) & (widest <= _WIDER)
-    return steady & (apart <= _APART)
-
-
 def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, Lane]]:
     """Yield the objects of a lane, those of much longer trajectories apart."""
     if not len(lane):
@@ -346,42 +296,6 @@ def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, 
         return
     yield speed, pick(lane, (~slow).nonzero()[:, 0])
     yield speed + 1, pick(lane, slow.nonzero()[:, 0])
-
-
-def _enter(
-    z0: Tensor, index: Tensor, keys: Tensor, may_jump: Tensor, whitening: Whitening, kernel: Kernel
-) -> Lane:
-    """Return a lane of objects at their starts."""
-    u, n_dim = whitening.to(z0), z0.shape[-1]
-    places = Places(u, *kernel.gradients(u, index, whitening))
-    tuning = Tuning.start(len(z0), 0.5 * n_dim**-0.25, z0)
-    nothing = z0.new_empty(len(z0), z0.shape[1], 0, n_dim + 1)
-    return Lane(
-        index, keys, places, whitening, tuning, Tally.zero(len(z0), z0), nothing, may_jump
-    )
-
-
-def _ready(lane: Lane) -> Lane:
-    """Return a lane that has warmed up: tuning frozen, nothing counted but gradients."""
-    tally = replace(
-        Tally.zero(len(lane), lane.places.u), n_gradients=lane.tally.n_gradients
-    )
-    return replace(lane, draws=lane.draws[:, :, :0], tuning=lane.tuning.frozen, tally=tally)
-
-
-def _refitted(lane: Lane, kernel: Kernel) -> Lane:
-    """Return a lane in new coordinates, learned from the second half of its window."""
-    if not len(lane):
-        return lane
-    n, n_chains, n_steps = lane.draws.shape[:3]
-    recent = lane.draws[:, :, n_steps // 2 :, :-1].flatten(1, 2)
-    whitening = lane.whitening.refit(recent, max(n_chains, recent.shape[1] / 4))
-    u = whitening.to(lane.z)
-    places = Places(u, *kernel.gradients(u, lane.index, whitening))
-    tuning = Tuning.start(n, 0.9 * u.shape[-1] ** -0.25, u)
-    tally = replace(lane.tally, n_gradients=lane.tally.n_gradients + n_chains)
-    return replace(lane, places=places, whitening=whitening, tuning=tuning, tally=tally,
-                   draws=lane.draws[:, :, :0])  # fmt: skip
 
 
 def _check(z0: Tensor, n_super: int) -> None:

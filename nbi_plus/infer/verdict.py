@@ -175,6 +175,7 @@ def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> d
         "efficiency": 0.0,
         "k_hat": np.inf,
         "evidence_reliable": False,
+        "log_evidence": np.nan,
         "log_evidence_err": np.nan,
     }
     return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
