@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -150,7 +150,7 @@ def merged(parties: Sequence[tuple[Party, Outcome]], target: Target) -> Course:
 
 
 def _answers(
-    groups: Sequence[Climbers], party: Party, request: verdict.Request
+    groups: Iterable[Climbers], party: Party, request: verdict.Request
 ) -> Iterator[Part]:
     for group in groups:
         # the others' draws are let go

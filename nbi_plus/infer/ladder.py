@@ -147,22 +147,29 @@ def climbers_of(
 
 
 @torch.no_grad()
-def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> list[Climbers]:
-    """Return climbers that together hold every object of the groups once, after the last rung.
+def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object of the groups once, after their last rung.
 
     Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
+    Who needs no further rung leaves at once, and takes the memory of its draws along.
     """
-    waiting = groups
-    for run, takes_all in _rungs(groups, course, ladder):
+    rungs = _rungs(groups, course, ladder)
+    for i, (run, takes_all) in enumerate(rungs):
+        checked_later = any(later for _, later in rungs[i + 1 :])
         after: list[Climbers] = []
-        for group in waiting:
+        while groups:
+            group = groups.pop(0)
             enters = group.can_improve | takes_all
             if not enters.all():
                 after.append(group.where(~enters))
-            if enters.any():
-                after.extend(run(group.where(enters)))
-        waiting = after
-    return waiting
+            for left in run(group.where(enters)) if enters.any() else ():
+                stays = left.can_improve | checked_later
+                if not stays.all():
+                    yield left.where(~stays)
+                if stays.any():
+                    after.append(left.where(stays))
+        groups = after
+    yield from groups
 
 
 def _rungs(
