@@ -68,6 +68,20 @@ def test_calls_stay_within_the_budget_and_short_walks_are_not_believed():
     assert torch.equal(nothing.samples[:, 0], normals(0, 64, 2))
 
 
+def test_a_walk_ends_at_the_step_after_its_time():
+    n_calls = 0
+
+    def log_prob(z):
+        nonlocal n_calls
+        n_calls += len(z)
+        return -0.5 * z.square().sum(-1)
+
+    found = ensemble.sample(log_prob, normals(0, 64, 2), seed=0, over=lambda: n_calls > 64 * 30)
+    assert n_calls <= 64 * 32
+    assert 20 <= found.n_steps <= 31
+    assert not found.converged
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 def test_impossible_places_are_never_kept(bad):
     def log_prob(z):

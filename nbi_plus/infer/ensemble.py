@@ -85,7 +85,7 @@ def sample(
     max_calls : float
         Where to stop.
     over : callable
-        ``over()`` says, from time to time, whether to stop.
+        ``over()`` says, after every step, whether to stop.
     config : EnsembleConfig, optional
 
     Returns
@@ -114,8 +114,14 @@ def sample(
     tau, converged, n = np.full(n_dim, np.inf), False, 0
     while n < most and not converged and not over():
         n_more = min(_LOOK_EVERY, most - n)
-        start = sampler.run_mcmc(start, n_more, skip_initial_state_check=True)
-        n += n_more
+        # step by step, for with a slow simulator a single one may take minutes
+        steps = sampler.sample(start, iterations=n_more, skip_initial_state_check=True)
+        for start in steps:
+            if over():
+                break
+        n = sampler.iteration
+        if n < _FEWEST:
+            break
         before, tau = tau, _autocorrelation_time(sampler)
         known = np.isfinite(before) & np.isfinite(tau)
         steady = known.all() and bool((np.abs(before - tau) < _STEADY * tau).all())
