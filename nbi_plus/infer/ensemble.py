@@ -116,7 +116,8 @@ def sample(
         n_more = min(_LOOK_EVERY, most - n)
         # step by step, for with a slow simulator a single one may take minutes
         steps = sampler.sample(start, iterations=n_more, skip_initial_state_check=True)
-        for start in steps:
+        for state in steps:
+            start = state
             if over():
                 break
         n = sampler.iteration
