@@ -255,6 +255,7 @@ def test_jumps_from_a_mixture_give_every_chain_every_component():
 
 def test_chains_that_start_where_the_density_is_zero_get_out():
     """The density ends at a wall, and some superchains start behind it."""
+
     def log_prob(z, index):  # noqa: ARG001
         return torch.where(z[..., 0] < -3, -math.inf, -0.5 * z.square().sum(-1))
 

@@ -18,9 +18,7 @@ from nbi_plus.learn.density import DensityConfig
 
 N_OBJECTS = 16
 QUICK_FLOW = FlowRung(n_rounds=1, density=DensityConfig(n_steps=200))
-STRAIGHT_TO_CHAINS = nbi.Ladder(
-    top_up_draws=2048, refine=RefineConfig(n_rounds=0), flow=QUICK_FLOW
-)
+STRAIGHT_TO_CHAINS = nbi.Ladder(top_up_draws=2048, refine=RefineConfig(n_rounds=0), flow=QUICK_FLOW)
 FITTED = ("model_", "prior_", "noise_", "simulator_", "defaults_")
 
 

@@ -166,9 +166,7 @@ class Pair:
         """
         log_q = proposal.log_prob(z) if log_q is None else log_q
         turns = (slice(0, None, 2), slice(1, None, 2))
-        return cls(
-            *(Stream.start(proposal, z[:, i], take(found, i), log_q[:, i]) for i in turns)
-        )
+        return cls(*(Stream.start(proposal, z[:, i], take(found, i), log_q[:, i]) for i in turns))
 
     def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
         """Return streams that take turns in the draws of a proposal that was fitted to both."""

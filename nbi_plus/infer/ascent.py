@@ -149,9 +149,7 @@ def merged(parties: Sequence[tuple[Party, Outcome]], target: Target) -> Course:
     return replace(first, meter=meter, trail=Trail.of(meter, first.gate, lines))
 
 
-def _answers(
-    groups: Iterable[Climbers], party: Party, request: verdict.Request
-) -> Iterator[Part]:
+def _answers(groups: Iterable[Climbers], party: Party, request: verdict.Request) -> Iterator[Part]:
     for group in groups:
         # the others' draws are let go
         left = group.where(group.can_improve) if group.can_improve.any() else None

@@ -76,7 +76,7 @@ def chain_ess(x: Tensor) -> Tensor:
     safe = torch.where(moved, variance, torch.ones_like(variance))
     rho = 1 - (within[..., None] - covariance) / safe[..., None]
     rho[..., 0] = 1.0
-    pairs = rho[..., 0 : n - n % 2 : 2] + rho[..., 1 : n : 2]
+    pairs = rho[..., 0 : n - n % 2 : 2] + rho[..., 1:n:2]
     positive = (pairs > 0).to(x.dtype).cumprod(-1)
     monotone = pairs.cummin(-1).values
     tau = (2 * (monotone * positive).sum(-1) - 1).clamp(min=1 / math.log10(max(total, 10)))

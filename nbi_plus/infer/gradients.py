@@ -78,7 +78,7 @@ class Gradients:
                 _LOG.debug("the log-density raised at %s: %r", z.tolist(), error)
                 return torch.full_like(z[..., 0], -math.inf), torch.zeros_like(z)
         dim = 0 if n > 1 else 1
-        owners = (index.chunk(2) if n > 1 else (index, index))
+        owners = index.chunk(2) if n > 1 else (index, index)
         halves = [
             self._safely(part, own) for part, own in zip(z.chunk(2, dim), owners, strict=True)
         ]

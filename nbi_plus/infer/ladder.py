@@ -103,9 +103,7 @@ def reweight(
     def draw(index: Tensor, n: int, stage: str) -> Pool:
         made = proposal.draw(features[index], keys[index], n, course.seed, stage)
         found = course.meter.evaluate(made.z, index)
-        return Pool(
-            index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed
-        )
+        return Pool(index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed)
 
     index = torch.arange(len(features), device=features.device)
     with course.meter.timed(index):

@@ -21,9 +21,7 @@ from nbi_plus.infer.whitening import Whitening
 from nbi_plus.problem.random import keyed_uniform
 from nbi_plus.problem.target import Evaluation
 
-_JUMPS = MixtureConfig(
-    n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.2
-)
+_JUMPS = MixtureConfig(n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.2)
 
 
 def finite_draws(climbers: Climbers) -> Tensor:

@@ -48,9 +48,7 @@ class Trail:
         cost = self.meter.read(rows.to(self.meter.calls.device))
         return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
 
-    def note(
-        self, outcome: Outcome, *, is_mixture: bool = False, otherwise: str = ""
-    ) -> None:
+    def note(self, outcome: Outcome, *, is_mixture: bool = False, otherwise: str = "") -> None:
         """Write a line for every object of an outcome of weighted draws.
 
         ``otherwise`` is the reason where the weights themselves show none.
@@ -94,6 +92,17 @@ class Trail:
             rows.tolist(), reasons, *table, strict=True
         ):
             self.lines[i].append(
-                Rung(name, int(n), ess, eff, k_hat, bool(passed), reason, int(calls), int(grads),
-                     seconds, r)  # fmt: skip
+                Rung(
+                    name,
+                    int(n),
+                    ess,
+                    eff,
+                    k_hat,
+                    bool(passed),
+                    reason,
+                    int(calls),
+                    int(grads),
+                    seconds,
+                    r,
+                )  # fmt: skip
             )

@@ -52,9 +52,7 @@ def enter(
     places = Places(u, *kernel.gradients(u, index, whitening))
     tuning = Tuning.start(len(z0), 0.5 * n_dim**-0.25, z0)
     nothing = z0.new_empty(len(z0), z0.shape[1], 0, n_dim + 1)
-    return Lane(
-        index, keys, places, whitening, tuning, Tally.zero(len(z0), z0), nothing, may_jump
-    )
+    return Lane(index, keys, places, whitening, tuning, Tally.zero(len(z0), z0), nothing, may_jump)
 
 
 def settled(lane: Lane, n_super: int) -> Tensor:
@@ -78,9 +76,7 @@ def settled(lane: Lane, n_super: int) -> Tensor:
 
 def ready_to_sample(lane: Lane) -> Lane:
     """Return a lane that has warmed up: tuning frozen, nothing counted but gradients."""
-    tally = replace(
-        Tally.zero(len(lane), lane.places.u), n_gradients=lane.tally.n_gradients
-    )
+    tally = replace(Tally.zero(len(lane), lane.places.u), n_gradients=lane.tally.n_gradients)
     return replace(lane, draws=lane.draws[:, :, :0], tuning=lane.tuning.frozen, tally=tally)
 
 

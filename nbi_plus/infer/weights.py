@@ -323,7 +323,6 @@ class Gate:
         grade[passed & (s.efficiency >= self.eff_min)] = Grade.A
         return grade
 
-
     def reasons(self, summary: WeightSummary, mixture: bool = False) -> list[str]:
         """Return what stands against grade A, in words, for each object."""
         s = summary

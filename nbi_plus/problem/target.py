@@ -102,12 +102,8 @@ class Target:
         digits: compare both before it is believed.
         """
         data = self.data.to(dtype=torch.float32)
-        coords = {
-            k: v.float() if v.dtype is torch.float64 else v for k, v in data.coords.items()
-        }
-        scalars = {
-            k: v.float() if v.dtype is torch.float64 else v for k, v in data.scalars.items()
-        }
+        coords = {k: v.float() if v.dtype is torch.float64 else v for k, v in data.coords.items()}
+        scalars = {k: v.float() if v.dtype is torch.float64 else v for k, v in data.scalars.items()}
         return replace(self, data=replace(data, coords=coords, scalars=scalars))
 
     def judge(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
