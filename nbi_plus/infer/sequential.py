@@ -22,6 +22,7 @@ from nbi_plus.infer.classic import Classic
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior
+from nbi_plus.infer.predictive import fit_p_values
 from nbi_plus.infer.progress import Rounds
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.rounds import Search
@@ -123,6 +124,7 @@ class SequentialFit:
             self.frozen, z, found, gate, is_mixture=self.is_mixture,
             circles=circular_columns(self.prior.periods), seed=seed,
         )  # fmt: skip
+        outcome = replace(outcome, fit_p_value=fit_p_values(target, outcome, key, seed))
         return _posterior(outcome, self.observations, target.prior, gate, seed)
 
 
