@@ -207,6 +207,13 @@ def test_any_data_give_finite_channels(x, err, mask):
         assert part.isfinite().all()
 
 
+def test_hardly_different_points_beside_a_huge_one_stay_finite():
+    x = np.array([[[0.0, 2.8e-266, 7e42, 7e42]]])
+    batch = Observations.from_arrays(x, 1.0, t=np.arange(4.0)).batch()
+    for part in fitted(batch)(batch):
+        assert part.isfinite().all()
+
+
 def test_single_point_grids_are_no_division_by_zero():
     single = Observations.from_arrays([[1.0], [2.0]], 0.1, t=[5.0]).batch()
     own = Observations.from_arrays([[1.0], [2.0]], 0.1, t=[[5.0], [6.0]]).batch()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nbi_plus.problem.observations import Batch
 
 _MAD_TO_SD = 1.4826  # spread of a normal distribution over its median absolute deviation
+_LEAST_SPREAD = 1e-100  # of the largest residual: below, their ratio would overflow
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _spread(residual: Tensor) -> Tensor:
     """Return a positive scale (n, C, 1) of residuals with NaN gaps: robust, else any."""
     robust = _MAD_TO_SD * residual.abs().nanmedian(-1, keepdim=True).values
     largest = residual.abs().nan_to_num(0.0).amax(-1, keepdim=True)
-    scale = torch.where(robust > 0, robust, largest)  # more than half of the points are equal
+    # more than half of the points are equal, or as good as equal beside the others
+    scale = torch.where(robust > _LEAST_SPREAD * largest, robust, largest)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
