@@ -50,6 +50,10 @@ class RefineConfig:
         n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
     )
 
+    def narrowed(self, gate: Gate) -> Gate:
+        """Return the gate for this rung."""
+        return gate
+
     def family(self, n_dim: int) -> MixtureFamily:
         """Return what is fitted to objects of so many parameters."""
         return MixtureFamily(self.mixture.in_dims(n_dim), self.wide.in_dims(n_dim))
@@ -64,6 +68,8 @@ class FlowRung:
     n_rounds, n_each, n_scouts, n_certify, ess_min
         As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already, and a flow
         learns nothing from a handful of draws.
+    k_hat_moment_max : float
+        Stricter than for mixtures: flows have no heavy tails, and what they leave out is not seen.
     density : DensityConfig
         How a flow is trained, for one object after the other.
     """
@@ -73,7 +79,12 @@ class FlowRung:
     n_scouts: int = 0
     n_certify: int = 2048
     ess_min: float = 20.0
+    k_hat_moment_max: float = 0.5
     density: DensityConfig = field(default_factory=DensityConfig)
+
+    def narrowed(self, gate: Gate) -> Gate:
+        """Return the gate for this rung."""
+        return replace(gate, k_hat_moment_max=self.k_hat_moment_max)
 
     def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineConfig.family`
         """Return what is fitted."""
@@ -130,7 +141,7 @@ def refine(
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
-            tried = _certified(group.where(ready), course, family, config, rung)
+            tried = _certified(group.where(ready), course, config, rung)
             done = tried.passed | ends
             if done.any():
                 course.trail.note(
@@ -178,7 +189,7 @@ def _looks_good(pair: Pair, gate: Gate, family: Family) -> Tensor:
 
 
 def _certified(
-    group: _Open, course: Course, family: Family, config: RefineConfig | FlowRung, rung: str
+    group: _Open, course: Course, config: RefineConfig | FlowRung, rung: str
 ) -> Climbers:
     """Return the objects with fresh draws added, and what these say."""
     own = group.climbers
@@ -190,7 +201,7 @@ def _certified(
         fresh = Stream.start(frozen, z, found)
         pair = own.pair.extend(own.pair.proposals, z, found)
         outcome = outcome_of(
-            pair, fresh, course.gate, is_mixture=family.is_mixture, rung=rung, index=own.index,
+            pair, fresh, config.narrowed(course.gate), is_mixture=True, rung=rung, index=own.index,
             circles=course.circles, seed=course.seed,
         )  # fmt: skip
     return replace(own, pair=pair).after(outcome)
