@@ -150,7 +150,7 @@ class Predictor:
         Parameters
         ----------
         posteriors : Posteriors
-            From `predict_many` in this session, with all draws kept (``keep=None``).
+            From `predict_many` in the same process, with all draws kept (``keep=None``).
         ladder : Ladder, optional
             With other thresholds or budgets; default: the engine's.
         """

@@ -89,7 +89,7 @@ def worst_scores(reference, result):
     return means, sds
 
 
-def check(reference, result):
+def assert_agrees(reference, result):
     means, sds = worst_scores(reference, result)
     assert result.converged.all()
     assert (result.ess >= 10_000).all()
@@ -100,14 +100,14 @@ def check(reference, result):
 
 @pytest.mark.reference
 def test_moments_are_those_of_stan(reference):
-    check(reference, from_rough(reference, 0))
+    assert_agrees(reference, from_rough(reference, 0))
 
 
 @pytest.mark.reference
 @pytest.mark.statistics
 @pytest.mark.parametrize("seed", [1, 2])
 def test_moments_are_those_of_stan_for_every_seed(reference, seed):
-    check(reference, from_rough(reference, seed))
+    assert_agrees(reference, from_rough(reference, seed))
 
 
 @pytest.mark.reference
@@ -115,7 +115,7 @@ def test_moments_are_those_of_stan_for_every_seed(reference, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_moments_are_those_of_stan_from_scattered_starts(reference, seed):
     """Some start hundreds of standard deviations away, and nothing is known of the scales."""
-    check(reference, from_scattered(reference, seed))
+    assert_agrees(reference, from_scattered(reference, seed))
 
 
 @pytest.mark.reference

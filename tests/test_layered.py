@@ -58,9 +58,7 @@ def climbers_from(proposal, density, n_draws=2048):
     keys = torch.arange(N)
     z = proposal.draw(keys, n_draws, 0, "first")
     pair = replace(Pair.start(proposal, z, evaluation(density, z)), n_shared=0)
-    nobody = SimpleNamespace(passed=torch.zeros(N, dtype=torch.bool),
-                             select=lambda rows: nobody_of(len(rows)))  # fmt: skip
-    return Climbers(keys, keys, pair, (nobody,))
+    return Climbers(keys, keys, pair, (nobody_of(N),))
 
 
 def nobody_of(n):

@@ -115,12 +115,14 @@ def test_chains_of_any_number_and_length_are_drawn(shape, tmp_path):
     p = make_posterior(np.random.default_rng(0).standard_normal(shape))
     for name in ("trace", "rank"):
         getattr(plots, name)(p).savefig(tmp_path / f"{name}.png", dpi=50)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_chains_that_never_moved_are_drawn(tmp_path):
     p = make_posterior(np.full((16, 20, 2), 3.0))
     for name in ("trace", "rank"):
         getattr(plots, name)(p).savefig(tmp_path / f"{name}.png", dpi=50)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["trace", "rank"])

@@ -65,8 +65,6 @@ class Lane:
         Of the present phase.
     draws : Tensor, shape (B, C, n, D + 1)
         z and log-density after every step of the present window.
-    jumps : LatentProposal or None
-        What independence steps draw from.
     may_jump : Tensor of bool, shape (B,)
     """
 

@@ -19,7 +19,7 @@ from nbi_plus.infer.batched import pick
 from nbi_plus.infer.certificate import fresh_outcome
 from nbi_plus.infer.circles import Cut
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.mixtures import MixtureConfig
+from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.weights import Grade, summarise
@@ -44,9 +44,7 @@ class LayeredConfig:
     mixture: MixtureConfig = MixtureConfig(
         n_components=8, n_points=1500, n_steps=15, n_starts=1, dof=5, wide_share=0.05
     )
-    wide: MixtureConfig = MixtureConfig(
-        n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
-    )
+    wide: MixtureConfig = COARSE
 
     def family(self, n_dim: int) -> MixtureFamily:
         """Return what is fitted to chains of so many parameters."""

@@ -124,6 +124,10 @@ class MixtureConfig:
         return (self.n_components,) if isinstance(self.n_components, int) else self.n_components
 
 
+# of the wide part of a proposal, which needs no detail
+COARSE = MixtureConfig(n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1)
+
+
 def temper(log_weights: Tensor, target: float) -> tuple[Tensor, Tensor]:
     r"""Flatten weights until their effective sample size is large enough to learn from.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.amis import Family, FlowFamily, MixtureFamily, OnCircles, Pair, adapt
 from nbi_plus.infer.certificate import outcome_of
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.mixtures import MixtureConfig
+from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.proposals import PriorProposal
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.weights import Gate, summarise
@@ -46,9 +46,7 @@ class RefineConfig:
     mixture: MixtureConfig = MixtureConfig(
         n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
     )
-    wide: MixtureConfig = MixtureConfig(
-        n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1
-    )
+    wide: MixtureConfig = COARSE
 
     def narrowed(self, gate: Gate) -> Gate:
         """Return the gate for this rung."""
@@ -132,12 +130,12 @@ def refine(
         group = groups.pop()
         over = ~course.can_afford(group.climbers.index, "calls")
         if over.any():
-            yield _out_of_budget(group.where(over).climbers, course, family, rung)
+            yield _out_of_budget(group.where(over).climbers, course, rung)
         if over.all():
             continue
         group = _adapted(group.where(~over), course, family, config, rung)
         ends = group.n_rounds == config.n_rounds
-        ready = _looks_good(group.climbers.pair, course.gate, family) & (not group.tried) | ends
+        ready = _looks_good(group.climbers.pair, course.gate) & (not group.tried) | ends
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
@@ -145,7 +143,7 @@ def refine(
             done = tried.passed | ends
             if done.any():
                 course.trail.note(
-                    tried.where(done).tried[-1], is_mixture=family.is_mixture,
+                    tried.where(done).tried[-1], is_mixture=True,
                     otherwise="fresh draws did not pass",
                 )  # fmt: skip
                 yield tried.where(done)
@@ -181,11 +179,11 @@ def _adapted(
     return replace(group, climbers=replace(own, pair=pair), n_rounds=n)
 
 
-def _looks_good(pair: Pair, gate: Gate, family: Family) -> Tensor:
+def _looks_good(pair: Pair, gate: Gate) -> Tensor:
     """Say which objects (b,) would pass the gate if nothing had been fitted to their draws."""
     pooled = summarise(pair.log_weights)
     sound = ~pooled.heavy_tail & (pooled.ess >= gate.ess_min)
-    return sound & (pair.efficiency() >= (gate.eff_min_mix if family.is_mixture else gate.eff_min))
+    return sound & (pair.efficiency() >= gate.eff_min_mix)
 
 
 def _certified(
@@ -207,11 +205,11 @@ def _certified(
     return replace(own, pair=pair).after(outcome)
 
 
-def _out_of_budget(climbers: Climbers, course: Course, family: Family, rung: str) -> Climbers:
+def _out_of_budget(climbers: Climbers, course: Course, rung: str) -> Climbers:
     """Return the objects with what their draws come to, which nothing certifies."""
     outcome = outcome_of(
-        climbers.pair, None, course.gate, is_mixture=family.is_mixture, rung=rung,
+        climbers.pair, None, course.gate, is_mixture=True, rung=rung,
         index=climbers.index, circles=course.circles, seed=course.seed,
     )  # fmt: skip
-    course.trail.note(outcome, is_mixture=family.is_mixture, otherwise="the budget was spent")
+    course.trail.note(outcome, is_mixture=True, otherwise="the budget was spent")
     return climbers.after(outcome)

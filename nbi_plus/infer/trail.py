@@ -91,18 +91,6 @@ class Trail:
         for i, reason, n, ess, eff, k_hat, passed, r, calls, grads, seconds in zip(
             rows.tolist(), reasons, *table, strict=True
         ):
-            self.lines[i].append(
-                Rung(
-                    name,
-                    int(n),
-                    ess,
-                    eff,
-                    k_hat,
-                    bool(passed),
-                    reason,
-                    int(calls),
-                    int(grads),
-                    seconds,
-                    r,
-                )  # fmt: skip
-            )
+            line = Rung(name, int(n), ess, eff, k_hat, bool(passed), reason)
+            cost = {"n_calls": int(calls), "n_gradients": int(grads), "seconds": seconds}
+            self.lines[i].append(replace(line, r_hat=r, **cost))
