@@ -13,9 +13,10 @@ from nbi_plus.io.store import StoreError
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.training import TrainConfig, TrainingError
 from nbi_plus.predictor import UncertifiedWarning
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.custom_noise import CustomNoise
 from nbi_plus.problem.noise import GaussianNoise, Noise, PoissonNoise, StudentTNoise
-from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Circular, EmpiricalPrior, Prior
 from nbi_plus.problem.simulator import SimulationError, Simulator
 from nbi_plus.trust.calibration import Calibration, sbc

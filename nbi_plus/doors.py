@@ -20,7 +20,7 @@ from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import FeaturizerSpec
 from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import TrainConfig
-from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.batch import Batch
 
 _LOG = logging.getLogger("nbi_plus")
 _NBI_FLOW = {"num_blocks": "n_blocks", "flow_hidden": "hidden"}  # nbi's names for ours

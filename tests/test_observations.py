@@ -196,7 +196,12 @@ def test_batch_moves_and_selects_without_its_coordinates_losing_digits():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Observations.from_arrays([1.0, 2.0]), r"x must have shape \(N, L\).*has \(2,\)"),
     (lambda: Observations.from_arrays(np.zeros((2, 0))), "no empty axis"),
-    (lambda: Observations.from_arrays([[1.0], [1.0, 2.0]]), "x must be a regular array"),
+    (lambda: Observations.from_arrays([[1.0], [1.0, 2.0]], t=[[1.0], [1.0]]),
+     r"t must be one array for each object with the lengths of x, \[1, 2\]..., but"),
+    (lambda: Observations.from_arrays([[1.0], [1.0, 2.0]], [[1.0, 2.0], [1.0]]),
+     "x_err must have the lengths of x"),
+    (lambda: Observations.from_arrays(np.ones((2, 3)), band=["g", "r", "u"],
+                                      categories={"band": ["g", "r"]}), "band must be one of"),
     (lambda: Observations.from_arrays([["a"]]), "x must hold real numbers"),
     (lambda: Observations.from_arrays([[1.0 + 1j]]), "x must hold real numbers"),
     (lambda: Observations.from_arrays(np.ones((2, 3)), np.ones((2, 4))),

@@ -23,8 +23,9 @@ from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.trail import Trail
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator

@@ -32,9 +32,9 @@ from nbi_plus.learn.sources import (
     to_device,
 )
 from nbi_plus.learn.training import History, Problem, TrainConfig, train
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
 from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Batch
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
 from nbi_plus.problem.simulations import Campaign

@@ -18,7 +18,7 @@ from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
-from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
 

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.io.store import read_columns
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.inputs import bind_simulator, one_object, split_inputs, with_grid
 from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
 

@@ -23,8 +23,8 @@ from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Batch
 from nbi_plus.problem.random import (
     generator,
     preserved_random_state,

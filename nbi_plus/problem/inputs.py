@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.problem.observations import Batch, Observations
+from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 

@@ -1,4 +1,4 @@
-"""Observations: many objects' data in one container, and the padded batch that is computed on.
+"""Observations: many objects' data in one container.
 
 Points are stored flat, object after object, so that memory grows with the number of points; a
 `Batch` pads and masks the objects it is asked for.
@@ -6,7 +6,7 @@ Points are stored flat, object after object, so that memory grows with the numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -15,73 +15,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.io.units import factor, split_unit
+from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.packing import Categories, Packed, coordinate, numbers, pack
+
 Index = int | slice | Sequence[int] | NDArray[np.integer]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some objects' data on one device, padded to one length.
-
-    Attributes
-    ----------
-    x : Tensor, shape (n, C, L)
-        Data; 0 where masked.
-    x_err : Tensor or None, shape (n, C, L)
-        Standard deviations; 1 where masked.
-    mask : Tensor of bool, shape (n, C, L)
-        True for a real point.
-    coords : dict of Tensor, shape (n, L) or (L,)
-        Coordinates such as ``t``; one row is shared by all objects where they share their grid. The
-        padding repeats an object's last point, where a simulator can be evaluated.
-    scalars : dict of Tensor, shape (n,)
-        One number per object, such as a redshift.
-    """
-
-    x: Tensor
-    x_err: Tensor | None
-    mask: Tensor
-    coords: dict[str, Tensor] = field(default_factory=dict)
-    scalars: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def select(self, index: Tensor | slice) -> Batch:
-        """Return the objects at ``index``."""
-        return Batch(
-            x=self.x[index],
-            x_err=None if self.x_err is None else self.x_err[index],
-            mask=self.mask[index],
-            coords={k: v if v.ndim == 1 else v[index] for k, v in self.coords.items()},
-            scalars={k: v[index] for k, v in self.scalars.items()},
-        )
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Batch:
-        """Return the batch on another device; ``dtype`` changes ``x`` and ``x_err`` alone."""
-        return Batch(
-            x=self.x.to(device=device, dtype=dtype),
-            x_err=None if self.x_err is None else self.x_err.to(device=device, dtype=dtype),
-            mask=self.mask.to(device),
-            coords={k: v.to(device) for k, v in self.coords.items()},
-            scalars={k: v.to(device) for k, v in self.scalars.items()},
-        )
-
-    def with_data(self, x: Tensor) -> Batch:
-        """Return the same objects with other data, 0 where masked."""
-        return replace(
-            self, x=torch.where(self.mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
-        )
-
-    def arguments(self) -> dict[str, Tensor]:
-        """Return what a simulator may ask for by name: coordinates and scalars."""
-        return {**self.coords, **self.scalars}
-
-    def per_object(self) -> frozenset[str]:
-        """Return the names among `arguments` that have one row per object."""
-        rows = {k for k, v in self.coords.items() if v.ndim == 2}
-        return frozenset(rows | set(self.scalars))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +35,8 @@ class Observations:
     offsets : ndarray of int, shape (N + 1,)
         Object ``i`` owns the points ``offsets[i]:offsets[i + 1]``.
     points : dict of ndarray, shape (n_points,) or (L,)
-        Coordinates; of shape (L,) when `shared_grid`.
+        Coordinates; of shape (L,) when `shared_grid`. Their type says what they are: floats,
+        int64 codes of categories (``band``), or flags (``upper_limit``: True for a non-detection).
     scalars : dict of ndarray, shape (N,)
         One number per object.
     ids : ndarray, shape (N,)
@@ -106,35 +45,44 @@ class Observations:
         Whether all objects share one set of coordinates.
     n_masked : ndarray of int, shape (N,)
         How many points were masked because flux or error was not finite.
+    categories : dict of tuple of str
+        The names behind the codes of a coordinate.
+    units : dict of str
+        Units of ``x``, coordinates and scalars, where they are known.
     """
 
     values: NDArray[np.float64]
     errors: NDArray[np.float64] | None
     valid: NDArray[np.bool_]
     offsets: NDArray[np.int64]
-    points: dict[str, NDArray[np.float64]]
+    points: dict[str, NDArray]
     scalars: dict[str, NDArray[np.float64]]
     ids: NDArray
     shared_grid: bool
     n_masked: NDArray[np.int64]
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
         cls,
-        x: ArrayLike,
-        x_err: ArrayLike | None = None,
+        x: ArrayLike | Sequence[ArrayLike],
+        x_err: ArrayLike | Sequence[ArrayLike] | None = None,
         *,
-        mask: ArrayLike | None = None,
+        mask: ArrayLike | Sequence[ArrayLike] | None = None,
         scalars: Mapping[str, ArrayLike] | None = None,
         ids: Sequence[object] | None = None,
-        **coords: ArrayLike,
+        categories: Categories | None = None,
+        units: Mapping[str, str] | None = None,
+        **coords: ArrayLike | Sequence[ArrayLike],
     ) -> Observations:
-        """Make Observations of arrays on a grid.
+        """Make Observations of arrays, on a grid or of different lengths.
 
         Parameters
         ----------
-        x : array_like, shape (N, L) or (N, C, L)
-            Data of N objects. A NaN or infinite value is masked and counted.
+        x : array_like, shape (N, L) or (N, C, L), or a list of N arrays (L_i,) or (C, L_i)
+            Data of N objects. A NaN or infinite value is masked and counted. What has a unit
+            (``Quantity``) is converted to ``units``, and errors to the unit of x.
         x_err : array_like, shape broadcastable to x, optional
             Standard deviations, positive.
         mask : array_like of bool, shape (N, L) or (N, C, L), optional
@@ -143,8 +91,13 @@ class Observations:
             One number per object, such as ``redshift``.
         ids : sequence, optional
             Names of the objects; 0, 1, ... when not given.
-        **coords : array_like, shape (L,) or (N, L)
-            Coordinates such as ``t``, ``wavelength`` or ``band``.
+        categories : mapping of name to sequence of str, optional
+            The order of categories, as ``{"band": ["g", "r"]}``; default: sorted by name.
+        units : mapping of str, optional
+            Units wanted of ``x``, coordinates and scalars, as ``{"t": "d", "x": "mJy"}``.
+        **coords : array_like, shape (L,) or (N, L), or a list of N arrays (L_i,)
+            Coordinates such as ``t``, ``wavelength`` or ``band``; texts are categories, booleans
+            flags.
 
         Returns
         -------
@@ -156,35 +109,53 @@ class Observations:
         >>> len(obs), obs.n_masked.tolist()
         (2, [0, 1])
         """
-        data = _numbers("x", x)
-        if data.ndim not in (2, 3) or 0 in data.shape:
-            raise ValueError(
-                f"x must have shape (N, L) or (N, C, L) with no empty axis, but has {data.shape}. "
-                "Give one object as x[None]."
-            )
-        data = data[:, None, :] if data.ndim == 2 else data
-        error = None if x_err is None else _like("x_err", x_err, data)
-        good = np.ones(data.shape, bool) if mask is None else _like("mask", mask, data).astype(bool)
-        finite = np.isfinite(data) if error is None else np.isfinite(data) & np.isfinite(error)
-        if error is not None and np.any(good & finite & (error <= 0)):
-            worst = error[good & finite].min()
-            raise ValueError(
-                f"x_err must be positive, but has values down to {worst:g}. "
-                "Mask bad points with mask=, or give their errors as NaN."
-            )
-        keep = good & finite
-        n, _, length = data.shape
-        points, shared = _grid(coords, n, length)
+        wanted = dict(units or {})
+        x, wanted["x"] = split_unit("x", x, wanted.get("x"))
+        x_err = split_unit("x_err", x_err, wanted["x"])[0]
+        bare = {}
+        for name, value in coords.items():
+            bare[name], wanted[name] = split_unit(name, value, wanted.get(name))
+        numbered = {}
+        for name, value in (scalars or {}).items():
+            numbered[name], wanted[name] = split_unit(name, value, wanted.get(name))
+        packed = pack(x, x_err, mask, bare)
+        _check_errors(packed)
+        known = {k: v for k, v in wanted.items() if v is not None}
+        return cls.from_flat(packed, numbered, ids, categories, known)
+
+    @classmethod
+    def from_flat(
+        cls,
+        packed: Packed,
+        scalars: Mapping[str, ArrayLike],
+        ids: Sequence[object] | None,
+        categories: Categories | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> Observations:
+        """Make Observations of points laid out object after object; what is not finite is masked.
+
+        A point whose error is not positive counts as not finite.
+        """
+        n = len(packed.lengths)
+        offsets = np.concatenate([[0], np.cumsum(packed.lengths)])
+        finite = np.isfinite(packed.x)
+        if packed.x_err is not None:
+            finite &= np.isfinite(packed.x_err) & (packed.x_err > 0)
+        keep = packed.mask & finite
+        lost = np.concatenate([[0], np.cumsum((packed.mask & ~finite).sum(0))])
+        named = {k: coordinate(k, v, (categories or {}).get(k)) for k, v in packed.points.items()}
         return cls(
-            values=_flat(np.where(keep, data, 0.0)),
-            errors=None if error is None else _flat(np.where(keep, error, 1.0)),
-            valid=_flat(keep),
-            offsets=np.arange(n + 1) * length,
-            points=points,
-            scalars={k: _scalar(k, v, n) for k, v in (scalars or {}).items()},
+            values=np.where(keep, packed.x, 0.0),
+            errors=None if packed.x_err is None else np.where(keep, packed.x_err, 1.0),
+            valid=keep,
+            offsets=offsets,
+            points={k: v for k, (v, _) in named.items()},
+            scalars={k: _scalar(k, v, n) for k, v in scalars.items()},
             ids=_ids(ids, n),
-            shared_grid=shared,
-            n_masked=(good & ~finite).sum((1, 2)),
+            shared_grid=packed.shared_grid,
+            n_masked=lost[offsets[1:]] - lost[offsets[:-1]],
+            categories={k: names for k, (_, names) in named.items() if names is not None},
+            units=dict(units or {}),
         )
 
     def __len__(self) -> int:
@@ -195,18 +166,20 @@ class Observations:
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
-        points = self.points if self.shared_grid else {k: v[where] for k, v in self.points.items()}
-        return Observations(
+        return replace(
+            self,
             values=self.values[:, where],
             errors=None if self.errors is None else self.errors[:, where],
             valid=self.valid[:, where],
             offsets=offsets,
-            points=points,
+            points={k: v if self.shared_grid else v[where] for k, v in self.points.items()},
             scalars={k: v[chosen] for k, v in self.scalars.items()},
             ids=self.ids[chosen],
-            shared_grid=self.shared_grid,
             n_masked=self.n_masked[chosen],
         )
+
+    def __iter__(self) -> Iterator[Observations]:
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         names = ", ".join([*self.points, *self.scalars]) or "none"
@@ -224,6 +197,11 @@ class Observations:
     def lengths(self) -> NDArray[np.int64]:
         """Number of points of each object, masked ones included, shape (N,)."""
         return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The object that each point belongs to, shape (n_points,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
     def keys(self) -> NDArray[np.int64]:
@@ -248,12 +226,12 @@ class Observations:
         return self.batch().mask.numpy()
 
     @property
-    def coords(self) -> dict[str, NDArray[np.float64]]:
+    def coords(self) -> dict[str, NDArray]:
         """Coordinates, shape (L,) when shared by all objects, else padded (N, L)."""
         return {k: v.numpy() for k, v in self.batch().coords.items()}
 
     def batch(self, index: Index | None = None) -> Batch:
-        """Return objects padded to their longest, as float64 tensors on the CPU."""
+        """Return objects padded to their longest, as tensors on the CPU; numbers are float64."""
         chosen = self._rows(slice(None) if index is None else index)
         lengths = self.lengths[chosen]
         column = np.arange(lengths.max(initial=0))
@@ -271,59 +249,61 @@ class Observations:
             mask=_tensor(mask),
             coords={k: torch.tensor(v) for k, v in coords.items()},
             scalars={k: torch.tensor(v[chosen]) for k, v in self.scalars.items()},
+            categories=dict(self.categories),
+        )
+
+    def chunks(self, n: int) -> Iterator[Observations]:
+        """Yield successive parts of at most ``n`` objects."""
+        if not n >= 1:
+            raise ValueError(f"n must be at least 1 object, but is {n}.")
+        return (self[i : i + n] for i in range(0, len(self), n))
+
+    def like(self, categories: Categories, units: Mapping[str, str]) -> Observations:
+        """Return the same data in other units, and with the codes of other lists of categories.
+
+        Parameters
+        ----------
+        categories : mapping of name to sequence of str
+            Of coordinates; each must name all that is found here.
+        units : mapping of str
+            Wanted of ``x``, coordinates and scalars. What has no unit is taken to be in it.
+        """
+        points, named = dict(self.points), dict(self.categories)
+        for name, wanted in categories.items():
+            if name in named and tuple(wanted) != named[name]:
+                texts = np.array(named[name])[points[name]]
+                points[name], named[name] = coordinate(name, texts, wanted)
+        scale = {k: factor(self.units.get(k, v), v, k) for k, v in units.items()}
+        changed = {k for k, v in scale.items() if v != 1.0}
+        by = scale.get("x", 1.0)
+        return replace(
+            self,
+            values=self.values * by,
+            errors=None if self.errors is None else np.where(self.valid, self.errors * by, 1.0),
+            points={k: v * scale[k] if k in changed else v for k, v in points.items()},
+            scalars={k: v * scale[k] if k in changed else v for k, v in self.scalars.items()},
+            categories=named,
+            units=self.units | dict(units),
         )
 
     def _rows(self, index: Index) -> NDArray[np.int64]:
         return np.atleast_1d(np.arange(len(self))[index])
 
 
-def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    """Return a float64 copy, or say what came instead of numbers."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
+def _check_errors(packed: Packed) -> None:
+    """Refuse errors of real points that are zero or negative."""
+    if packed.x_err is None:
+        return
+    finite = np.isfinite(packed.x) & np.isfinite(packed.x_err) & packed.mask
+    if np.any(finite & (packed.x_err <= 0)):
         raise ValueError(
-            f"{name} must be a regular array, but its rows differ: {error}."
-        ) from error
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
-    return array.astype(np.float64)
-
-
-def _like(name: str, value: ArrayLike, data: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``value`` with the shape (N, C, L) of ``data``; two axes mean (N, L)."""
-    array = _numbers(name, value)
-    if array.ndim == 2 and data.ndim == 3:
-        array = array[:, None, :]
-    try:
-        return np.broadcast_to(array, data.shape).copy()
-    except ValueError:
-        raise ValueError(
-            f"{name} must have a shape that fits x {data.shape}, but has {np.shape(value)}."
-        ) from None
-
-
-def _grid(
-    coords: Mapping[str, ArrayLike], n: int, length: int
-) -> tuple[dict[str, NDArray[np.float64]], bool]:
-    """Return flat or shared coordinates, and whether they are shared by all objects."""
-    arrays = {k: _numbers(k, v) for k, v in coords.items()}
-    for name, array in arrays.items():
-        if array.shape not in ((length,), (n, length)):
-            raise ValueError(
-                f"{name} must have shape ({length},) or ({n}, {length}), but has {array.shape}."
-            )
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{name} must be finite, but {int((~np.isfinite(array)).sum())} are not."
-            )
-    if all(a.ndim == 1 for a in arrays.values()):
-        return arrays, True
-    return {k: np.broadcast_to(a, (n, length)).reshape(-1).copy() for k, a in arrays.items()}, False
+            f"x_err must be positive, but has values down to {packed.x_err[finite].min():g}. "
+            "Mask bad points with mask=, or give their errors as NaN."
+        )
 
 
 def _scalar(name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
-    array = _numbers(name, value)
+    array = numbers(name, value)
     if array.shape != (n,) or not np.isfinite(array).all():
         raise ValueError(f"{name} must be {n} finite numbers, one per object, but is {array}.")
     return array
@@ -337,11 +317,6 @@ def _ids(ids: Sequence[object] | None, n: int) -> NDArray:
             f"{len(np.unique(names))} of them different."
         )
     return names
-
-
-def _flat(array: NDArray) -> NDArray:
-    """Turn (N, C, L) into (C, N * L)."""
-    return np.ascontiguousarray(array.transpose(1, 0, 2)).reshape(array.shape[1], -1)
 
 
 def _tensor(array: NDArray) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nbi_plus.io.store import SimulationStore, StoreError
-from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.parallel import OnBlock, check_failures, simulate_rows
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_normal

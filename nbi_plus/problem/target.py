@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Batch
 from nbi_plus.problem.parallel import simulate_rows
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import FAILED, BoundSimulator, SimulationBlock

@@ -1,0 +1,209 @@
+"""Packing: arrays as people have them, checked and laid out flat, object after object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Categories = Mapping[str, Sequence[str]]
+
+
+class Packed(NamedTuple):
+    """Flat data: x and error (C, P), mask (C, P), lengths (N,), coordinates (P,) or (L,)."""
+
+    x: NDArray[np.float64]
+    x_err: NDArray[np.float64] | None
+    mask: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    points: dict[str, NDArray]
+    shared_grid: bool
+
+
+def pack(
+    x: ArrayLike | Sequence[ArrayLike],
+    x_err: ArrayLike | Sequence[ArrayLike] | None,
+    mask: ArrayLike | Sequence[ArrayLike] | None,
+    coords: Mapping[str, ArrayLike | Sequence[ArrayLike]],
+) -> Packed:
+    """Return flat data of arrays (N, L) or (N, C, L), or of N arrays (L_i,) or (C, L_i)."""
+    if is_ragged(x):
+        return _pack_ragged(x, x_err, mask, coords)
+    return _pack_grid(x, x_err, mask, coords)
+
+
+def is_ragged(x: ArrayLike | Sequence[ArrayLike]) -> bool:
+    """Say whether x is a sequence of arrays of different lengths."""
+    if not isinstance(x, (list, tuple)):
+        return isinstance(x, np.ndarray) and x.dtype == object and x.ndim == 1
+    return all(np.ndim(row) in (1, 2) for row in x) and len({np.shape(row) for row in x}) > 1
+
+
+def numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    """Return a float64 copy, NaN where masked, or say what came instead of numbers."""
+    try:
+        array = np.ma.asarray(value) if np.ma.isMaskedArray(value) else np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a regular array, but its rows differ: {error}."
+        ) from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
+    array = array.astype(np.float64)
+    return array.filled(np.nan) if np.ma.isMaskedArray(array) else array
+
+
+def coordinate(
+    name: str, value: ArrayLike, categories: Sequence[str] | None
+) -> tuple[NDArray, tuple[str, ...] | None]:
+    """Return a coordinate in the type that says what it is, and the names of its categories.
+
+    Texts, and numbers for which ``categories`` names the meaning, become int64 codes; booleans
+    stay flags; whole numbers of a ``band`` are codes already; all else is float64.
+
+    Examples
+    --------
+    >>> coordinate("band", ["r", "g", "r"], None)
+    (array([1, 0, 1]), ('g', 'r'))
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "OSU":
+        return _codes(name, array, categories)
+    if array.dtype.kind == "b":
+        return array.copy(), None
+    values = numbers(name, value)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, but {int((~np.isfinite(values)).sum())} are not.")
+    if categories is None and not (name == "band" and _are_codes(values)):
+        return values, None
+    names = tuple(map(str, categories or range(int(values.max(initial=0)) + 1)))
+    if not (_are_codes(values) and values.max(initial=0) < len(names)):
+        raise ValueError(
+            f"{name} must hold codes from 0 to {len(names) - 1} of its categories {names}, but has "
+            f"values from {values.min():g} to {values.max():g}."
+        )
+    return values.astype(np.int64), names
+
+
+def _codes(
+    name: str, array: NDArray, categories: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    texts = array.astype(str)
+    found, codes = np.unique(texts, return_inverse=True)
+    if categories is None:
+        return codes.reshape(texts.shape), tuple(found.tolist())
+    names = tuple(map(str, categories))
+    unknown = sorted(set(found.tolist()) - set(names))
+    if unknown:
+        raise ValueError(
+            f"{name} must be one of {names}, but has {unknown}. Leave those points out, or name "
+            "them in the categories."
+        )
+    place = np.array([names.index(one) for one in found], np.int64)
+    return place[codes].reshape(texts.shape), names
+
+
+def _are_codes(values: NDArray[np.float64]) -> bool:
+    return bool(((values == values.round()) & (values >= 0) & (values < 1000)).all())
+
+
+def _pack_grid(
+    x: ArrayLike, x_err: ArrayLike | None, mask: ArrayLike | None, coords: Mapping[str, ArrayLike]
+) -> Packed:
+    data = numbers("x", x)
+    if data.ndim not in (2, 3) or 0 in data.shape:
+        raise ValueError(
+            f"x must have shape (N, L) or (N, C, L) with no empty axis, but has {data.shape}. "
+            "Give one object as x[None]."
+        )
+    data = data[:, None, :] if data.ndim == 2 else data
+    error = None if x_err is None else _like("x_err", x_err, data)
+    good = np.ones(data.shape, bool) if mask is None else _like("mask", mask, data).astype(bool)
+    n, _, length = data.shape
+    arrays = {k: np.asarray(v) for k, v in coords.items()}
+    for name, array in arrays.items():
+        if array.shape not in ((length,), (n, length)):
+            raise ValueError(
+                f"{name} must have shape ({length},) or ({n}, {length}), but has {array.shape}."
+            )
+    shared = all(a.ndim == 1 for a in arrays.values())
+    if not shared:
+        arrays = {k: np.broadcast_to(a, (n, length)).reshape(-1) for k, a in arrays.items()}
+    return Packed(
+        x=_flat(data),
+        x_err=None if error is None else _flat(error),
+        mask=_flat(good),
+        lengths=np.full(n, length),
+        points=arrays,
+        shared_grid=shared,
+    )
+
+
+def _pack_ragged(
+    x: Sequence[ArrayLike],
+    x_err: ArrayLike | Sequence[ArrayLike] | None,
+    mask: ArrayLike | Sequence[ArrayLike] | None,
+    coords: Mapping[str, Sequence[ArrayLike]],
+) -> Packed:
+    rows = [np.atleast_2d(numbers("x", row)) for row in x]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(
+            "x must have the same channels for every object, but has "
+            f"{sorted({len(row) for row in rows})} of them."
+        )
+    lengths = np.array([row.shape[1] for row in rows])
+    data = np.concatenate(rows, 1)
+    error = None if x_err is None else _joined("x_err", x_err, lengths, data)
+    good = None if mask is None else _joined("mask", mask, lengths, data).astype(bool)
+    return Packed(
+        x=data,
+        x_err=error,
+        mask=np.ones(data.shape, bool) if good is None else good,
+        lengths=lengths,
+        points={k: _one_for_each(k, v, lengths) for k, v in coords.items()},
+        shared_grid=False,
+    )
+
+
+def _joined(
+    name: str, value: ArrayLike | Sequence[ArrayLike], lengths: NDArray, data: NDArray
+) -> NDArray[np.float64]:
+    """Return errors or masks of ragged objects in the shape (C, P) of the data."""
+    if np.ndim(value[0] if isinstance(value, (list, tuple)) else value) == 0:
+        return np.broadcast_to(numbers(name, value), data.shape).copy()
+    parts = [np.atleast_2d(numbers(name, part)) for part in value]
+    came = np.array([part.shape[1] for part in parts])
+    if not np.array_equal(came, lengths):
+        raise ValueError(f"{name} must have the lengths of x, but has {came[:5].tolist()}...")
+    return np.broadcast_to(np.concatenate(parts, 1), data.shape).copy()
+
+
+def _one_for_each(name: str, value: Sequence[ArrayLike], lengths: NDArray) -> NDArray:
+    parts = [np.asarray(part) for part in value]
+    came = [len(part) if part.ndim == 1 else -1 for part in parts]
+    if came != lengths.tolist():
+        raise ValueError(
+            f"{name} must be one array for each object with the lengths of x, "
+            f"{lengths[:5].tolist()}..., but has lengths {came[:5]}..."
+        )
+    return np.concatenate(parts)
+
+
+def _like(name: str, value: ArrayLike, data: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``value`` with the shape (N, C, L) of ``data``; two axes mean (N, L)."""
+    array = numbers(name, value)
+    if array.ndim == 2 and data.ndim == 3:
+        array = array[:, None, :]
+    try:
+        return np.broadcast_to(array, data.shape).copy()
+    except ValueError:
+        raise ValueError(
+            f"{name} must have a shape that fits x {data.shape}, but has {np.shape(value)}."
+        ) from None
+
+
+def _flat(array: NDArray) -> NDArray:
+    """Turn (N, C, L) into (C, N * L)."""
+    return np.ascontiguousarray(array.transpose(1, 0, 2)).reshape(array.shape[1], -1)
