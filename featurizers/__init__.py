@@ -10,9 +10,11 @@ from dataclasses import asdict, fields
 
 from featurizers.base import Featurizer, WrappedFeaturizer, as_featurizer
 from featurizers.checks import check_keys, check_name
+from featurizers.multi import MultiInput
 from featurizers.recurrent import GRU, GRUOptions
 from featurizers.resnet import ResNet, ResNetGRU, ResNetGRUOptions, ResNetOptions
 from featurizers.size import Size, default_size
+from featurizers.spectrum import Spectrum, SpectrumOptions
 from featurizers.transformer import Transformer, TransformerOptions
 from featurizers.vocabulary import from_nbi
 
@@ -20,11 +22,14 @@ __all__ = [
     "GRU",
     "Featurizer",
     "GRUOptions",
+    "MultiInput",
     "ResNet",
     "ResNetGRU",
     "ResNetGRUOptions",
     "ResNetOptions",
     "Size",
+    "Spectrum",
+    "SpectrumOptions",
     "Transformer",
     "TransformerOptions",
     "WrappedFeaturizer",
@@ -40,6 +45,7 @@ _REGISTRY = {
     "resnet-gru": (ResNetGRU, ResNetGRUOptions),
     "resnet": (ResNet, ResNetOptions),
     "gru": (GRU, GRUOptions),
+    "spectrum": (Spectrum, SpectrumOptions),
     "transformer": (Transformer, TransformerOptions),
 }
 

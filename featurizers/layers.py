@@ -40,9 +40,9 @@ def split_mask(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(valid, x, 0.0), valid.to(x.dtype)
 
 
-def halve_mask(mask: Tensor) -> Tensor:
-    """Return the mask after a convolution of stride 2: valid where either step of a pair is."""
-    return F.max_pool1d(mask, kernel_size=2, ceil_mode=True)
+def shorten_mask(mask: Tensor, stride: int = 2) -> Tensor:
+    """Return the mask after a convolution with a stride: valid where any step of a group is."""
+    return F.max_pool1d(mask, kernel_size=stride, ceil_mode=True)
 
 
 def masked_mean(y: Tensor, mask: Tensor) -> Tensor:
@@ -83,8 +83,9 @@ class WeightNormConv(nn.Conv1d):
     instead of the (large) data, and looks at no other step or object.
     """
 
-    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int) -> None:
-        super().__init__(n_in, n_out, kernel, stride=stride, padding=kernel // 2)
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, dilation: int = 1) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(n_in, n_out, kernel, stride, padding, dilation)
         self.scale = nn.Parameter(self.weight.detach().flatten(1).norm(dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,11 +102,13 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
-def convolution(n_in: int, n_out: int, kernel: int, stride: int, norm: str) -> nn.Module:
-    """Make a convolution that keeps the length (stride 1) or halves it, rounded up (stride 2)."""
+def convolution(
+    n_in: int, n_out: int, kernel: int, stride: int, norm: str, dilation: int = 1
+) -> nn.Module:
+    """Make a convolution that divides the length by its stride, rounded up."""
     if norm == "weight":
-        return WeightNormConv(n_in, n_out, kernel, stride)
-    return nn.Conv1d(n_in, n_out, kernel, stride=stride, padding=kernel // 2)
+        return WeightNormConv(n_in, n_out, kernel, stride, dilation)
+    return nn.Conv1d(n_in, n_out, kernel, stride, dilation * (kernel // 2), dilation)
 
 
 def normalisation(n_channels: int, norm: str) -> nn.Module:
@@ -138,6 +141,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Map (n, n_in, L) and its mask (n, 1, L) to (n, n_out, ceil(L / 2)) and its mask."""
         y = self.conv_1(self.activation(self.norm_1(x)) * mask)
-        mask = halve_mask(mask)
+        mask = shorten_mask(mask)
         y = self.conv_2(self.activation(self.norm_2(y)) * mask)
         return self.shortcut(x[:, :, ::2]) + y, mask

@@ -13,8 +13,8 @@ from featurizers.layers import (
     NORMS,
     ResidualBlock,
     convolution,
-    halve_mask,
     pool,
+    shorten_mask,
     split_mask,
 )
 
@@ -124,7 +124,7 @@ class ResidualTrunk(nn.Module):
         channels, mask = split_mask(x)
         y = self.stem(channels)
         if self.stem_halves:
-            mask = halve_mask(mask)
+            mask = shorten_mask(mask)
         for block in self.blocks:
             y, mask = block(y, mask)
         return (y * mask).transpose(1, 2), mask.transpose(1, 2)

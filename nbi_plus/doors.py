@@ -21,6 +21,8 @@ from nbi_plus.learn.model import FeaturizerSpec
 from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.cadence import TIME, Perturbation
+from nbi_plus.problem.observations import Observations
 
 _LOG = logging.getLogger("nbi_plus")
 _NBI_FLOW = {"num_blocks": "n_blocks", "flow_hidden": "hidden"}  # nbi's names for ours
@@ -98,7 +100,8 @@ def featurizer_spec(
     featurizer: str | Mapping[str, Any] | nn.Module, conditions: Batch, n_params: int
 ) -> tuple[FeaturizerSpec, nn.Module | None]:
     """Return the spec of a featurizer, and the module itself where it is the user's own."""
-    n_channels, length = EncoderConfig.of(conditions).n_inputs, conditions.mask.shape[-1]
+    config, length = EncoderConfig.of(conditions), conditions.mask.shape[-1]
+    n_channels = config.n_inputs
     if isinstance(featurizer, nn.Module):
         return FeaturizerSpec("custom", n_channels, length, n_params, {}), featurizer
     name, options = (
@@ -109,4 +112,21 @@ def featurizer_spec(
             f"featurizer must be one of {list(featurizers.available())}, a dict or an nn.Module, "
             f"but is {name!r}."
         )
+    if name == "transformer" and config.own_coords:
+        options = {"time_channel": config.layout[_time_like(config)][0]} | options
     return FeaturizerSpec(name, n_channels, length, n_params, dict(options)), None
+
+
+def _time_like(config: EncoderConfig) -> str:
+    """Return the coordinate that orders an object's points: time, or the first there is."""
+    return TIME if TIME in config.own_coords else config.own_coords[0]
+
+
+def perturbation(
+    wish: Perturbation | bool | None, observations: Observations | None
+) -> Perturbation | None:
+    """Return how cadences are varied: by default, where there are several to imitate."""
+    if isinstance(wish, Perturbation):
+        return wish
+    several = observations is not None and len(observations) > 1
+    return Perturbation() if wish or (wish is None and several) else None

@@ -23,6 +23,7 @@ from nbi_plus.learn.run import Run
 from nbi_plus.learn.setup import Given, Setup, set_up
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
+from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import as_noise
 from nbi_plus.problem.inputs import bind_simulator, check_inputs
 from nbi_plus.problem.noise import Noise
@@ -146,6 +147,8 @@ class Engine(Predictor, BaseEstimator):
         max_sims: int | None = None,
         max_seconds: float | None = None,
         modes: ArrayLike | Callable[[NDArray], ArrayLike] | None = None,
+        perturb: Perturbation | bool | None = None,
+        grid: ArrayLike | Mapping[str, ArrayLike] | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
@@ -188,6 +191,13 @@ class Engine(Predictor, BaseEstimator):
         modes : array_like, shape (M, D), or callable, optional
             Places in theta where a sequential fit shall look from the start, or ``modes(x_obs)``,
             as the peaks of a periodogram; NaN where a coordinate is not known.
+        perturb : Perturbation or bool, optional
+            How far simulations may differ from the cadences of ``observations`` that they imitate.
+            Default: `Perturbation` for several objects, no change for one.
+        grid : array_like, shape (G,), or mapping of one name to it, optional
+            For an expensive simulator: it is run at these times ``t`` (or values of the coordinate
+            named) instead of at those of an object, and its curves are interpolated for other
+            objects at each epoch. Weights always use the simulator itself.
         max_failed : float, optional
             Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
         callback : callable, optional
@@ -204,7 +214,7 @@ class Engine(Predictor, BaseEstimator):
         """
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
-        given = Given(observations, x_obs, x_err, theta, x, inputs)
+        given = Given(observations, x_obs, x_err, theta, x, inputs, grid)
         self._check_start(sequential, warm_start, n_sims, given)
         if sequential and online:
             raise ValueError("online must be False for a sequential fit, which keeps what it made.")
@@ -219,7 +229,7 @@ class Engine(Predictor, BaseEstimator):
         with preserved_random_state():
             setup = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
-            parts = self._ingredients(setup, config)
+            parts = self._ingredients(setup, config, doors.perturbation(perturb, observations))
             if not sequential:
                 return self._keep_many(run(setup, parts, start), setup, given)
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
@@ -346,15 +356,16 @@ class Engine(Predictor, BaseEstimator):
     def _folder(self) -> Path | None:
         return None if self.path is None else Path(self.path)
 
-    def _ingredients(self, setup: Setup, config: TrainConfig) -> fitting.Ingredients:
-        conditions, prior = setup.conditions, setup.prior
-        asked = set() if setup.simulator is None else set(setup.simulator.arguments)
-        spec, custom = doors.featurizer_spec(self.featurizer, conditions, prior.n_dim)
+    def _ingredients(
+        self, setup: Setup, config: TrainConfig, perturbation: Perturbation | None
+    ) -> fitting.Ingredients:
+        prior = setup.prior
+        spec, custom = doors.featurizer_spec(self.featurizer, setup.conditions, prior.n_dim)
         return fitting.Ingredients(
             prior=prior,
             noise=setup.noise,
-            conditions=conditions,
-            own_grid=bool(conditions.per_object() & asked),
+            cadences=Cadences(setup.conditions, setup.fixed, perturbation, setup.grid),
+            units=setup.units,
             featurizer=spec,
             custom=custom,
             flow=doors.flow_config(self.flow, prior.n_dim),

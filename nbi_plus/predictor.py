@@ -28,6 +28,7 @@ from nbi_plus.problem.inputs import (
 )
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.packing import Categories
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
@@ -135,7 +136,7 @@ class Predictor:
         """
         answerer = self._answerer("predict_many")
         return answerer.posteriors(
-            with_grid(observations, self.defaults_),
+            self._like_training(with_grid(observations, self.defaults_)),
             n_samples,
             keep,
             self.seed if seed is None else seed,
@@ -205,10 +206,11 @@ class Predictor:
         self._require_fit("log_prob", sequential=True)
         draws = self.prior_.check(theta)
         error, known = self._known(x_err, inputs, "log_prob")
+        categories = self._trained_for()[0]
         if is_one_object(x, self._shape(), len(draws)):
-            objects = one_object(x, error, None, known)
+            objects = one_object(x, error, None, known, categories)
         else:
-            objects = many_objects(x, error, known)
+            objects = many_objects(x, error, known, categories)
         own = self._sequential_fit(objects, "log_prob")
         if own is not None:
             return own.log_prob(draws)
@@ -292,7 +294,17 @@ class Predictor:
     ) -> Observations:
         """Return one object, with what was given to `fit` where nothing is given here."""
         error, known = self._known(x_err, inputs, door)
-        return one_object(x_obs, error, mask, known)
+        return self._like_training(one_object(x_obs, error, mask, known, self._trained_for()[0]))
+
+    def _trained_for(self) -> tuple[Categories, dict[str, str]]:
+        """Return the categories and units of the observations fitted to; none before a fit."""
+        if hasattr(self, "model_"):
+            return self.model_.conditions.categories, self.model_.units
+        fit = getattr(self, "sequential_", None)
+        return ({}, {}) if fit is None else (fit.observations.categories, fit.observations.units)
+
+    def _like_training(self, observations: Observations) -> Observations:
+        return observations.like(*self._trained_for())
 
     def _known(
         self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str
@@ -326,12 +338,12 @@ class Predictor:
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
         if self.simulator is None:
             raise ValueError(f"{door} must have a simulator, but the engine has none.")
-        error, known = self._known(x_err, inputs, door)
         with preserved_random_state():
             if hasattr(self, "model_"):
                 prior, bound, noise = self.prior_, self.simulator_, self.noise_
-                data = one_object(x_obs, error, None, known).batch()
+                data = self._one(x_obs, x_err, None, inputs, door).batch()
             else:
+                error, known = self._known(x_err, inputs, door)
                 given = Given(x_obs=x_obs, x_err=error, inputs=known)
                 setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
                 prior, bound, noise, data = (

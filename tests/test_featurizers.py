@@ -21,6 +21,8 @@ VARIANTS = {
     "gru": {"n_rnn": 2},
     "transformer": {},
     "transformer, by time": {"time_channel": 1, "n_layers": 1},
+    "spectrum": {},
+    "spectrum, halved": {"n_halvings": 2, "n_dilated": 0, "norm": "layer"},
 }
 
 
@@ -47,6 +49,71 @@ def test_featurizer_keeps_its_contract(variant):
 @pytest.mark.parametrize(("n_channels", "length"), [(2, 1), (2, 7), (5, 200)])
 def test_default_featurizer_keeps_its_contract_at_other_shapes(name, n_channels, length):
     check_featurizer(build(name, n_channels, length), n_channels=n_channels, length=length)
+
+
+def two_kinds(n=6, lengths=(20, 60), seed=3):
+    """Return series (n, 6, 80): x, x, t, mask of kind 0, mask of kind 1, mask of either."""
+    x = series(n, 6, sum(lengths), seed)
+    steps = torch.arange(sum(lengths))
+    own = torch.randint(3, lengths[0], (n, 1), generator=torch.Generator().manual_seed(seed))
+    x[:, 3] = (steps < own).float()
+    x[:, 4] = ((steps >= own) & (steps < own + lengths[1])).float()
+    x[:, 5] = x[:, 3] + x[:, 4]
+    return x
+
+
+def multi():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = [featurizers.make("gru", 3, 20, 3), featurizers.make("spectrum", 3, 60, 3)]
+        return featurizers.MultiInput(parts, [[0, 2, 3], [1, 2, 4]])
+
+
+def test_each_kind_of_data_reaches_its_own_featurizer_alone():
+    net, x = multi(), two_kinds()
+    features = net(x)
+    assert features.shape == (6, net.n_features)
+    n_first = net.parts[0].n_features
+    for own, other, part in ((0, 1, slice(n_first, None)), (1, 0, slice(0, n_first))):
+        changed = x.clone()
+        changed[:, own] += x[:, 3 + own]
+        moved = (net(changed) - features).abs().amax(0)
+        assert not moved[part].any(), "the other kind's features must stay as they are"
+        assert moved.max() > 1e-3
+        hidden = x.clone()  # what kind ``own`` holds where it has no point is nothing
+        hidden[:, own] = torch.where(x[:, 3 + own] > 0, x[:, own], torch.nan)
+        torch.testing.assert_close(net(hidden), features)
+        lacking = x.clone()
+        lacking[:, 3 + other] = 0.0
+        assert net(lacking).isfinite().all()
+
+
+def test_a_kind_gives_the_same_features_wherever_it_stands():
+    net, x = multi(), two_kinds()
+    for i in range(len(x)):
+        own = int(x[i, 3].sum())
+        alone = net.parts[1](x[i : i + 1, [1, 2, 4], own : own + 60])
+        torch.testing.assert_close(net(x)[i, net.parts[0].n_features :], alone[0])
+    padded = torch.cat([x, torch.zeros(6, 6, 37)], 2)
+    torch.testing.assert_close(net(padded), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_spectrum_of_ten_thousand_pixels_is_seen_from_end_to_end():
+    net = build("spectrum", 3, 10_000, 4)
+    x = series(2, 3, 10_000)
+    x[:, -1, 300:420] = 0.0  # a chip gap
+    x.requires_grad_()
+    net(x)[0, 0].backward()
+    reach = x.grad[0, 0].abs() > 0
+    assert reach[:300].any()
+    assert reach[-100:].any()
+    assert not reach[300:420].any()
+    start = torch.zeros(1, net.dilated[0].wide.in_channels, 10_000 // 2**6).requires_grad_()
+    y, mask = start, torch.ones(1, 1, start.shape[2])
+    for look in net.dilated:
+        y = look(y, mask)
+    y[0, :, 80].sum().backward()
+    assert (start.grad[0].abs().sum(0) > 0).sum() > 100, "the dilated blocks must see far"
 
 
 class Broken(featurizers.Featurizer):
@@ -177,7 +244,11 @@ def test_options_are_taken_and_none_means_ours():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("resnet50", {}, "'resnet-gru', 'resnet', 'gru', 'transformer', but is 'resnet50'"),
+        (
+            "resnet50",
+            {},
+            "'resnet-gru', 'resnet', 'gru', 'spectrum', 'transformer', but is 'resnet50'",
+        ),
         ("gru", {"kernel": 3}, "n_features, n_rnn, pool, width, but has kernel"),
         ("resnet", {"kernel": 4}, "kernel must be odd, but is 4"),
         ("resnet", {"depth": 0}, "depth must be a whole number >= 1, but is 0"),

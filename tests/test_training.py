@@ -30,6 +30,7 @@ from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import NoisyBank, Online, Resident, Rows, Streamed
 from nbi_plus.learn.training import Problem, TrainConfig, TrainingError, train
+from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
 from nbi_plus.problem.noise import GaussianNoise
 from nbi_plus.problem.observations import Observations
@@ -72,12 +73,12 @@ def conditions():
 def make_problem(n=640, n_held_out=200, **changes):
     rows = simulate(n + n_held_out)
     source = Resident(rows.pick(slice(0, n)))
-    problem = Problem(source, rows.pick(slice(n, None)), GaussianNoise(), conditions())
+    problem = Problem(source, rows.pick(slice(n, None)), GaussianNoise(), Cadences(conditions()))
     return replace(problem, **changes)
 
 
 def make_network(problem, seed=0, **options):
-    config = EncoderConfig.of(problem.conditions)
+    config = EncoderConfig.of(problem.cadences.bank)
     network = without_global_rng(seed, lambda: PosteriorNetwork(
         config, Flat(config.n_inputs, **options), 2, SMALL
     ))  # fmt: skip
@@ -351,11 +352,12 @@ def test_conditions_are_those_of_random_objects_unless_made_on_their_grid():
     errors = np.array([[0.1] * 5, [1.0] * 5, [10.0] * 5])
     three = Observations.from_arrays(np.zeros((3, 5)), errors).batch().to(dtype=torch.float32)
     rows = simulate(3000)._replace(owner=torch.arange(3000) % 3)
-    problem = Problem(Resident(rows), rows, GaussianNoise(), three)
+    problem = Problem(Resident(rows), rows, GaussianNoise(), Cadences(three))
     seen = problem.observe(rows, generator(0, "test")).x_err[:, 0, 0]
     shares = torch.stack([(seen == e).double().mean() for e in (0.1, 1.0, 10.0)])
     torch.testing.assert_close(shares, torch.full_like(shares, 1 / 3), rtol=0, atol=0.035)
-    own = replace(problem, own_grid=True).observe(rows, generator(0, "test"))
+    fixed = replace(problem, cadences=Cadences(three, fixed=True))
+    own = fixed.observe(rows, generator(0, "test"))
     torch.testing.assert_close(own.x_err[:, 0, 0], three.x_err[rows.owner, 0, 0])
     spread = (own.x - rows.model)[rows.owner == 1].std().item()
     assert spread == pytest.approx(1.0, rel=4 / math.sqrt(2 * 5000))
@@ -422,10 +424,10 @@ def test_bad_training_options_are_refused(bad):
 
 def stored(folder, n=640):
     rows = simulate(n)
-    columns = {"z": (2,), "theta": (2,), "x": (1, 5), "owner": ()}
+    columns = {"z": (2,), "theta": (2,), "x": (1, 5), "owner": (), "shift": ()}
     store = SimulationStore.open(folder / "sims.h5", {}, columns, n)
     store.write(0, np.zeros(n, np.uint8), z=rows.z.numpy(), theta=rows.z.numpy(),
-                x=rows.model.double().numpy(), owner=np.arange(n))  # fmt: skip
+                x=rows.model.double().numpy(), owner=np.arange(n), shift=np.zeros(n))  # fmt: skip
     return store
 
 
@@ -483,7 +485,8 @@ def test_online_rows_are_never_seen_twice():
     def fresh(rows):
         asked.append(rows)
         z = np.random.default_rng(rows[0]).normal(size=(len(rows), 2))
-        return {"z": z, "theta": z, "x": (z @ DESIGN.numpy())[:, None], "owner": rows}
+        x = (z @ DESIGN.numpy())[:, None]
+        return {"z": z, "theta": z, "x": x, "owner": rows, "shift": np.zeros(len(rows))}
 
     source = Online(fresh, 128, 50, PRIOR, torch.device("cpu"), torch.float32)
     history, _ = run(replace(SHORT, n_epochs=4), make_problem(source=source))
@@ -546,7 +549,7 @@ def ingredients(**changes):
     batch = Observations.from_arrays(np.zeros((2, 5)), SIGMA).batch()
     n_channels = EncoderConfig.of(batch).n_inputs
     parts = fitting.Ingredients(
-        prior=PRIOR, noise=GaussianNoise(), conditions=batch, own_grid=False,
+        prior=PRIOR, noise=GaussianNoise(), cadences=Cadences(batch), units={},
         featurizer=FeaturizerSpec("custom", n_channels, 5, 2, {}),
         custom=without_global_rng(0, lambda: Flat(n_channels)),
         flow=SMALL, train=replace(SHORT, n_epochs=2),
@@ -558,7 +561,7 @@ def ingredients(**changes):
 def columns(n=300):
     rows = simulate(n)
     return {"z": rows.z.numpy(), "theta": rows.z.numpy(), "x": rows.model.double().numpy(),
-            "owner": np.zeros(n, int)}  # fmt: skip
+            "owner": np.zeros(n, int), "shift": np.zeros(n)}  # fmt: skip
 
 
 def test_split_is_keyed_by_the_row_and_complete():
@@ -590,14 +593,14 @@ def test_store_too_large_for_memory_is_streamed(tmp_path):
 def test_large_values_with_small_errors_are_kept_in_float64():
     def dtype(scale, sigma, x_err):
         batch = Observations.from_arrays(np.zeros((1, 5)), x_err).batch()
-        return ingredients(conditions=batch, noise=GaussianNoise(sigma)).dtype(scale)
+        return ingredients(cadences=Cadences(batch), noise=GaussianNoise(sigma)).dtype(scale)
 
     assert dtype(1.0, 1e-3, None) == torch.float32
     assert dtype(1e6, 1.0, None) == torch.float64
     assert dtype(1e6, 1.0, 100.0) == torch.float32  # the observations' own errors win
     assert dtype(1e6, None, 1.0) == torch.float64
     masked = Observations.from_arrays(np.zeros((1, 5)), 1.0, mask=np.zeros((1, 5))).batch()
-    assert ingredients(conditions=masked).dtype(1e6) == torch.float32
+    assert ingredients(cadences=Cadences(masked)).dtype(1e6) == torch.float32
 
 
 def test_per_item_noise_reaches_encoder_training_and_reference():
@@ -658,8 +661,11 @@ def test_fingerprint_names_all_that_a_run_depends_on():
     timed = Observations.from_arrays(np.zeros((2, 5)), SIGMA, t=np.arange(5)).batch()
     later = Observations.from_arrays(np.zeros((2, 5)), SIGMA, t=np.arange(5) + 1).batch()
     changes = [
-        {}, {"noise": GaussianNoise(fractional=0.1)}, {"conditions": other}, {"conditions": timed},
-        {"conditions": later}, {"own_grid": True}, {"seed": 1}, {"flow": FlowConfig()},
+        {}, {"noise": GaussianNoise(fractional=0.1)}, {"cadences": Cadences(other)},
+        {"cadences": Cadences(timed)},
+        {"cadences": Cadences(later)}, {"cadences": Cadences(parts.conditions, fixed=True)},
+        {"cadences": Cadences(parts.conditions, perturbation=Perturbation())}, {"seed": 1},
+        {"flow": FlowConfig()},
         {"train": TrainConfig()}, {"custom": without_global_rng(1, lambda: Flat(3))},
         {"custom": nn.Flatten()}, {"prior": nbi.Prior({"a": stats.norm(), "c": stats.norm()})},
     ]  # fmt: skip

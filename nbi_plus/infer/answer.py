@@ -77,8 +77,8 @@ class Answerer:
         weighted = self._can_weight(observations)
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
         step = max(1, ROWS_AT_ONCE // ladder.n_draws)
-        pieces = (np.arange(i, min(i + step, len(observations)))
-                  for i in range(0, len(observations), step))  # fmt: skip
+        by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
+        pieces = (by_length[i : i + step] for i in range(0, len(by_length), step))
         with preserved_random_state():
             if weighted:
                 found = self._weighted(observations, pieces, proposal, ladder, request)
@@ -88,8 +88,9 @@ class Answerer:
                 objects, _, features = self._see(observations[rows])
                 own = Conditioned(proposal, features)
                 z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
-                parts.append(verdict.amortized(unweighted_outcome(own, z), objects, request))
-            return Posteriors.concatenate(parts)
+                answer = verdict.amortized(unweighted_outcome(own, z), objects, request)
+                parts.append(Part(answer, rows))
+            return in_order(parts)
 
     def _weighted(
         self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
@@ -181,7 +182,8 @@ class Answerer:
         """Refuse data of another shape or grid than the network was trained for."""
         shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
         trained = self.model.conditions
-        if shape != self.model.shape:
+        own_points = any(v.ndim == 2 for v in trained.coords.values())
+        if shape[0] != self.model.shape[0] or not (own_points or shape == self.model.shape):
             raise ValueError(
                 f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
                 "Fit again for these data."
@@ -191,9 +193,14 @@ class Answerer:
                 "x_err must be given, for the network was trained with errors, but is missing."
             )
         for name, values in trained.coords.items():
+            if name not in observations.points:
+                raise ValueError(
+                    f"{name} must be given, as in training, but the observations have "
+                    f"{tuple(observations.points)}."
+                )
             if values.ndim != 1:
                 continue
-            if not (observations.shared_grid and name in observations.points):
+            if not observations.shared_grid:
                 raise ValueError(
                     f"{name} must be given as one grid of shape ({shape[1]},), as in training."
                 )

@@ -36,6 +36,8 @@ def to_archive(fit: SequentialFit) -> Archive:
     meta = {
         "posterior": posterior.meta,
         "id": str(fit.observations.ids[0]),
+        "categories": {k: list(v) for k, v in fit.observations.categories.items()},
+        "units": fit.observations.units,
         "phases": [row["phase"] for row in rows],
         "stop": fit.rounds.stop.name,
         "caution": fit.rounds.caution,
@@ -76,6 +78,8 @@ def _observations(meta: dict[str, Any], parts: dict[str, dict[str, NDArray]]) ->
         mask=own["mask"],
         ids=[meta["id"]],
         scalars=parts["scalars/"],
+        categories=meta["categories"],
+        units=meta["units"],
         **parts["coords/"],
     )
 

@@ -33,6 +33,7 @@ from nbi_plus.learn.sources import (
 )
 from nbi_plus.learn.training import History, Problem, TrainConfig, train
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.prior import Prior
@@ -57,10 +58,10 @@ class Ingredients:
     ----------
     prior, noise
         The noise is bound.
-    conditions : Batch
+    cadences : Cadences
         Float64, on the CPU.
-    own_grid : bool
-        See `nbi_plus.learn.training.Problem`.
+    units : dict of str
+        Of the observations.
     featurizer : FeaturizerSpec
     custom : nn.Module or None
         The user's own featurizer.
@@ -74,8 +75,8 @@ class Ingredients:
 
     prior: Prior
     noise: Noise
-    conditions: Batch
-    own_grid: bool
+    cadences: Cadences
+    units: dict[str, str]
     featurizer: FeaturizerSpec
     custom: nn.Module | None
     flow: FlowConfig
@@ -83,6 +84,11 @@ class Ingredients:
     device: torch.device
     seed: int
     memory: int
+
+    @property
+    def conditions(self) -> Batch:
+        """Errors, masks, coordinates and scalars of the objects imitated."""
+        return self.cadences.bank
 
     def dtype(self, largest: float) -> torch.dtype:
         """Return float64 where rounding the largest value to float32 would show in the errors."""
@@ -93,6 +99,14 @@ class Ingredients:
         elif errors is None and sigma is not None:
             smallest = float(np.min(sigma))
         return torch.float64 if largest * _FLOAT32_STEP > _SMALL_STEP * smallest else torch.float32
+
+    def lengths(self, owner: Tensor) -> Tensor | None:
+        """Return how many points each simulation has, or None where all have the same."""
+        mask = self.conditions.mask.any(1)
+        if not self.cadences.fixed or bool(mask.all()):
+            return None
+        steps = torch.arange(1, mask.shape[1] + 1)
+        return (mask * steps).amax(1).to(owner.device)[owner]
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,8 @@ def from_arrays(columns: Mapping[str, NDArray], parts: Ingredients) -> Material:
     everything = to_device(
         dict(columns), parts.prior, parts.device, parts.dtype(_largest(columns["x"]))
     )
-    resident = Resident(everything.pick(torch.as_tensor(training, device=parts.device)))
+    chosen = everything.pick(torch.as_tensor(training, device=parts.device))
+    resident = Resident(chosen, parts.lengths(chosen.owner))
     validation = everything.pick(torch.as_tensor(held_out, device=parts.device))
     return Material(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
 
@@ -185,6 +200,7 @@ def fit(
         featurizer=parts.featurizer,
         reference=_reference(network, problem, parts),
         conditions=parts.conditions,
+        units=parts.units,
         history=(start.history if start is not None else []) + history,
         n_sims=material.n_sims,
     )
@@ -207,8 +223,8 @@ def problem_of(material: Material, parts: Ingredients) -> Problem:
         source = NoisyBank(source, noise, parts.prior)
         seed = stage_key(parts.seed, "validation") % 2**32
         validation, noise = noisy_copy(validation, noise, parts.prior, seed), _ALREADY_NOISY
-    conditions = parts.conditions.to(parts.device, validation.model.dtype)
-    return Problem(source, validation, noise, conditions, parts.own_grid)
+    cadences = parts.cadences.to(parts.device, validation.model.dtype)
+    return Problem(source, validation, noise, cadences)
 
 
 def untrained(parts: Ingredients, problem: Problem, sample: Rows) -> PosteriorNetwork:
@@ -245,7 +261,7 @@ def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) 
         return found[torch.isfinite(found).all(-1)]
 
     return FeatureReference.fit(
-        features(halves[0], "scale"), features(halves[1], "cut"), problem.conditions
+        features(halves[0], "scale"), features(halves[1], "cut"), problem.cadences.bank
     )
 
 
@@ -262,7 +278,8 @@ def _fingerprint(parts: Ingredients, material: Material) -> str:
         "featurizer": asdict(parts.featurizer),
         "flow": asdict(parts.flow),
         "train": asdict(parts.train),
-        "own_grid": parts.own_grid,
+        "fixed": parts.cadences.fixed,
+        "perturbation": asdict(parts.cadences.perturbation or Perturbation(0.0, 0.0, 1.0, 0.0)),
         "custom": repr(parts.custom),
         "seed": parts.seed,
         "n_sims": material.n_sims,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -58,7 +58,10 @@ class TrainedModel:
     featurizer : FeaturizerSpec
     reference : FeatureReference
     conditions : Batch
-        Of the training: errors, masks, coordinates and scalars, on the CPU.
+        Of the training: errors, masks, coordinates and scalars, on the CPU; a file keeps those of
+        one object.
+    units : dict of str
+        Of the observations trained for.
     history : list of dict
     n_sims : int
         Simulations trained on and validated with.
@@ -70,6 +73,7 @@ class TrainedModel:
     conditions: Batch
     history: History
     n_sims: int
+    units: dict[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,11 +93,13 @@ class TrainedModel:
             "n_sims": self.n_sims,
             "coords": sorted(self.conditions.coords),
             "scalars": sorted(self.conditions.scalars),
+            "categories": {k: list(v) for k, v in self.conditions.categories.items()},
+            "units": self.units,
         }
 
     def arrays(self) -> dict[str, NDArray]:
         """Return the learned state as named arrays."""
-        c = self.conditions
+        c = self.conditions.select(slice(0, 1))
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"reference/{k}": v for k, v in self.reference.arrays().items()}
         tensors |= {"conditions/x": c.x, "conditions/mask": c.mask}
@@ -134,11 +140,13 @@ class TrainedModel:
                 conditions["mask"],
                 {k: part["coords"][k] for k in meta["coords"]},
                 {k: part["scalars"][k] for k in meta["scalars"]},
+                {k: tuple(v) for k, v in meta["categories"].items()},
             ),
             history=[
                 {k: float(v[i]) for k, v in history.items()} for i in range(len(history["val_nll"]))
             ],
             n_sims=meta["n_sims"],
+            units=meta["units"],
         )
 
 

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
+
+import torch
+from numpy.typing import NDArray
 
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import History
 from nbi_plus.problem.simulations import Campaign
+
+_LOG = logging.getLogger("nbi_plus")
+_N_COMPARED = 8  # simulations that are made at an object's own points, too
+_TOLERATED = 0.1  # rms error of interpolation, in units of the errors of the data
+
+
+def _compare(setup: Setup, columns: Mapping[str, NDArray]) -> None:
+    """Warn where interpolating on the grid is worse than the errors of the data allow."""
+    owner = torch.as_tensor(columns["owner"]).long()
+    objects = setup.conditions.select(owner)
+    found = setup.grid.interpolate(torch.as_tensor(columns["x"]), objects)
+    theta = setup.prior.complete(columns["theta"])
+    own = {k: v.numpy() for k, v in objects.arguments().items()}
+    exact = torch.as_tensor(setup.simulator.run(theta, own, objects.per_object()).x)
+    off = torch.where(objects.mask, found - exact, torch.nan)
+    size = torch.where(objects.mask, exact, torch.nan).flatten(1)
+    if objects.x_err is None:
+        off = off / (size - size.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()[:, None, None]
+    else:
+        off = off / objects.x_err
+    worst = float(off.square().flatten(1).nanmean(1).sqrt().max())
+    if not worst <= _TOLERATED:
+        _LOG.warning(
+            "curves interpolated on the grid are off by up to %.2g of the data's errors (rms of "
+            "one of %d curves): the network learns that. Give a denser grid.",
+            worst,
+            len(owner),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,21 +92,27 @@ class Run:
             start = replace(start, network=copy.deepcopy(start.network))
         if setup.columns is not None:
             return self._train(fitting.from_arrays(setup.columns, parts), parts, start)
-        campaign = self.campaign(setup, parts.seed)
+        perturbation = parts.cadences.perturbation
+        shift = 0.0 if perturbation is None else perturbation.shift
+        campaign = self.campaign(setup, parts.seed, shift if setup.fixed else 0.0)
         if self.online:
             material = fitting.online(campaign, self.n_sims, parts, self.max_failed)
             return self._train(material, parts, start)
         with campaign.open(self.folder, self.n_sims) as store:
             campaign.fill(store, self.n_sims, self.max_failed)
+            if setup.grid is not None:
+                rows = store.good_rows(self.n_sims)[:_N_COMPARED]
+                _compare(setup, store.read(rows, ["theta", "x", "owner"]))
             return self._train(fitting.from_store(store, self.n_sims, parts), parts, start)
 
-    def campaign(self, setup: Setup, seed: int) -> Campaign:
+    def campaign(self, setup: Setup, seed: int, shift: float = 0.0) -> Campaign:
         """Return the simulations of the prior that this run makes or finds."""
         return Campaign(
             prior=setup.prior,
             simulator=setup.simulator,
-            conditions=setup.conditions,
+            conditions=setup.simulated_at,
             seed=seed,
+            shift=shift,
             n_jobs=self.n_jobs,
             client=self.client,
             progress=self.progress,

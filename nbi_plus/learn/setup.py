@@ -13,13 +13,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.io.store import read_columns
 from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.inputs import bind_simulator, one_object, split_inputs, with_grid
+from nbi_plus.problem.cadence import TIME
+from nbi_plus.problem.dense import DenseGrid
+from nbi_plus.problem.inputs import (
+    asked_for,
+    bind_simulator,
+    one_object,
+    split_inputs,
+    with_grid,
+)
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.packing import coordinate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
 
 _LOG = logging.getLogger("nbi_plus")
+_BANK_NUMBERS = 2**22  # padded data of the objects that simulations imitate
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Given:
     theta: ArrayLike | None = None
     x: ArrayLike | str | Path | None = None
     inputs: Mapping[str, ArrayLike] = field(default_factory=dict)
+    grid: ArrayLike | Mapping[str, ArrayLike] | None = None
 
     def objects(self) -> Observations | None:
         """Return the objects to train for, or None when only a simulator tells the shape."""
@@ -47,15 +58,41 @@ class Given:
         if self.observations is None:
             return None
         grid, _ = split_inputs(self.inputs)
-        return with_grid(self.observations, {k: v.astype(np.float64) for k, v in grid.items()})
+        return with_grid(self.observations, grid)
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
         seen = self.objects()
         grid = dict(seen.points) if seen is not None and seen.shared_grid else {}
         errors = {} if self.x_err is None else {"x_err": self.x_err}
-        given = {**self.inputs, **errors}
-        return grid | {k: np.asarray(v, np.float64) for k, v in given.items()}
+        given = {k: np.asarray(v) for k, v in {**self.inputs, **errors}.items() if k not in grid}
+        return grid | {k: v.astype(np.float64) for k, v in given.items()}
+
+    def dense_grid(self, bank: Batch, wanted: set[str]) -> DenseGrid | None:
+        """Return the grid to simulate on, for a simulator that asks for the ``wanted``."""
+        if self.grid is None:
+            return None
+        grids = dict(self.grid) if isinstance(self.grid, Mapping) else {TIME: self.grid}
+        codes = [k for k in bank.categories if k in wanted]
+        name = next(iter(grids), TIME)
+        if len(grids) != 1 or name not in bank.coords or name not in wanted or len(codes) > 1:
+            raise ValueError(
+                "grid must hold values of one coordinate of the observations that the simulator "
+                f"asks for, besides at most one of categories, but has {tuple(grids)}; the "
+                f"observations have {tuple(bank.coords)}, and the simulator asks for "
+                f"{tuple(sorted(wanted))}."
+            )
+        nodes = torch.as_tensor(np.asarray(grids[name], np.float64))
+        kinds = {"category": codes[0], "n_categories": len(bank.categories[codes[0]])}
+        grid = DenseGrid(name, nodes, **(kinds if codes else {}))
+        n_out = int((~grid.covers(torch.atleast_2d(bank.coords[name]))).sum())
+        if n_out:
+            raise ValueError(
+                f"grid must cover every {name} of the observations, but {n_out} objects have "
+                f"points outside {nodes[0]:g} to {nodes[-1]:g}. Widen it, or make times relative to each "
+                "object with observations.relative_to."
+            )
+        return grid
 
     def columns(self, prior: Prior) -> dict[str, NDArray] | None:
         """Return simulations made elsewhere, or None; rows that are not finite are left out."""
@@ -81,9 +118,14 @@ class Setup:
     noise : Noise
         Bound.
     conditions : Batch
-        Errors, masks, coordinates and scalars of the objects; float64, on the CPU.
+        Errors, masks, coordinates and scalars of the objects, or of as many as are imitated;
+        float64, on the CPU.
     columns : dict of ndarray or None
         Simulations made elsewhere.
+    grid : DenseGrid or None
+        Where simulations are made, if not at the objects' own points.
+    units : dict of str
+        Of the observations.
     """
 
     prior: Prior
@@ -91,6 +133,19 @@ class Setup:
     noise: Noise
     conditions: Batch
     columns: dict[str, NDArray] | None
+    grid: DenseGrid | None = None
+    units: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def simulated_at(self) -> Batch:
+        """Coordinates and scalars that simulations are made with."""
+        return self.conditions if self.grid is None else self.grid.conditions(self.conditions)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a simulation is good for the object alone that it was made for."""
+        asked = set() if self.simulator is None else set(self.simulator.arguments)
+        return self.grid is None and bool(self.conditions.per_object() & asked)
 
 
 def set_up(
@@ -104,19 +159,21 @@ def set_up(
             "Give Engine(simulator, prior), or fit(theta=..., x=...)."
         )
     seen = given.objects()
-    start = _bare(given.inputs) if seen is None else seen.batch()
-    bound = None if simulator is None else bind_simulator(simulator, prior, start)
+    start = _bare(given.inputs) if seen is None else _bank(seen).batch()
+    grid = given.dense_grid(start, asked_for(simulator, start))
+    place = start if grid is None else grid.conditions(start)
+    bound = None if simulator is None else bind_simulator(simulator, prior, place)
     shape = tuple(bound.shape if columns is None else columns["x"].shape[1:])
     if seen is None:
         seen = one_object(np.zeros(shape), given.x_err, None, given.inputs)
-    conditions = seen.batch()
-    for came in (tuple(conditions.mask.shape[1:]), shape if bound is None else tuple(bound.shape)):
+        start = place = seen.batch()
+    for came in (tuple(place.mask.shape[1:]), shape if bound is None else tuple(bound.shape)):
         if came != shape:
             raise ValueError(
                 f"simulations and observations must have one shape (C, L), but have {shape} and "
                 f"{came}. Did you swap x and theta?"
             )
-    has_errors = conditions.x_err is not None
+    has_errors = start.x_err is not None
     bound_noise = noise.bind(has_errors, prior.full_names)
     if bound is not None and bound.stochastic and bound_noise.has_likelihood(has_errors):
         raise ValueError(
@@ -124,18 +181,30 @@ def set_up(
             "weights would be silently wrong. Move its noise into noise=, or give a "
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
-    return Setup(prior, bound, bound_noise, conditions, columns)
+    return Setup(prior, bound, bound_noise, start, columns, grid, seen.units)
+
+
+def _bank(observations: Observations) -> Observations:
+    """Return as many objects as fit into memory when padded, chosen by their ids."""
+    longest = max(int(observations.lengths.max(initial=0)), 1)
+    n = max(1, _BANK_NUMBERS // (observations.n_channels * longest))
+    if len(observations) <= n:
+        return observations
+    _LOG.info("simulations imitate %d of the %d objects", n, len(observations))
+    return observations[np.sort(np.argsort(observations.keys)[:n])]
 
 
 def _bare(inputs: Mapping[str, ArrayLike]) -> Batch:
     """Return a batch of one object that has inputs but no data, to bind a simulator with."""
     coords, scalars = split_inputs(inputs)
+    named = {k: coordinate(k, v, None) for k, v in coords.items()}
     return Batch(
         x=torch.zeros(1, 1, 1),
         x_err=None,
         mask=torch.ones(1, 1, 1, dtype=torch.bool),
-        coords={k: torch.as_tensor(v.astype(np.float64)) for k, v in coords.items()},
+        coords={k: torch.as_tensor(v) for k, (v, _) in named.items()},
         scalars={k: torch.as_tensor(v[None].astype(np.float64)) for k, v in scalars.items()},
+        categories={k: names for k, (_, names) in named.items() if names is not None},
     )
 
 
@@ -158,4 +227,5 @@ def _columns(prior: Prior, theta: ArrayLike, x: NDArray[np.float64]) -> dict[str
     if n_bad:
         _LOG.warning("%d of %d simulations are not finite or not inside the prior", n_bad, n)
     owner = np.zeros(int(good.sum()), np.int64)
-    return {"z": z[good], "theta": values[good], "x": x[good], "owner": owner}
+    columns = {"z": z[good], "theta": values[good], "x": x[good], "owner": owner}
+    return columns | {"shift": np.zeros(len(owner))}

@@ -15,30 +15,37 @@ from nbi_plus.io.store import SimulationStore
 from nbi_plus.problem.custom_noise import CallableNoise
 from nbi_plus.problem.prior import Prior
 
-COLUMNS = ("z", "theta", "x", "owner")
+COLUMNS = ("z", "theta", "x", "owner", "shift")
+_BATCHES_SORTED = 16  # enough to halve the padding, few enough to mix
 
 
 class Rows(NamedTuple):
     """Training simulations on the device: z (n, D), theta (n, P), model (n, C, L), owner (n,).
 
-    ``owner`` is the object whose coordinates a simulation was made at.
+    ``owner`` is the object that a simulation was made for, ``shift`` (n,) what was added to its
+    times.
     """
 
     z: Tensor
     theta: Tensor
     model: Tensor
     owner: Tensor
+    shift: Tensor | None = None
 
     def pick(self, index: Tensor | slice) -> Rows:
         """Return some of the rows."""
-        return Rows(*(column[index] for column in self))
+        return Rows(*(None if column is None else column[index] for column in self))
 
 
 @dataclass(frozen=True)
 class Resident:
-    """Simulations that stay on the device."""
+    """Simulations that stay on the device.
+
+    With ``lengths`` (n,) given, those of one batch are of similar length, and little is padded.
+    """
 
     rows: Rows
+    lengths: Tensor | None = None
 
     @property
     def n_rows(self) -> int:
@@ -48,8 +55,19 @@ class Resident:
     def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
         """Yield whole batches in random order; a few rows left over wait for another epoch."""
         order = torch.randperm(self.n_rows, generator=rng, device=self.rows.z.device)
-        for start in range(0, self.n_rows - batch_size + 1, batch_size):
-            yield self.rows.pick(order[start : start + batch_size])
+        order = order[: self.n_rows // batch_size * batch_size]
+        if self.lengths is not None:
+            order = self._by_length(order, batch_size, rng)
+        for rows in order.split(batch_size):
+            yield self.rows.pick(rows)
+
+    def _by_length(self, order: Tensor, batch_size: int, rng: torch.Generator) -> Tensor:
+        """Sort every few batches by length, and shuffle the batches again."""
+        pools = order.split(batch_size * _BATCHES_SORTED)
+        order = torch.cat([pool[self.lengths[pool].argsort()] for pool in pools])
+        batches = torch.stack(order.split(batch_size))
+        shuffled = torch.randperm(len(batches), generator=rng, device=order.device)
+        return batches[shuffled].flatten()
 
 
 @dataclass(frozen=True)
@@ -132,7 +150,7 @@ def noisy_copy(clean: Rows, noise: CallableNoise, prior: Prior, seed: int) -> Ro
     if not np.array_equal(changed, theta):
         z = torch.as_tensor(prior.to_latent(changed), device=z.device)
     full = prior.complete(prior.from_latent(z))
-    return Rows(z, full, torch.as_tensor(x).to(clean.model), clean.owner)
+    return Rows(z, full, torch.as_tensor(x).to(clean.model), clean.owner, clean.shift)
 
 
 def to_device(
@@ -145,4 +163,5 @@ def to_device(
         theta,
         torch.as_tensor(columns["x"], device=device).to(dtype),
         torch.as_tensor(columns["owner"], device=device).long(),
+        torch.as_tensor(columns["shift"], device=device),
     )

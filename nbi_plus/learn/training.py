@@ -24,6 +24,7 @@ from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.cadence import Cadences
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.random import (
     generator,
@@ -117,11 +118,8 @@ class Problem:
         Simulations that are never trained on.
     noise : Noise
         Bound noise model.
-    conditions : Batch
-        Errors, masks, coordinates and scalars of real or imagined objects, on the device.
-    own_grid : bool
-        Whether a simulation was made at its owner's coordinates, and must keep its conditions;
-        otherwise each gets those of a random object at every epoch.
+    cadences : Cadences
+        Real or imagined objects whose errors, gaps and coordinates are imitated, on the device.
     loss : Loss
         What is minimised.
     """
@@ -129,17 +127,13 @@ class Problem:
     source: Source
     validation: Rows
     noise: Noise
-    conditions: Batch
-    own_grid: bool = False
+    cadences: Cadences
     loss: Loss = nll
 
     def observe(self, rows: Rows, rng: torch.Generator) -> Batch:
         """Return noisy data of simulations."""
-        pick = torch.randint(
-            len(self.conditions), rows.owner.shape, generator=rng, device=rows.owner.device
-        )
-        seen = self.conditions.select(rows.owner if self.own_grid else pick)
-        return seen.with_data(self.noise.augment(rows.model, seen, rows.theta, rng))
+        seen, model = self.cadences.imitate(rows.owner, rows.shift, rows.model, rng)
+        return self.noise.observe(model, seen, rows.theta, rng)
 
 
 def train(

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.calling import arguments_of
 from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.packing import Categories, coordinate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 
@@ -23,6 +25,7 @@ def one_object(
     x_err: ArrayLike | None,
     mask: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
+    categories: Categories | None = None,
 ) -> Observations:
     """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars."""
     try:
@@ -42,18 +45,22 @@ def one_object(
         lifted["x_err"],
         mask=lifted["mask"],
         scalars={k: v[None] for k, v in scalars.items()},
+        categories=categories,
         **coords,
     )
 
 
 def many_objects(
-    x: ArrayLike, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike]
+    x: ArrayLike,
+    x_err: ArrayLike | None,
+    inputs: Mapping[str, ArrayLike],
+    categories: Categories | None = None,
 ) -> Observations:
     """Return Observations of x (N, L) or (N, C, L), with the same inputs for all."""
     array = np.asarray(x)
     coords, scalars = split_inputs(inputs)
     full = {k: np.full(len(array), v) for k, v in scalars.items()}
-    return Observations.from_arrays(array, x_err, scalars=full, **coords)
+    return Observations.from_arrays(array, x_err, scalars=full, categories=categories, **coords)
 
 
 def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
@@ -72,10 +79,15 @@ def with_grid(observations: Observations, defaults: Mapping[str, NDArray]) -> Ob
             "Make them with Observations.from_arrays."
         )
     grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
-    missing = {k: v for k, v in grid.items() if k not in observations.points}
-    if missing and observations.shared_grid:
-        return replace(observations, points=observations.points | missing)
-    return observations
+    missing = {k: coordinate(k, v, None) for k, v in grid.items() if k not in observations.points}
+    if not (missing and observations.shared_grid):
+        return observations
+    return replace(
+        observations,
+        points=observations.points | {k: v for k, (v, _) in missing.items()},
+        categories=observations.categories
+        | {k: names for k, (_, names) in missing.items() if names is not None},
+    )
 
 
 def split_inputs(inputs: Mapping[str, ArrayLike]) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
@@ -85,6 +97,14 @@ def split_inputs(inputs: Mapping[str, ArrayLike]) -> tuple[dict[str, NDArray], d
         {k: v for k, v in arrays.items() if v.ndim},
         {k: v for k, v in arrays.items() if not v.ndim},
     )
+
+
+def asked_for(simulator: Simulator | Callable | None, conditions: Batch) -> set[str]:
+    """Return the coordinates and scalars that a simulator asks for."""
+    if simulator is None:
+        return set(conditions.arguments())
+    function = simulator.f if isinstance(simulator, Simulator) else simulator
+    return set(arguments_of(function, conditions.arguments())[0])
 
 
 def check_inputs(

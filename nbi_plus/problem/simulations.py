@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nbi_plus.io.store import SimulationStore, StoreError
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.cadence import TIME, shifts
 from nbi_plus.problem.parallel import OnBlock, check_failures, simulate_rows
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_normal
@@ -39,6 +40,8 @@ class Campaign:
         Coordinates and scalars; row ``i`` takes object ``i mod N`` where they differ by object.
     seed : int
         Of the prior draws.
+    shift : float
+        Largest share of its owner's time span that a row's times are shifted by.
     n_jobs, client, progress
         How the simulator is run.
     """
@@ -47,6 +50,7 @@ class Campaign:
     simulator: BoundSimulator
     conditions: Batch
     seed: int
+    shift: float = 0.0
     n_jobs: int | None = None
     client: object | None = None
     progress: bool | None = None
@@ -60,6 +64,11 @@ class Campaign:
         """Return the object whose coordinates each row is simulated at."""
         return rows % len(self.conditions)
 
+    def shifts(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what the times of each row are shifted by."""
+        keys, owner = torch.as_tensor(rows), torch.as_tensor(self.owner(rows))
+        return shifts(self.conditions, keys, owner, self.shift, self.seed).numpy()
+
     def manifest(self) -> dict[str, object]:
         """Return what must agree before stored simulations are used again."""
         return {
@@ -68,6 +77,7 @@ class Campaign:
             "coordinates": {k: _digest(v.numpy()) for k, v in self._coords().items()},
             "shape": list(self.simulator.shape),
             "seed": self.seed,
+            "shift": self.shift,
         }
 
     def file_name(self) -> str:
@@ -80,7 +90,8 @@ class Campaign:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         d = self.prior.n_dim
-        columns = {"z": (d,), "theta": (d,), "x": tuple(self.simulator.shape), "owner": ()}
+        columns = {"z": (d,), "theta": (d,), "x": tuple(self.simulator.shape), "owner": (),
+                   "shift": ()}  # fmt: skip
         path = None if folder is None else folder / self.file_name()
         return SimulationStore.open(path, self.manifest(), columns, n)
 
@@ -97,8 +108,9 @@ class Campaign:
             z = self.latent(rows)
             theta = self.prior.from_latent(z)
             store.write(
-                int(rows[0]), block.state, z=z, theta=theta, x=block.x, owner=self.owner(rows)
-            )
+                int(rows[0]), block.state, z=z, theta=theta, x=block.x, owner=self.owner(rows),
+                shift=self.shifts(rows),
+            )  # fmt: skip
             failures.add(rows, block)
             self._check(failures, n, max_failed)  # what cannot succeed any more stops at once
 
@@ -126,6 +138,7 @@ class Campaign:
             "theta": self.prior.from_latent(z[good]),
             "x": x[good],
             "owner": self.owner(rows[good]),
+            "shift": self.shifts(rows[good]),
         }
 
     def _check(self, failures: _Failures, n: int, max_failed: float | None) -> None:
@@ -164,6 +177,8 @@ class Campaign:
         coords = {
             k: v.numpy()[owner] if k in per_row else v.numpy() for k, v in self._coords().items()
         }
+        if TIME in per_row and coords[TIME].ndim == 2:
+            coords[TIME] = coords[TIME] + self.shifts(rows)[:, None]
         return theta, coords, per_row
 
     def _check_reuse(self, store: SimulationStore) -> None:
