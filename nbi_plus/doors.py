@@ -6,7 +6,7 @@ Short names and dicts (nbi's included) are accepted here and nowhere else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +17,7 @@ import featurizers
 from nbi_plus.infer.sequential import METHODS
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.model import FeaturizerSpec
+from nbi_plus.learn.model import MULTI, FeaturizerSpec
 from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.batch import Batch
@@ -97,24 +97,58 @@ def method_for(method: str | None, setup: Setup) -> str:
 
 
 def featurizer_spec(
-    featurizer: str | Mapping[str, Any] | nn.Module, conditions: Batch, n_params: int
+    featurizer: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | nn.Module,
+    conditions: Batch,
+    n_params: int,
 ) -> tuple[FeaturizerSpec, nn.Module | None]:
     """Return the spec of a featurizer, and the module itself where it is the user's own."""
     config, length = EncoderConfig.of(conditions), conditions.mask.shape[-1]
     n_channels = config.n_inputs
     if isinstance(featurizer, nn.Module):
         return FeaturizerSpec("custom", n_channels, length, n_params, {}), featurizer
+    if isinstance(featurizer, (list, tuple)):
+        return FeaturizerSpec(MULTI, n_channels, length, n_params, _parts(featurizer, config)), None
+    name, options = _name_and_options(featurizer, config)
+    return FeaturizerSpec(name, n_channels, length, n_params, options), None
+
+
+def _name_and_options(
+    featurizer: str | Mapping[str, Any], config: EncoderConfig
+) -> tuple[str, dict[str, Any]]:
     name, options = (
         (featurizer, {}) if isinstance(featurizer, str) else featurizers.from_nbi(featurizer)
     )
     if name not in featurizers.available():
         raise ValueError(
-            f"featurizer must be one of {list(featurizers.available())}, a dict or an nn.Module, "
-            f"but is {name!r}."
+            f"featurizer must be one of {list(featurizers.available())}, a dict, a list of one for "
+            f"each channel of the data, or an nn.Module, but is {name!r}."
         )
     if name == "transformer" and config.own_coords:
         options = {"time_channel": config.layout[_time_like(config)][0]} | options
-    return FeaturizerSpec(name, n_channels, length, n_params, dict(options)), None
+    return name, dict(options)
+
+
+def _parts(
+    wishes: Sequence[str | Mapping[str, Any]], config: EncoderConfig
+) -> dict[str, list[dict[str, Any]]]:
+    """Return one featurizer for each channel of the data, and the inputs that it sees."""
+    if len(wishes) != config.n_channels or config.n_channels < 2:
+        raise ValueError(
+            f"featurizer must be one name, or a list of one for each of the {config.n_channels} "
+            f"channels of the data (at least two), but is a list of {len(wishes)}."
+        )
+    layout = config.layout
+    own = ("x", "x_err", "channel masks")
+    shared = [i for k, channels in layout.items() if k not in (*own, "mask") for i in channels]
+    parts = []
+    for i, wish in enumerate(wishes):
+        name, options = _name_and_options(wish, config)
+        data = [layout[k][i] for k in own[:2] if layout[k]]
+        channels = [*data, *shared, layout["channel masks"][i]]
+        if "time_channel" in options:
+            options["time_channel"] = channels.index(options["time_channel"])
+        parts.append({"name": name, "options": options, "channels": channels})
+    return {"parts": parts}
 
 
 def _time_like(config: EncoderConfig) -> str:

@@ -48,8 +48,9 @@ class Engine(Predictor, BaseEstimator):
         See `Prior`.
     noise : Noise, float, array_like or callable, optional
         Default `GaussianNoise`, with the observations' own errors. Numbers are its sigma.
-    featurizer : str, dict or nn.Module
-        ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, nbi's dict, or your own.
+    featurizer : str, dict, list of these, or nn.Module
+        ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, ``"spectrum"``, nbi's dict, or
+        your own; a list has one for each channel of the data.
     flow : {"maf", "nsf"} or dict
     labels : sequence of str, optional
         Names of parameters, for a prior given as a list.
@@ -101,7 +102,7 @@ class Engine(Predictor, BaseEstimator):
         prior: Prior | Mapping | list | Callable | None = None,
         *,
         noise: Noise | ArrayLike | Callable | None = None,
-        featurizer: str | Mapping[str, Any] | nn.Module = "resnet-gru",
+        featurizer: str | Mapping[str, Any] | list[str | Mapping] | nn.Module = "resnet-gru",
         flow: str | Mapping[str, Any] | FlowConfig = "maf",
         labels: list[str] | None = None,
         priors: Prior | Mapping | list | Callable | None = None,
@@ -332,7 +333,7 @@ class Engine(Predictor, BaseEstimator):
         model, one = fitted.model, fitted.sequential
         trained = {} if model is None else {"flow": model.network.flow.config}
         if featurizer is not None or model is not None:
-            trained["featurizer"] = model.featurizer.name if featurizer is None else featurizer
+            trained["featurizer"] = model.featurizer.wish if featurizer is None else featurizer
         engine = cls(
             simulator,
             fitted.prior,

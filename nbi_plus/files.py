@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nbi_plus.problem.prior import Prior
 
 _DEFAULTS = "defaults/"
 _SEQUENTIAL = "sequential/"
+_FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,21 @@ def _check_sizes(archive: Archive) -> None:
         options = parts.get(part)
         if not isinstance(options, dict):
             raise ArchiveError(f"the file must describe its {part}, but does not. Save it again.")
-        nested = options.get("options")
-        sizes = {**options, **(nested if isinstance(nested, dict) else {})}
-        for free in ("perm_seed", "n_sims"):  # numbers that nothing is as large as
-            sizes.pop(free, None)
-        for name, value in sizes.items():
-            if isinstance(value, (int, float)) and not value <= largest:
+        for name, value in _numbers(options):
+            if name not in _FREE and not value <= largest:
                 raise ArchiveError(
                     f"{part}.{name} must be at most {largest}, the largest size in the file, "
                     f"but is {value}. The file is damaged or forged."
                 )
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in nested dicts and lists, and the key that it stands under."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name)
+    elif isinstance(value, (int, float)):
+        yield name, value

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from nbi_plus import doors
 from nbi_plus.infer.answer import Answerer
 from nbi_plus.infer.ascent import Part, in_order, try_again
+from nbi_plus.infer.hints import Hints, hints_for
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
@@ -69,6 +70,7 @@ class Predictor:
         *,
         n_samples: int = 2000,
         mask: ArrayLike | None = None,
+        modes: Hints | None = None,
         seed: int | None = None,
         **inputs: ArrayLike,
     ) -> Posterior:
@@ -83,6 +85,9 @@ class Predictor:
             Draws wanted; at least as many are returned, with their weights.
         mask : array_like of bool, optional
             True for a real point.
+        modes : array_like, shape (M, D), or callable, optional
+            Places in theta where the ladder looks if the network's draws do not pass: see
+            `predict_many`.
         seed : int, optional
             Default: the engine's.
         **inputs : array_like
@@ -100,7 +105,7 @@ class Predictor:
             n_draws = max(n_samples, ladder.n_draws)
             posterior = own.predict(n_draws, ladder.gate, chosen_seed, self.n_jobs, self.client)
         else:
-            answerer = self._answerer("predict")
+            answerer = self._answerer("predict", one, modes)
             posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
         if not posterior.certified:
             warnings.warn(
@@ -116,6 +121,7 @@ class Predictor:
         *,
         n_samples: int = 2000,
         keep: int | None = None,
+        modes: Hints | None = None,
         seed: int | None = None,
     ) -> Posteriors:
         """Return the posteriors of many objects, batched throughout.
@@ -127,6 +133,10 @@ class Predictor:
             Draws wanted of each object.
         keep : int, optional
             None keeps all draws, n keeps n resampled ones, 0 only the summaries.
+        modes : array_like, shape (N, M, D), or callable, optional
+            Places in theta where the ladder looks for objects whose network draws do not pass, or
+            ``modes(observations)``, as the peaks of a periodogram; NaN where a coordinate is not
+            known.
         seed : int, optional
             Default: the engine's. The draws of an object depend on the seed and its id alone.
 
@@ -134,13 +144,11 @@ class Predictor:
         -------
         Posteriors
         """
-        answerer = self._answerer("predict_many")
-        return answerer.posteriors(
-            self._like_training(with_grid(observations, self.defaults_)),
-            n_samples,
-            keep,
-            self.seed if seed is None else seed,
-        )
+        self._require_fit("predict_many")
+        objects = self._like_training(with_grid(observations, self.defaults_))
+        answerer = self._answerer("predict_many", objects, modes)
+        chosen_seed = self.seed if seed is None else seed
+        return answerer.posteriors(objects, n_samples, keep, chosen_seed)
 
     def retry(self, posteriors: Posteriors, *, ladder: Ladder | None = None) -> Posteriors:
         """Return the posteriors with those that no rung certified tried once more.
@@ -314,15 +322,20 @@ class Predictor:
         error = known.pop("x_err", None)
         return error if x_err is None else x_err, known | dict(inputs)
 
-    def _answerer(self, door: str) -> Answerer:
+    def _answerer(
+        self, door: str, objects: Observations | None = None, modes: Hints | None = None
+    ) -> Answerer:
         self._require_fit(door)
+        device = doors.device_of(self.device)
+        looked_at = None if modes is None else hints_for(modes, objects, self.prior_, device)
         return Answerer(
             prior=self.prior_,
             noise=self.noise_,
             simulator=self.simulator_,
             model=self.model_,
             ladder=self.ladder or Ladder(),
-            device=doors.device_of(self.device),
+            device=device,
+            modes=looked_at,
             n_jobs=self.n_jobs,
             client=self.client,
         )

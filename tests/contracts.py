@@ -156,10 +156,10 @@ def check_noise(
     """
     _check_noise_draws(noise, model, obs, theta, seed)
     if noise.has_likelihood(obs.errors is not None):
-        drawn = torch.from_numpy(noise.augment(model, obs, theta, _generator(seed)))
-        data = obs.batch().with_data(drawn)
+        data = noise.observe(model, obs, theta, _generator(seed))
         _check_noise_shapes(noise, model, data, theta)
         _check_noise_masks(noise, model, data, theta)
+        _check_noise_precision(noise, model, data, theta)
         _check_noise_agreement(noise, model, obs, theta, seed)
 
 
@@ -171,6 +171,7 @@ def _check_noise_draws(noise, model, obs, theta, seed):
             torch.from_numpy(model), obs, torch.from_numpy(theta), _generator(seed)
         )
         other = noise.augment(model, obs, theta, _generator(seed + 1))
+        seen = [noise.observe(model, obs, theta, _generator(seed)) for _ in range(2)]
         half = noise.augment(
             torch.from_numpy(model).float(), obs.batch(), torch.from_numpy(theta), _generator(seed)
         )
@@ -180,6 +181,10 @@ def _check_noise_draws(noise, model, obs, theta, seed):
     assert half.dtype == torch.float32
     assert np.array_equal(x, again.numpy())
     assert not np.array_equal(x, other)
+    assert torch.equal(seen[0].x, seen[1].x)
+    assert not seen[0].x[~seen[0].mask].any()
+    assert set(seen[0].coords) == set(obs.batch().coords)
+    assert noise.fingerprint() == copy.deepcopy(noise).fingerprint()
 
 
 def _check_noise_shapes(noise, model, data, theta):
@@ -219,13 +224,22 @@ def _check_noise_masks(noise, model, data, theta):
     assert not gradients[0][~data.mask.numpy()].any()
 
 
+def _check_noise_precision(noise, model, data, theta):
+    """Single precision gives the same numbers, as far as it goes."""
+    exact = noise.log_likelihood(theta, model, data)
+    tensors = (torch.from_numpy(v).float() for v in (theta, model))
+    single = noise.log_likelihood(*tensors, data.to(dtype=torch.float32))
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single, exact, rtol=1e-3, atol=1e-2)
+
+
 def _check_noise_agreement(noise, model, obs, theta, seed):
     """Draws have the density that is claimed: E[p(x | f') / p(x | f)] = 1 over x drawn about f."""
     n, rng, ratios = 4000, _generator(seed + 2), []
     for i in range(len(model)):
         f, t = np.repeat(model[i : i + 1], n, 0), np.repeat(theta[i : i + 1], n, 0)
-        x = noise.augment(f, obs[i], t, rng)
-        data = obs[[i] * n].batch().with_data(torch.from_numpy(x))
+        x = noise.augment(f, obs[i], t, _generator(seed + 3))
+        data = noise.observe(f, obs[[i] * n], t, rng)
         shift = np.abs(x - f).mean(0) / np.sqrt(model[i].size)  # in all about one sigma
         ratios.append(
             np.exp(noise.log_likelihood(t, f + shift, data) - noise.log_likelihood(t, f, data))

@@ -16,16 +16,16 @@ ROOMS = ["io", "problem", "learn", "infer", "plots", "trust", "survey", "doors",
          "predictor", "engine", "population", "cli"]  # fmt: skip
 DOORS = {
     "h5py": {"io/store.py", "io/archive.py", "io/header.py", "io/layout.py", "io/placing.py",
-             "io/blocks.py"},
+             "io/blocks.py", "io/table_files.py"},
     "nflows": {"learn/flows.py"},
     "emcee": {"infer/ensemble.py"},
     "matplotlib": {"plots/style.py"},
     "dask": {"survey.py", "problem/simulator.py"},
     "distributed": {"survey.py", "problem/simulator.py"},
-    "astropy": {"io/units.py", "io/tables.py", "infer/export.py"},
+    "astropy": {"io/units.py", "io/tables.py", "io/table_files.py", "infer/export.py"},
     "arviz": {"infer/export.py"},
     "pandas": {"io/tables.py"},
-    "pyarrow": {"io/tables.py"},
+    "pyarrow": {"io/tables.py", "io/table_files.py"},
 }  # fmt: skip
 
 

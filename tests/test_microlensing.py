@@ -1,6 +1,8 @@
 """Laws of the point lens: closed forms and limits, gradients, numpy and torch alike."""
 
+import copy
 import math
+import pickle
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -8,15 +10,18 @@ import pytest
 import torch
 
 from nbi_plus.models.microlensing import (
+    PointLensParallax,
     Season,
     excess_magnification,
     magnification,
     point_lens,
 )
+from nbi_plus.models.parallax import AnnualParallax
 from nbi_plus.problem.simulator import Simulator, bind
 
 T = np.linspace(0.0, 100.0, 41)
 THETA = np.array([[48.0, 0.1, 12.0, 0.7, 0.4], [55.0, -0.8, 30.0, 2.0, -0.1]])
+EVENT = PointLensParallax(269.0, -29.0, t0_par=50.0, offset=2457000.0)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +118,79 @@ def test_point_lens_is_found_to_be_vectorised_and_differentiable():
     assert bound.shape == (1, len(season.t))
 
 
+@pytest.mark.peers
+@pytest.mark.filterwarnings("default")
 def test_point_lens_agrees_with_mulensmodel():
     mm = pytest.importorskip("MulensModel")
     model = mm.Model({"t_0": 48.0, "u_0": 0.1, "t_E": 12.0})
     np.testing.assert_allclose(
         point_lens(THETA[:1, :3], T)[0], model.get_magnification(T), rtol=1e-9
     )
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("ra", "dec"), [(269.0, -29.0), (10.0, 60.0), (180.0, -66.56)])
+def test_parallax_agrees_with_mulensmodel(ra, dec):
+    mm = pytest.importorskip("MulensModel")
+    names = ("t_0", "u_0", "t_E", "pi_E_N", "pi_E_E")
+    rng = np.random.default_rng(0)
+    t = 2457000.0 + np.sort(rng.uniform(-500, 900, 300))
+    for row in rng.uniform((2457000, -1, 20, -1, -1), (2457400, 1, 200, 1, 1), (5, 5)):
+        parameters = dict(zip(names, row, strict=True)) | {"t_0_par": 2457200.5}
+        expected = mm.Model(parameters, coords=f"{ra}d {dec}d").get_magnification(t)
+        found = PointLensParallax(ra, dec, 2457200.5)(row[None], t)[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+def test_parallax_of_nothing_is_a_point_lens():
+    theta = np.insert(THETA, 3, np.zeros((2, 2)), axis=1)
+    np.testing.assert_allclose(EVENT(theta, T), point_lens(THETA, T), rtol=1e-13)
+
+
+def test_parallax_vanishes_at_the_reference_time_as_the_square_of_time():
+    theta = np.array([[50.0, 0.3, 20.0, 0.8, -0.6]])
+    still = np.array([[50.0, 0.3, 20.0]])
+    dt = np.array([0.0, 0.1, 0.2])
+    effect = np.abs(EVENT(theta, 50.0 + dt) - point_lens(still, 50.0 + dt))[0]
+    assert effect[0] < 1e-9
+    assert effect[2] == pytest.approx(4 * effect[1], rel=0.05)
+
+
+def test_parallax_displaces_by_the_acceleration_of_the_earth():
+    # at the pole of the ecliptic the Earth's circle is seen face on: 0.0172^2 au/day^2
+    pole = AnnualParallax(270.0, 66.56, 2457000.0)
+    north, east = pole.offsets(np.array([2457001.0, 2456999.0])).T
+    np.testing.assert_allclose(np.hypot(north, east), 0.5 * (2 * np.pi / 365.25) ** 2, rtol=0.05)
+
+
+def test_parallax_of_another_clock_is_the_same():
+    theta = np.array([[50.0, 0.3, 20.0, 0.8, -0.6]])
+    full = PointLensParallax(269.0, -29.0, 2457050.0)
+    later = theta + [2457000.0, 0, 0, 0, 0]
+    np.testing.assert_allclose(full(later, T + 2457000.0), EVENT(theta, T), rtol=1e-8)
+
+
+def test_parallax_on_the_ecliptic_cannot_tell_on_which_side_the_lens_passes():
+    # there the Earth moves to east and west alone, and (u0, piEN) -> -(u0, piEN) changes nothing
+    on_ecliptic = PointLensParallax(270.0, -23.4393, t0_par=50.0, offset=2457000.0)
+    theta = np.array([[50.0, 0.3, 40.0, 0.4, -0.6], [50.0, -0.3, 40.0, -0.4, -0.6]])
+    one, other = on_ecliptic(theta, T)
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_parallax_refuses_times_out_of_reach():
+    with pytest.raises(ValueError, match=r"t must lie within 3652.5 days of 2457050.0"):
+        EVENT(np.ones((1, 5)), np.array([5000.0]))
+
+
+def test_parallax_leaves_its_table_behind_when_pickled():
+    theta = np.array([[50.0, 0.3, 20.0, 0.8, -0.6]])
+    expected = EVENT(theta, T)
+    again = pickle.loads(pickle.dumps(EVENT))  # noqa: S301
+    assert len(pickle.dumps(EVENT)) < 1000
+    assert again == EVENT == copy.deepcopy(EVENT)
+    np.testing.assert_array_equal(again(theta, T), expected)
 
 
 def test_season_data_scatter_about_their_light_curves_by_their_errors():

@@ -243,7 +243,7 @@ def test_nonsense_options_are_refused(wrong):
 
 def test_around_looks_at_the_places_and_nowhere_else_but_at_what_is_unknown():
     modes = torch.tensor([[2.0, -1.0], [-2.0, math.nan]]).double()
-    mixture, n, keys = around(modes), 6000, torch.tensor([5])
+    mixture, n, keys = around(modes[None]), 6000, torch.tensor([5])
     z = mixture.draw(keys, n, 0, "draw")[0]
     first = z[:, 0] > 0
     assert abs(first.double().mean() - 0.5) < 0.01

@@ -50,6 +50,8 @@ class Answerer:
     device : torch.device
     n_jobs, client
         How a numpy simulator is run.
+    modes : Tensor or None, shape (N, M, D)
+        Latent places where the ladder looks, for the objects that are asked for.
     """
 
     prior: Prior
@@ -60,6 +62,7 @@ class Answerer:
     device: torch.device
     n_jobs: int | None = None
     client: object | None = None
+    modes: Tensor | None = None
 
     def posteriors(
         self, observations: Observations, n_samples: int, keep: int | None, seed: int
@@ -129,7 +132,8 @@ class Answerer:
                                for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
         features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
         objects, batch, _ = self._see(observations[rows], features)
-        party = Party(objects, rows, features, merged(waiting, self._target(batch)))
+        modes = None if self.modes is None else self.modes[rows]
+        party = Party(objects, rows, features, merged(waiting, self._target(batch)), modes)
         outcomes, first = [], 0
         for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
             outcome = join(list(same))

@@ -13,7 +13,7 @@ from torch import Tensor
 from nbi_plus.infer import verdict
 from nbi_plus.infer.batched import join
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.ladder import Ladder, climb, climbers_of
+from nbi_plus.infer.ladder import Ladder, climb, climbers_of, hinted
 from nbi_plus.infer.meter import Cost, Meter
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.posteriors import Posteriors
@@ -36,12 +36,15 @@ class Party:
         Where they stand among all that were asked for.
     features : Tensor, shape (N, F)
     course : Course
+    modes : Tensor or None, shape (N, M, D)
+        Latent places that are worth a look.
     """
 
     objects: verdict.Objects
     positions: NDArray[np.int64]
     features: Tensor
     course: Course
+    modes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,10 @@ def escalate(
     for outcome in outcomes:
         index = outcome.pool.index
         keys = party.objects.keys[index]
-        groups.append(climbers_of(outcome, proposal, party.features[index], keys))
+        group = climbers_of(outcome, proposal, party.features[index], keys)
+        if party.modes is not None:
+            group = hinted(group, party.modes[index], party.course)
+        groups.append(group)
     yield from _answers(climb(groups, party.course, ladder), party, request)
 
 

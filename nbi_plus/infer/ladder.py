@@ -19,6 +19,7 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.ensemble_rung import EnsembleRung, run_ensemble
 from nbi_plus.infer.hmc_rung import HmcRung, run_hmc
 from nbi_plus.infer.meter import Budget, Meter
+from nbi_plus.infer.mixtures import around
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
@@ -27,6 +28,7 @@ from nbi_plus.infer.weights import Gate
 from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
+_N_HINTED = 2048  # draws around the places that the user wants looked at
 _ESCALATE = ("auto", "never", "always")
 
 
@@ -142,6 +144,17 @@ def climbers_of(
     # the network was not fitted to these draws: they may count for the evidence
     start = Pair.start(Conditioned(proposal, features), pool.z, found, pool.log_q)
     return Climbers(pool.index, keys, replace(start, n_shared=0), (outcome,))
+
+
+@torch.no_grad()
+def hinted(climbers: Climbers, modes: Tensor, course: Course) -> Climbers:
+    """Return the objects with draws from around some places (b, M, D) in their pool."""
+    look = around(modes)
+    with course.meter.timed(climbers.index):
+        z = look.draw(climbers.keys, _N_HINTED, course.seed, "modes")
+        found = course.meter.evaluate(z, climbers.index)
+        pair = climbers.pair.extend((look, look), z, found)
+    return replace(climbers, pair=pair)
 
 
 @torch.no_grad()

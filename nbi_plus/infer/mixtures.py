@@ -336,13 +336,13 @@ def _log_height(dof: float, n_dim: int) -> float:
 
 
 def around(modes: Tensor) -> StudentMixture:
-    """Return a proposal around given places z (M, D), where NaN is a coordinate nobody knows.
+    """Return proposals around given places z (B, M, D), where NaN is a coordinate nobody knows.
 
     Each place gets several widths; an unknown coordinate is as wide as the prior.
     """
     known = torch.isfinite(modes)
-    centre = torch.where(known, modes, 0.0).repeat(len(_MODE_SCALES), 1)
+    centre = torch.where(known, modes, 0.0).repeat(1, len(_MODE_SCALES), 1).to(torch.float64)
     widths = [torch.where(known, scale, 1.0) for scale in _MODE_SCALES]
-    factors = torch.cat(widths).to(torch.float64).diag_embed()
-    shares = torch.full((1, len(centre)), 1.0 / len(centre), dtype=torch.float64)
-    return StudentMixture(shares.log().to(modes.device), centre[None].double(), factors[None])
+    factors = torch.cat(widths, 1).to(torch.float64).diag_embed()
+    shares = torch.full(centre.shape[:2], 1.0 / centre.shape[1]).to(centre)
+    return StudentMixture(shares.log(), centre, factors)

@@ -98,7 +98,7 @@ class Search:
             self._network = first.network
             self._begin("start", self._bench.proposal(first.network), n)
         if first.modes is not None:
-            self._begin("modes", around(first.modes), n // 2)
+            self._begin("modes", around(first.modes[None]), n // 2)
 
     def _begin(self, name: str, proposal: LatentProposal, n: int) -> None:
         step = self._bench.tape.step(name, partial(self._bench.drawn, (proposal,), n, name))

@@ -19,6 +19,7 @@ from nbi_plus.infer import verdict
 from nbi_plus.infer.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
 from nbi_plus.infer.circles import circular_columns
 from nbi_plus.infer.classic import Classic
+from nbi_plus.infer.hints import latent_hints
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior
@@ -225,20 +226,8 @@ class SequentialRun:
         if callable(given):
             x = setup.conditions.x[0].numpy()
             given = given(x[0] if len(x) == 1 else x)
-        theta = np.atleast_2d(np.asarray(given, np.float64))
-        if theta.shape[1] != setup.prior.n_dim or not len(theta):
-            raise ValueError(
-                f"modes must have shape (M, {setup.prior.n_dim}) for parameters "
-                f"{setup.prior.names}, but have {theta.shape}."
-            )
-        known = np.isfinite(theta)
-        middle = np.asarray(setup.prior.from_latent(np.zeros((1, setup.prior.n_dim))))
-        z = np.asarray(setup.prior.to_latent(np.where(known, theta, middle)))
-        if not np.isfinite(z[known]).all():
-            raise ValueError(
-                f"modes must lie inside the prior, but {theta[~np.isfinite(z).all(1)][0]} does not."
-            )
-        return torch.as_tensor(np.where(known, z, np.nan), device=device)
+        places = np.atleast_2d(np.asarray(given, np.float64))
+        return torch.as_tensor(latent_hints(setup.prior, places), device=device)
 
     def _own_folder(self, setup: Setup, parts: Ingredients, first: First) -> Path | None:
         """Return a folder for this very fit: another object, or other options, get another."""

@@ -21,16 +21,23 @@ from nbi_plus.learn.training import History
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
+MULTI = "multi-input"  # one featurizer for each channel of the data
+
 
 @dataclass(frozen=True)
 class FeaturizerSpec:
-    """Which featurizer: a registered name with its options, or ``"custom"``, the user's own."""
+    """Which featurizer: a registered name with its options, `MULTI`, or ``"custom"``."""
 
     name: str
     n_channels: int
     length: int
     n_params: int
     options: dict[str, object]
+
+    @property
+    def wish(self) -> str | list[str]:
+        """The name, or the names for each channel of the data, as `Engine` takes them."""
+        return [p["name"] for p in self.options["parts"]] if self.name == MULTI else self.name
 
     def build(self, custom: nn.Module | None = None) -> nn.Module:
         """Return the module, untrained."""
@@ -42,9 +49,19 @@ class FeaturizerSpec:
                 )
             # a copy: a second fit must not start where the first one ended
             return featurizers.as_featurizer(copy.deepcopy(custom), self.n_channels, self.length)
+        if self.name == MULTI:
+            return featurizers.MultiInput(
+                [self._part(**part) for part in self.options["parts"]],
+                [part["channels"] for part in self.options["parts"]],
+            )
         return featurizers.make(
             self.name, self.n_channels, self.length, self.n_params, **self.options
         )
+
+    def _part(
+        self, name: str, options: dict[str, object], channels: list[int]
+    ) -> featurizers.Featurizer:
+        return featurizers.make(name, len(channels), self.length, self.n_params, **options)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,18 @@ gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import loguniform, uniform
 from torch import Tensor
 
+from nbi_plus.models.door import Array, both_kinds, columns, since
+from nbi_plus.models.parallax import AnnualParallax
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
-
-Array = TypeVar("Array", NDArray[np.float64], Tensor)
 
 
 def excess_magnification(u: Array) -> Array:
@@ -96,12 +97,86 @@ def point_lens(theta: Array, t: Array) -> Array:
         )
     t0, u0, te = (theta[..., i : i + 1] for i in range(3))
     phase = (t - t0) / te
-    excess = _excess_of_square(u0 * u0 + phase * phase)
-    if n_params == 3:
+    return _flux(u0 * u0 + phase * phase, theta[..., 3:])
+
+
+def _flux(square: Array, fluxes: Array) -> Array:
+    """Return light curves of squared separations (n, L) and of fs and fb (n, 2), or (n, 0)."""
+    excess = _excess_of_square(square)
+    if not fluxes.shape[-1]:
         return 1.0 + excess
-    source, blend = theta[..., 3:4], theta[..., 4:5]
+    source, blend = fluxes[..., :1], fluxes[..., 1:]
     # the baseline apart from the excess: far from the peak nothing is lost to rounding
     return (source + blend) + source * excess
+
+
+@dataclass(frozen=True)
+class PointLensParallax:
+    r"""Light curves of a point lens as seen from the Earth on its orbit.
+
+    In the geocentric frame of Gould (2004, ApJ 606, 319) t0, u0 and tE are those of an Earth that
+    moves straight on as at ``t0_par``; with the displacement (N, E) of the Sun since then, in au,
+
+    .. math:: u^2 = \left(\frac{t - t_0}{t_E} + \pi_{E,N} N + \pi_{E,E} E\right)^2
+                    + \left(u_0 + \pi_{E,N} E - \pi_{E,E} N\right)^2 .
+
+    The first call tabulates the orbit of the Earth, which takes a fraction of a second; a copy or
+    a pickle leaves the table behind.
+
+    Attributes
+    ----------
+    ra, dec : float
+        The event in degrees (ICRS).
+    t0_par : float
+        Reference time, on the clock of t.
+    offset : float
+        What makes full BJD (TDB) of the clock of t and t0, such as 2450000. Times in full BJD must
+        be float64.
+    reach : float
+        Days before and after ``t0_par`` that t may hold.
+
+    Examples
+    --------
+    >>> event = PointLensParallax(ra=270.0, dec=-30.0, t0_par=8000.0, offset=2450000.0)
+    >>> event(np.array([[8000.0, 0.1, 90.0, 0.3, -0.2]]), np.array([7900.0, 8000.0])).round(3)
+    array([[ 1.19 , 10.037]])
+    """
+
+    ra: float
+    dec: float
+    t0_par: float
+    offset: float = 0.0
+    reach: float = 3652.5
+
+    def __post_init__(self) -> None:
+        _ = self._parallax  # which checks the attributes
+
+    @cached_property
+    def _parallax(self) -> AnnualParallax:
+        return AnnualParallax(self.ra, self.dec, self.t0_par + self.offset, self.reach)
+
+    @both_kinds
+    def __call__(self, theta: Tensor, t: Tensor) -> Tensor:
+        """Return light curves.
+
+        Parameters
+        ----------
+        theta : ndarray or Tensor, shape (n, 5) or (n, 7)
+            t0, u0, tE, piEN, piEE and, of the second kind, fs and fb as in `point_lens`.
+        t : ndarray or Tensor, shape (L,) or (n, L)
+            Times in days, data alone: no gradient passes through the Earth's orbit to them.
+
+        Returns
+        -------
+        ndarray or Tensor, shape (n, L)
+        """
+        names = ("t0", "u0", "tE", "piEN", "piEE", "fs", "fb")
+        t0, u0, te, to_north, to_east, *_ = columns(theta, names[:5], names)
+        full = t.detach().double().cpu().numpy() + self.offset
+        north, east = torch.from_numpy(self._parallax.offsets(full)).to(theta).unbind(-1)
+        along = since(t, t0) / te + to_north * north + to_east * east
+        across = u0 + to_north * east - to_east * north
+        return _flux(along * along + across * across, theta[..., 5:])
 
 
 @dataclass(frozen=True)

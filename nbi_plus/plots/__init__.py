@@ -8,6 +8,7 @@ value is displayed once ``matplotlib.pyplot`` has been imported.
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.diagnostics import loss, ranks, weights
 from nbi_plus.plots.escalation import before_after, efficiency_by_rung, rank, trace
+from nbi_plus.plots.light_curves import light_curve
 from nbi_plus.plots.predictions import predictive
 from nbi_plus.plots.progress import rounds
 from nbi_plus.plots.style import STYLE
@@ -17,6 +18,7 @@ __all__ = [
     "before_after",
     "corner",
     "efficiency_by_rung",
+    "light_curve",
     "loss",
     "predictive",
     "rank",

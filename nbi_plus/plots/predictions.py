@@ -65,15 +65,15 @@ def predictive(
     error = None if x_err is None else np.broadcast_to(np.asarray(x_err, np.float64), data.shape)
     where = np.sort(times) if grid is None else np.asarray(grid, np.float64)
     theta = posterior.resample(_N_DRAWS, _SEED)
-    middle = np.median(_curves(model, theta, times), axis=0)
+    middle = np.median(curves_of(model, theta, times), axis=0)
     points = {"fmt": "o", "color": INK, "markersize": 3, "elinewidth": 0.8, "alpha": 0.8}
     with house_style("predictive") as figure_class:
         figure = figure_class(figsize=(7.4, 5.2))
         top, low = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         top.errorbar(times, data, error, label="data", zorder=1, **points)
-        _band(top, where, _curves(model, theta, where))
+        draw_band(top, where, curves_of(model, theta, where))
         if truth is not None:
-            line = _curves(model, np.asarray(truth, np.float64)[None], where)[0]
+            line = curves_of(model, np.asarray(truth, np.float64)[None], where)[0]
             top.plot(where, line, label="truth", zorder=4, **TRUTH)
         scale, bar = (1.0, None) if error is None else (error, 1.0)
         low.errorbar(times, (data - middle) / scale, bar, **points)
@@ -88,18 +88,21 @@ def predictive(
     return figure
 
 
-def _band(axes: Axes, where: Array, curves: Array) -> None:
+def draw_band(
+    axes: Axes, where: Array, curves: Array, color: str = COLORS[0], label: str | None = "models"
+) -> None:
     """Draw median and central credible bands of curves (n, L)."""
     for level, alpha in zip(sorted(CREDIBLE, reverse=True), (0.3, 0.5), strict=True):
         ends = np.quantile(curves, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        look = {"color": COLORS[0], "alpha": alpha, "linewidth": 0, "zorder": 2}
-        axes.fill_between(where, *ends, label=f"{level:.0%} of models", **look)
-    axes.plot(where, np.median(curves, axis=0), color=COLORS[0], linewidth=1.2, zorder=3)
+        look = {"color": color, "alpha": alpha, "linewidth": 0, "zorder": 2}
+        name = None if label is None else f"{level:.0%} of {label}"
+        axes.fill_between(where, *ends, label=name, **look)
+    axes.plot(where, np.median(curves, axis=0), color=color, linewidth=1.2, zorder=3)
 
 
-def _curves(model: Model, theta: Array, t: Array) -> Array:
-    """Return the models of theta (n, D) at t, (n, L), as numpy."""
-    curves = np.asarray(model(theta, t), np.float64)
+def curves_of(model: Model, theta: Array, t: Array, *more: Array) -> Array:
+    """Return the models of theta (n, D) at t and ``more`` coordinates, (n, L), as numpy."""
+    curves = np.asarray(model(theta, t, *more), np.float64)
     if curves.shape != (len(theta), len(t)):
         raise ValueError(
             f"model must return shape ({len(theta)}, {len(t)}) (n, L), but returned {curves.shape}."

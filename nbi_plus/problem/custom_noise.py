@@ -9,19 +9,39 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nbi_plus.problem.noise import (
+from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.gaussian_process import GaussianProcessNoise
+from nbi_plus.problem.kernels import kernel_from_meta
+from nbi_plus.problem.linear_nuisance import LinearNuisance
+from nbi_plus.problem.noise import GaussianNoise, PoissonNoise, StudentTNoise
+from nbi_plus.problem.noise_contract import (
     Array,
     Data,
-    GaussianNoise,
     Noise,
-    PoissonNoise,
-    StudentTNoise,
+    PointNoise,
     as_batch,
     as_tensor,
     like,
 )
-from nbi_plus.problem.observations import Batch
+from nbi_plus.problem.outliers import OutlierNoise
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
+from nbi_plus.problem.shared_errors import CalibrationError
+from nbi_plus.problem.upper_limits import UpperLimits
+
+_SHIPPED = {
+    noise.__name__: noise
+    for noise in (
+        CalibrationError,
+        GaussianNoise,
+        GaussianProcessNoise,
+        LinearNuisance,
+        OutlierNoise,
+        PoissonNoise,
+        StudentTNoise,
+        UpperLimits,
+    )
+}
+_PARTS = {"noise": lambda meta: noise_from_meta(meta), "kernel": kernel_from_meta}
 
 
 class CustomNoise(Noise):
@@ -62,11 +82,11 @@ class CustomNoise(Noise):
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
         return _checked("augment", self._augment(model, obs, theta, rng), model.shape)
 
-    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
+    def _log_prob(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         raise NotImplementedError  # log_likelihood is given whole
 
 
-class CallableNoise(Noise):
+class CallableNoise(PointNoise):
     """nbi's noise: a function ``(x, y) -> (x, y)`` of one simulation, in numpy.
 
     A slow path: it runs row by row, between epochs. As in nbi, draws are weighted with independent
@@ -102,8 +122,8 @@ class CallableNoise(Noise):
         x, _ = self.pairs(model.cpu().numpy(), theta.cpu().numpy(), seed)
         return torch.as_tensor(x, device=model.device, dtype=model.dtype)
 
-    def _log_density(self, x: Tensor, model: Tensor, err: Tensor | None, theta: Tensor) -> Tensor:
-        return GaussianNoise()._log_density(x, model, err, theta)
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        return GaussianNoise()._log_density(model, obs, theta)
 
 
 def _checked(name: str, value: object, shape: torch.Size) -> Tensor:
@@ -132,11 +152,11 @@ def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
 
 def noise_from_meta(meta: Mapping[str, object]) -> Noise:
     """Return the shipped noise model that `Noise.meta` described."""
-    shipped = {c.__name__: c for c in (GaussianNoise, StudentTNoise, PoissonNoise)}
     options = dict(meta)
     kind = options.pop("type", None)
-    if kind not in shipped:
+    if kind not in _SHIPPED:
         raise ValueError(
-            f"noise must be one of {sorted(shipped)}, but the file says {kind!r}. Pass noise=."
+            f"noise must be one of {sorted(_SHIPPED)}, but the file says {kind!r}. Pass noise=."
         )
-    return shipped[kind](**options)
+    parts = {key: make(options[key]) for key, make in _PARTS.items() if key in options}
+    return _SHIPPED[kind](**(options | parts))

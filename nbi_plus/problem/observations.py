@@ -1,67 +1,45 @@
-"""Observations: many objects' data in one container.
-
-Points are stored flat, object after object, so that memory grows with the number of points; a
-`Batch` pads and masks the objects it is asked for.
-"""
+"""Observations: many objects' data in one container."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from nbi_plus.io.units import factor, split_unit
-from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.packing import Categories, Packed, coordinate, numbers, pack
+from nbi_plus.io.columns import Table
+from nbi_plus.io.spectra import of_spectrum
+from nbi_plus.io.surveys import Names, curve_columns
+from nbi_plus.io.table_files import read_table, write_table
+from nbi_plus.io.tables import as_table
+from nbi_plus.io.units import split_unit
+from nbi_plus.problem.flat import FlatData, Index
+from nbi_plus.problem.joining import alike, concatenate, joint, shared_again
+from nbi_plus.problem.long_format import Wishes, report, unstack
+from nbi_plus.problem.packing import (
+    Categories,
+    Packed,
+    check_errors,
+    coordinate,
+    different,
+    pack,
+    scalar,
+)
+from nbi_plus.problem.rearranging import bin_points, buckets, fold, relative_to
+from nbi_plus.problem.stacking import stack
 
-Index = int | slice | Sequence[int] | NDArray[np.integer]
+__all__ = ["Index", "Observations"]
 
 
-@dataclass(frozen=True, eq=False)
-class Observations:
+class Observations(FlatData):
     """Data of many objects, each with its own points, errors and coordinates.
 
-    Made by a constructor such as `from_arrays`; indexing and slicing give Observations.
-
-    Attributes
-    ----------
-    values, errors, valid : ndarray, shape (C, n_points)
-        Flat data, standard deviations (or None) and mask of all objects.
-    offsets : ndarray of int, shape (N + 1,)
-        Object ``i`` owns the points ``offsets[i]:offsets[i + 1]``.
-    points : dict of ndarray, shape (n_points,) or (L,)
-        Coordinates; of shape (L,) when `shared_grid`. Their type says what they are: floats,
-        int64 codes of categories (``band``), or flags (``upper_limit``: True for a non-detection).
-    scalars : dict of ndarray, shape (N,)
-        One number per object.
-    ids : ndarray, shape (N,)
-        Names of the objects.
-    shared_grid : bool
-        Whether all objects share one set of coordinates.
-    n_masked : ndarray of int, shape (N,)
-        How many points were masked because flux or error was not finite.
-    categories : dict of tuple of str
-        The names behind the codes of a coordinate.
-    units : dict of str
-        Units of ``x``, coordinates and scalars, where they are known.
+    Made by a constructor (``from_...``, `read`); indexing and slicing give Observations. What they
+    hold is described in `FlatData`.
     """
-
-    values: NDArray[np.float64]
-    errors: NDArray[np.float64] | None
-    valid: NDArray[np.bool_]
-    offsets: NDArray[np.int64]
-    points: dict[str, NDArray]
-    scalars: dict[str, NDArray[np.float64]]
-    ids: NDArray
-    shared_grid: bool
-    n_masked: NDArray[np.int64]
-    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
@@ -119,7 +97,7 @@ class Observations:
         for name, value in (scalars or {}).items():
             numbered[name], wanted[name] = split_unit(name, value, wanted.get(name))
         packed = pack(x, x_err, mask, bare)
-        _check_errors(packed)
+        check_errors(packed)
         known = {k: v for k, v in wanted.items() if v is not None}
         return cls.from_flat(packed, numbered, ids, categories, known)
 
@@ -150,113 +128,200 @@ class Observations:
             valid=keep,
             offsets=offsets,
             points={k: v for k, (v, _) in named.items()},
-            scalars={k: _scalar(k, v, n) for k, v in scalars.items()},
-            ids=_ids(ids, n),
+            scalars={k: scalar(k, v, n) for k, v in scalars.items()},
+            ids=different(ids, n),
             shared_grid=packed.shared_grid,
             n_masked=lost[offsets[1:]] - lost[offsets[:-1]],
             categories={k: names for k, (_, names) in named.items() if names is not None},
             units=dict(units or {}),
         )
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+    @classmethod
+    def from_table(
+        cls,
+        table: object,
+        *,
+        scalars: Sequence[str] | Mapping[str, str] = (),
+        categories: Categories | None = None,
+        units: Mapping[str, str] | None = None,
+        zero_point: float | None = None,
+        **columns: Names,
+    ) -> Observations:
+        """Make Observations of a table in the long format: one row for each point.
 
-    def __getitem__(self, index: Index) -> Observations:
-        chosen = self._rows(index)
-        lengths = self.lengths[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        where = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
-        return replace(
-            self,
-            values=self.values[:, where],
-            errors=None if self.errors is None else self.errors[:, where],
-            valid=self.valid[:, where],
-            offsets=offsets,
-            points={k: v if self.shared_grid else v[where] for k, v in self.points.items()},
-            scalars={k: v[chosen] for k, v in self.scalars.items()},
-            ids=self.ids[chosen],
-            n_masked=self.n_masked[chosen],
+        Rows may come in any order: objects keep the order in which they appear, and their points
+        are sorted by time. Data that are not finite and errors that are not positive are masked,
+        rows without time or band are left out, and both are counted in ``n_masked``.
+
+        Parameters
+        ----------
+        table : astropy Table, pandas DataFrame, NestedFrame, pyarrow Table, dict or record array
+            Lists within the rows of nested tables are unfolded.
+        scalars : sequence of str, or mapping of name to column, optional
+            Columns of numbers that are constant within each object.
+        categories : mapping of name to sequence of str, optional
+            The order of categories, as ``{"band": ["g", "r"]}``; default: sorted by name.
+        units : mapping of str, optional
+            Units wanted, as ``{"t": "d", "x": "mJy"}``; errors get the unit of x.
+        zero_point : float, optional
+            The magnitude of flux 1: x holds magnitudes, to be made fluxes.
+        **columns : str
+            The columns of ``id``, ``t``, ``x``, ``x_err``, ``band``, ``upper_limit``,
+            ``wavelength`` and, under any other name, further coordinates. By default (None) the
+            first seven are guessed from the names that surveys use; False says that there is none.
+            ``x`` and ``x_err`` may be lists, one column for each channel. A table without ``id`` is
+            one object.
+
+        Returns
+        -------
+        Observations
+
+        Examples
+        --------
+        >>> table = {"oid": [7, 5, 7], "mjd": [2.0, 1.0, 0.0], "mag": [3.0, 4.0, 5.0]}
+        >>> obs = Observations.from_table(table)
+        >>> obs.ids.tolist(), obs[0].x.tolist()
+        ([7, 5], [[[5.0, 3.0]]])
+        """
+        own = scalars if isinstance(scalars, Mapping) else {name: name for name in scalars}
+        wishes = Wishes(own, categories or {}, units or {}, zero_point)
+        return cls._from_columns(as_table(table), columns, wishes)
+
+    @classmethod
+    def _from_columns(
+        cls, table: Table, columns: Mapping[str, Names], wishes: Wishes
+    ) -> Observations:
+        known = table.layout
+        given = {**known.get("columns", {}), **{k: v for k, v in columns.items() if v is not None}}
+        wishes = wishes._replace(
+            scalars={**{k: k for k in known.get("scalars", ())}, **wishes.scalars},
+            categories={**known.get("categories", {}), **wishes.categories},
         )
+        found = unstack(table, given, wishes)
+        obs = cls.from_flat(found.packed, found.scalars, found.ids, found.categories, found.units)
+        report(table.n_rows, int(obs.n_masked.sum()), int(found.dropped.sum()))
+        obs = replace(obs, n_masked=obs.n_masked + found.dropped, origins=found.origins)
+        return shared_again(obs) if known.get("shared_grid") else obs
 
-    def __iter__(self) -> Iterator[Observations]:
-        return (self[i] for i in range(len(self)))
+    @classmethod
+    def read(cls, path: Path | str, **keywords: Any) -> Observations:  # noqa: ANN401 - passed on
+        """Read a table in the long format from a file; only the columns needed are loaded.
 
-    def __repr__(self) -> str:
-        names = ", ".join([*self.points, *self.scalars]) or "none"
-        return (
-            f"Observations({len(self)} objects, {self.n_channels} channels, "
-            f"{self.values.shape[1]} points, coordinates: {names})"
-        )
+        Parameters
+        ----------
+        path : path-like
+            Parquet, FITS (its first binary table), HDF5, CSV or ECSV, by its suffix.
+        **keywords
+            See `from_table`. Files made by `write` need none, but for the scalars of a CSV.
 
-    @property
-    def n_channels(self) -> int:
-        """Number of channels C."""
-        return len(self.values)
+        Returns
+        -------
+        Observations
+            One object of a table without ids is called as the file says, or as the file.
+        """
+        return cls.from_table(read_table(path), **keywords)
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Number of points of each object, masked ones included, shape (N,)."""
-        return np.diff(self.offsets)
+    def write(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write all points to a file, one row each, as `read` takes them back.
 
-    @property
-    def owner(self) -> NDArray[np.int64]:
-        """The object that each point belongs to, shape (n_points,)."""
-        return np.repeat(np.arange(len(self)), self.lengths)
+        Masked points are written as NaN, and bands as texts; channels are columns ``x_0``, ....
+        CSV keeps neither units nor which columns are scalars.
 
-    @property
-    def keys(self) -> NDArray[np.int64]:
-        """A number for each object that depends on its id alone, shape (N,)."""
-        digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in self.ids.tolist()]
-        return np.frombuffer(b"".join(digests), np.int64).copy()
+        Parameters
+        ----------
+        path : path-like
+            Its suffix says the format: .parquet, .fits, .h5, .csv or .ecsv.
+        overwrite : bool
+            Whether an existing file is replaced.
+        """
+        write_table(path, *stack(self), overwrite=overwrite)
 
-    @property
-    def x(self) -> NDArray[np.float64]:
-        """Padded data, shape (N, C, L)."""
-        return self.batch().x.numpy()
+    @classmethod
+    def from_lightkurve(
+        cls,
+        curves: Any,  # noqa: ANN401 - an object of lightkurve, or several
+        *,
+        ids: Sequence[object] | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> Observations:
+        """Make Observations of a lightkurve ``LightCurve``, or of a collection or list of them.
 
-    @property
-    def x_err(self) -> NDArray[np.float64] | None:
-        """Padded standard deviations, shape (N, C, L), or None."""
-        error = self.batch().x_err
-        return None if error is None else error.numpy()
+        Parameters
+        ----------
+        curves : LightCurve or iterable of LightCurve
+            Read are the columns ``time`` (as MJD), ``flux`` and ``flux_err``, and the ``LABEL``,
+            ``OBJECT`` or ``TARGETID`` of ``meta``, which names the object.
+        ids : sequence, optional
+            Other names; needed where two curves are of one object.
+        units : mapping of str, optional
+            Units wanted, as ``{"x": "electron / s"}``.
 
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Padded mask, shape (N, C, L): True for a real point."""
-        return self.batch().mask.numpy()
+        Returns
+        -------
+        Observations
+        """
+        one = getattr(curves, "flux", None) is not None
+        tables = [as_table(curve) for curve in ([curves] if one else curves)]
+        names = ids if ids is not None else [t.label or i for i, t in enumerate(tables)]
+        wishes = Wishes({}, {}, units or {}, None)
+        parts = [cls._from_columns(table, curve_columns(table), wishes) for table in tables]
+        named = zip(parts, names, strict=True)
+        return concatenate([replace(part, ids=np.array([name])) for part, name in named])
 
-    @property
-    def coords(self) -> dict[str, NDArray]:
-        """Coordinates, shape (L,) when shared by all objects, else padded (N, L)."""
-        return {k: v.numpy() for k, v in self.batch().coords.items()}
+    @classmethod
+    def from_spectrum1d(
+        cls,
+        spectra: Any,  # noqa: ANN401 - an object of specutils, or several
+        *,
+        ids: Sequence[object] | None = None,
+        units: Mapping[str, str] | None = None,
+    ) -> Observations:
+        """Make Observations of a specutils ``Spectrum`` (``Spectrum1D``), or of a list of them.
 
-    def batch(self, index: Index | None = None) -> Batch:
-        """Return objects padded to their longest, as tensors on the CPU; numbers are float64."""
-        chosen = self._rows(slice(None) if index is None else index)
-        lengths = self.lengths[chosen]
-        column = np.arange(lengths.max(initial=0))
-        inside = column < lengths[:, None]
-        last = np.maximum(lengths - 1, 0)[:, None]
-        where = self.offsets[chosen][:, None] + np.minimum(column, last)
-        where = np.minimum(where, self.valid.shape[1] - 1)  # an object may have no points at all
-        mask = self.valid[:, where] & inside
-        coords = {k: v if self.shared_grid else v[where] for k, v in self.points.items()}
-        return Batch(
-            x=_tensor(np.where(mask, self.values[:, where], 0.0)),
-            x_err=None
-            if self.errors is None
-            else _tensor(np.where(mask, self.errors[:, where], 1.0)),
-            mask=_tensor(mask),
-            coords={k: torch.tensor(v) for k, v in coords.items()},
-            scalars={k: torch.tensor(v[chosen]) for k, v in self.scalars.items()},
-            categories=dict(self.categories),
-        )
+        Parameters
+        ----------
+        spectra : Spectrum or iterable of Spectrum
+            Read are ``flux``, ``uncertainty``, ``mask``, ``meta`` and ``spectral_axis``, which
+            becomes the coordinate ``wavelength``. Fluxes (n, L) are n objects.
+        ids : sequence, optional
+            Names of the objects; 0, 1, ... when not given.
+        units : mapping of str, optional
+            Units wanted, as ``{"wavelength": "um"}``.
 
-    def chunks(self, n: int) -> Iterator[Observations]:
-        """Yield successive parts of at most ``n`` objects."""
-        if not n >= 1:
-            raise ValueError(f"n must be at least 1 object, but is {n}.")
-        return (self[i : i + n] for i in range(0, len(self), n))
+        Returns
+        -------
+        Observations
+        """
+        listed = [spectra] if getattr(spectra, "spectral_axis", None) is not None else spectra
+        parts = [of_spectrum(one) for one in listed]
+        counts = np.cumsum([0, *(len(part.flux) for part in parts)])
+        made = [
+            cls.from_arrays(part.flux, part.error, mask=part.mask, units=units,
+                            ids=np.arange(start, stop), wavelength=part.wavelength)
+            for part, start, stop in zip(parts, counts, counts[1:], strict=False)
+        ]  # fmt: skip
+        joined = concatenate(made)
+        return joined if ids is None else replace(joined, ids=different(ids, len(joined)))
+
+    @staticmethod
+    def concatenate(parts: Iterable[Observations]) -> Observations:
+        """Return the objects of all parts, in the units of the first.
+
+        Channels, coordinates and scalars must be the same, and ids different; categories are
+        merged by name. What has no unit is taken to be in the unit that another part has.
+        """
+        return concatenate(list(parts))
+
+    @staticmethod
+    def joint(parts: Mapping[str, Observations]) -> Observations:
+        """Return data sets of the same objects, matched by id, as the channels of one.
+
+        The points of an object follow each other part after part; a channel is real only at the
+        points of its own part. A coordinate that only some parts have is filled in for the others
+        with the object's last value (0 where it has none): mask and channel say that it is idle.
+        The unit of x is kept where all parts have the same.
+        """
+        return joint(parts)
 
     def like(self, categories: Categories, units: Mapping[str, str]) -> Observations:
         """Return the same data in other units, and with the codes of other lists of categories.
@@ -268,57 +333,52 @@ class Observations:
         units : mapping of str
             Wanted of ``x``, coordinates and scalars. What has no unit is taken to be in it.
         """
-        points, named = dict(self.points), dict(self.categories)
-        for name, wanted in categories.items():
-            if name in named and tuple(wanted) != named[name]:
-                texts = np.array(named[name])[points[name]]
-                points[name], named[name] = coordinate(name, texts, wanted)
-        scale = {k: factor(self.units.get(k, v), v, k) for k, v in units.items()}
-        changed = {k for k, v in scale.items() if v != 1.0}
-        by = scale.get("x", 1.0)
-        return replace(
-            self,
-            values=self.values * by,
-            errors=None if self.errors is None else np.where(self.valid, self.errors * by, 1.0),
-            points={k: v * scale[k] if k in changed else v for k, v in points.items()},
-            scalars={k: v * scale[k] if k in changed else v for k, v in self.scalars.items()},
-            categories=named,
-            units=self.units | dict(units),
-        )
+        return alike(self, categories, units)
 
-    def _rows(self, index: Index) -> NDArray[np.int64]:
-        return np.atleast_1d(np.arange(len(self))[index])
+    def fold(self, period: ArrayLike | str, epoch: ArrayLike = 0.0) -> Observations:
+        """Return the points by ``phase`` in [0, 1), a new coordinate; ``t`` stays.
 
+        Parameters
+        ----------
+        period : float, array_like of shape (N,), or the name of a scalar
+            In the unit of the times.
+        epoch : float or array_like of shape (N,)
+            An absolute time of phase 0, whatever the times were made relative to.
+        """
+        return fold(self, period, epoch)
 
-def _check_errors(packed: Packed) -> None:
-    """Refuse errors of real points that are zero or negative."""
-    if packed.x_err is None:
-        return
-    finite = np.isfinite(packed.x) & np.isfinite(packed.x_err) & packed.mask
-    if np.any(finite & (packed.x_err <= 0)):
-        raise ValueError(
-            f"x_err must be positive, but has values down to {packed.x_err[finite].min():g}. "
-            "Mask bad points with mask=, or give their errors as NaN."
-        )
+    def bin(self, dt: float) -> Observations:
+        """Return means, weighted by errors, over bins of width ``dt`` beginning at multiples of it.
 
+        Objects, categories and flags are kept apart; an upper limit stays as it is, and masked
+        points are left out. Times are means, too. Without errors, the means are plain.
+        """
+        return bin_points(self, dt)
 
-def _scalar(name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
-    array = numbers(name, value)
-    if array.shape != (n,) or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be {n} finite numbers, one per object, but is {array}.")
-    return array
+    def relative_to(self, origin: str | ArrayLike) -> Observations:
+        """Return times that count from an origin of each object, which ``origins`` notes.
 
+        Parameters
+        ----------
+        origin : {"first", "median", "peak"} or array_like of shape (N,)
+            The first, median or brightest valid point (of those with a signal to noise of 3, if
+            there are any), or absolute times: ``relative_to(0.0)`` undoes all others.
+        """
+        return relative_to(self, origin)
 
-def _ids(ids: Sequence[object] | None, n: int) -> NDArray:
-    names = np.arange(n) if ids is None else np.asarray(ids)
-    if names.shape != (n,) or len(np.unique(names)) != n:
-        raise ValueError(
-            f"ids must be {n} different names, but has shape {names.shape}, "
-            f"{len(np.unique(names))} of them different."
-        )
-    return names
+    def select_points(self, keep: ArrayLike) -> Observations:
+        """Return the points for which ``keep``, flags of shape (n_points,), is true."""
+        flags = np.asarray(keep)
+        if flags.dtype != bool or flags.shape != self.valid.shape[1:]:
+            raise ValueError(
+                f"keep must be {self.valid.shape[1]} flags, one for each point, but has type "
+                f"{flags.dtype} and shape {flags.shape}."
+            )
+        return self.take_points(np.flatnonzero(flags))
 
+    def buckets(self, max_points: int) -> Iterator[NDArray[np.int64]]:
+        """Yield indices of objects of like lengths, longest first, for padding to waste little.
 
-def _tensor(array: NDArray) -> Tensor:
-    """Turn (C, n, L) into a tensor (n, C, L)."""
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(1, 0, 2)))
+        Their number times the longest is at most ``max_points``, unless one object alone has more.
+        """
+        return buckets(self.lengths, max_points)

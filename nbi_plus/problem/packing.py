@@ -76,7 +76,9 @@ def coordinate(
     values = numbers(name, value)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, but {int((~np.isfinite(values)).sum())} are not.")
-    if categories is None and not (name == "band" and _are_codes(values)):
+    if categories is None and not (
+        name == "band" and _are_codes(values) and values.max(initial=0) < 1000
+    ):
         return values, None
     names = tuple(map(str, categories or range(int(values.max(initial=0)) + 1)))
     if not (_are_codes(values) and values.max(initial=0) < len(names)):
@@ -85,6 +87,37 @@ def coordinate(
             f"values from {values.min():g} to {values.max():g}."
         )
     return values.astype(np.int64), names
+
+
+def check_errors(packed: Packed) -> None:
+    """Refuse errors of real points that are zero or negative."""
+    if packed.x_err is None:
+        return
+    finite = np.isfinite(packed.x) & np.isfinite(packed.x_err) & packed.mask
+    if np.any(finite & (packed.x_err <= 0)):
+        raise ValueError(
+            f"x_err must be positive, but has values down to {packed.x_err[finite].min():g}. "
+            "Mask bad points with mask=, or give their errors as NaN."
+        )
+
+
+def scalar(name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return one finite number for each of n objects."""
+    array = numbers(name, value)
+    if array.shape != (n,) or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be {n} finite numbers, one per object, but is {array}.")
+    return array
+
+
+def different(ids: Sequence[object] | None, n: int) -> NDArray:
+    """Return the names of n objects, by default their numbers."""
+    names = np.arange(n) if ids is None else np.asarray(ids)
+    if names.shape != (n,) or len(np.unique(names)) != n:
+        raise ValueError(
+            f"ids must be {n} different names, but has shape {names.shape}, "
+            f"{len(np.unique(names))} of them different."
+        )
+    return names
 
 
 def _codes(
@@ -106,7 +139,7 @@ def _codes(
 
 
 def _are_codes(values: NDArray[np.float64]) -> bool:
-    return bool(((values == values.round()) & (values >= 0) & (values < 1000)).all())
+    return bool(((values == values.round()) & (values >= 0)).all())
 
 
 def _pack_grid(

@@ -150,7 +150,8 @@ class Target:
     def _rows_per_launch(self) -> int:
         device = self.data.x.device.type
         budget = _BYTES_PER_LAUNCH.get(device, _BYTES_PER_LAUNCH["cpu"])
-        rows = budget // (8 * _COPIES * math.prod(self.data.x.shape[1:]))
+        copies = _COPIES + self.noise.n_copies
+        rows = budget // (8 * copies * math.prod(self.data.x.shape[1:]))
         return max(1, min(rows, _ROWS_PER_LAUNCH) if device == "cpu" else rows)
 
     def _launches(self, n_objects: int, n_each: int) -> list[tuple[slice, slice]]:

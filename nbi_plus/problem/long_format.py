@@ -1,0 +1,262 @@
+"""The long format: one row for each point, laid out as objects and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbi_plus.io.columns import Column, Table
+from nbi_plus.io.surveys import Names, Roles, find_roles
+from nbi_plus.io.units import factor
+from nbi_plus.problem.grouping import Grouping, group, group_by, one_group
+from nbi_plus.problem.magnitudes import to_flux
+from nbi_plus.problem.packing import Categories, Packed
+
+ORIGIN = "t_origin"
+_LOG = logging.getLogger("nbi_plus")
+
+
+class Wishes(NamedTuple):
+    """What a reader asks for: scalars (name to column), categories, units, and a zero point."""
+
+    scalars: Mapping[str, str]
+    categories: Categories
+    units: Mapping[str, str]
+    zero_point: float | None
+
+
+class LongFormat(NamedTuple):
+    """What `Observations` are made of, and the rows dropped of each object (N,)."""
+
+    packed: Packed
+    scalars: dict[str, NDArray[np.float64]]
+    ids: NDArray
+    categories: dict[str, Sequence[str]]
+    units: dict[str, str]
+    dropped: NDArray[np.int64]
+    origins: NDArray[np.float64] | None = None
+
+
+def unstack(table: Table, given: Mapping[str, Names], wishes: Wishes) -> LongFormat:
+    """Return the rows of a table as objects in order of appearance, each sorted by time.
+
+    Parameters
+    ----------
+    table : Table
+    given : mapping of role to column
+        See `nbi_plus.io.surveys.find_roles`.
+    wishes : Wishes
+
+    Returns
+    -------
+    LongFormat
+        Rows without a finite coordinate or without a band are dropped.
+    """
+    if not table.n_rows:
+        raise ValueError("table must have at least one row, but has none.")
+    roles = find_roles(table.names, given)
+    _check_wishes(wishes, roles, table.names)
+    origin = [ORIGIN] if table.layout and ORIGIN in table.names else []
+    columns = table.load([*dict.fromkeys((*roles.columns, *wishes.scalars.values(), *origin))])
+    objects = _objects(table, roles, columns)
+    if given.get("id") is None:
+        _report_guess(roles.id, len(objects.ids), table)
+    x, x_err, units = _data(roles, columns, wishes)
+    coords, categories, keep = _coordinates(roles, columns, wishes, units)
+    scalars = {
+        k: objects.one_each(k, _number(k, c, columns[c], wishes.units.get(k), units))
+        for k, c in wishes.scalars.items()
+    }
+    times = [_number(c, c, columns[c], units.get("t"), {}) for c in origin]
+    by = None if table.layout else coords.get("t", coords.get("wavelength"))
+    rows = objects.in_order(by, keep)  # what we wrote keeps the order that it had
+    packed = Packed(
+        x=x[:, rows],
+        x_err=None if x_err is None else x_err[:, rows],
+        mask=np.ones((len(x), len(rows)), bool),
+        lengths=objects.count(rows),
+        points={k: v[rows] for k, v in coords.items()},
+        shared_grid=False,
+    )
+    origins = [objects.one_each(ORIGIN, values) for values in times]
+    lost = objects.count(~keep)
+    return LongFormat(packed, scalars, objects.ids, categories, units, lost, *origins)
+
+
+def report(n_points: int, n_masked: int, n_dropped: int) -> None:
+    """Log how much of a table is not used, if anything."""
+    if n_masked or n_dropped:
+        _LOG.warning(
+            "Of %d points, %d are masked (data or error not finite, or error not positive) and "
+            "%d left out (without time or band).", n_points, n_masked, n_dropped,
+        )  # fmt: skip
+
+
+def _report_guess(name: str | None, n: int, table: Table) -> None:
+    """Log a guess of the id that makes objects of all rows or of each."""
+    if name is None and table.owner is None and table.label is None:
+        _LOG.warning("No column is known as the id: all rows are one object. Give id=, or "
+                     "id=False if they are. The columns are %s.", list(table.names))  # fmt: skip
+    elif n == table.n_rows > 1:
+        _LOG.warning("Each row of the column %r, guessed as the id, is another object. Give id= "
+                     "if that is not meant.", name)  # fmt: skip
+
+
+def _objects(table: Table, roles: Roles, columns: Mapping[str, Column]) -> Grouping:
+    """Return the objects: by id, by the row of a nested table, or all rows as one."""
+    if roles.id is not None:
+        return group_by(roles.id, columns[roles.id])
+    if table.owner is not None:
+        return group(table.owner)
+    return one_group(table.label or table.source or 0, table.n_rows)
+
+
+def _data(
+    roles: Roles, columns: Mapping[str, Column], wishes: Wishes
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, dict[str, str]]:
+    """Return data and errors (C, n) in one unit, and that unit."""
+    is_mag = wishes.zero_point is not None
+    units: dict[str, str] = {}
+    wanted = "mag" if is_mag else wishes.units.get("x")
+    x = np.array([_number("x", c, columns[c], wanted or units.get("x"), units) for c in roles.x])
+    x_err = None
+    if roles.x_err:
+        x_err = np.array([_error(c, columns[c], units) for c in roles.x_err])
+        if len(x_err) != len(x):
+            raise ValueError(
+                f"x_err must have a column for each of {roles.x}, but has {roles.x_err}."
+            )
+    if is_mag:
+        x, x_err = to_flux(x, x_err, wishes.zero_point)
+        units = {"x": wishes.units["x"]} if "x" in wishes.units else {}
+    return x, x_err, units
+
+
+def _error(name: str, column: Column, units: Mapping[str, str]) -> NDArray[np.float64]:
+    """Return errors in the unit of the data, which a magnitude's name says less exactly."""
+    if column.unit is not None and "x" not in units:
+        raise ValueError(
+            f"x must be in the unit of its error {name!r}, {column.unit!r}, but has none. Give "
+            f'units={{"x": {column.unit!r}}}, or drop the unit of the error.'
+        )
+    return _number("x_err", name, column, _plain(units["x"]) if "x" in units else None, {})
+
+
+def _number(
+    role: str, name: str, column: Column, wanted: str | None, units: dict[str, str]
+) -> NDArray[np.float64]:
+    """Return a column as numbers, NaN where missing, in the wanted unit; note that in ``units``."""
+    if column.texts is not None and not column.missing.all():
+        _refuse_texts(role, name, column)
+    values = np.where(column.missing, np.nan, column.values.astype(np.float64))
+    unit = wanted or column.unit
+    if unit is None:
+        return values
+    came = column.unit or unit
+    units[role] = unit
+    by = 1.0 if unit in (came, _plain(came)) else factor(came, unit, role)
+    return values if by == 1.0 else values * by
+
+
+def _plain(unit: str) -> str:
+    """Return "mag" for magnitudes of any system: their differences are the same."""
+    return "mag" if unit.startswith("mag(") else unit
+
+
+def _refuse_texts(role: str, name: str, column: Column) -> None:
+    """Show the first text that is no number, or else the first of all."""
+    real = ~column.missing
+    bad = real & ~np.array([_is_number(text) for text in column.texts])[column.values]
+    row = int(bad.argmax() if bad.any() else real.argmax())
+    text = str(column.texts[column.values[row]])
+    raise TypeError(
+        f"{role} must be a column of numbers, but in {name!r} row {row} holds the text {text!r}. "
+        f"Convert the column, as with table[{name!r}].astype(float), or say which column is {role}."
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _coordinates(
+    roles: Roles, columns: Mapping[str, Column], wishes: Wishes, units: dict[str, str]
+) -> tuple[dict[str, NDArray], dict[str, Sequence[str]], NDArray[np.bool_]]:
+    """Return coordinates, the names of categories, and which rows have all coordinates."""
+    coords, categories = {}, {}
+    keep = np.ones(len(next(iter(columns.values())).values), bool)
+    for role, name in roles.coords.items():
+        column = columns[name]
+        if role == "upper_limit" or (column.values.dtype == bool and role != "band"):
+            coords[role] = _flags(role, name, column)
+        elif role == "band" or role in wishes.categories or _is_of_texts(role, column):
+            wished = wishes.categories.get(role)
+            coords[role], categories[role] = _categories(role, column, wished)
+            keep &= ~column.missing
+        else:
+            coords[role] = _number(role, name, column, wishes.units.get(role), units)
+            keep &= np.isfinite(coords[role])
+    return coords, categories, keep
+
+
+def _is_of_texts(role: str, column: Column) -> bool:
+    return column.texts is not None and role not in ("t", "wavelength")
+
+
+def _flags(role: str, name: str, column: Column) -> NDArray[np.bool_]:
+    """Return flags, False where missing; 0 and 1, "true" and "false" are flags, too."""
+    values = column.values
+    if column.texts is not None:
+        known = {"true": 1, "t": 1, "1": 1, "false": 0, "f": 0, "0": 0}
+        values = np.array([known.get(text.lower(), 2) for text in column.texts])[values]
+    wrong = ~column.missing & ~np.isin(values, (0, 1))
+    if wrong.any():
+        raise ValueError(
+            f"{role} must be a column of flags, but row {int(wrong.argmax())} of {name!r} holds "
+            "neither true nor false."
+        )
+    return ~column.missing & (values == 1)
+
+
+def _categories(
+    role: str, column: Column, wished: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return the codes of a column of texts, or of whole numbers by their names."""
+    texts, codes = column.texts, column.values
+    if texts is None:
+        found, codes = np.unique(np.where(column.missing, 0, codes), return_inverse=True)
+        texts = np.array([np.format_float_positional(value, trim="-") for value in found])
+    used = np.bincount(codes[~column.missing], minlength=len(texts)) > 0
+    names = tuple(map(str, wished)) if wished else tuple(texts[used].tolist())
+    unknown = sorted(set(texts[used].tolist()) - set(names))
+    if unknown:
+        raise ValueError(
+            f"{role} must be one of {names}, but has {unknown}. Leave those rows out, or name them "
+            "in the categories."
+        )
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place.get(text, 0) for text in texts])[codes], names
+
+
+def _check_wishes(wishes: Wishes, roles: Roles, names: Sequence[str]) -> None:
+    """Refuse scalars that are no columns, and units of what is not there."""
+    missing = [c for c in wishes.scalars.values() if c not in names]
+    known = {"x", *roles.coords, *wishes.scalars}
+    unknown = sorted(set(wishes.units) - known)
+    if unknown:
+        raise ValueError(
+            f"units must be of {sorted(known)}, but {unknown} are none of these. Name the role, "
+            'as {"x": "mJy"}, not the column.'
+        )
+    if missing:
+        raise ValueError(
+            f"scalars must name columns, but {missing} are none. The columns are {list(names)}."
+        )
