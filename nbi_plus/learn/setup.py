@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.io.store import read_columns
+from nbi_plus.io.units import split_unit
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME
 from nbi_plus.problem.dense import DenseGrid
@@ -57,16 +58,19 @@ class Given:
             raise ValueError("x_err must be part of the observations, but was given beside them.")
         if self.observations is None:
             return None
-        grid, _ = split_inputs(self.inputs)
+        grid = split_inputs(self.inputs)[0]
         return with_grid(self.observations, grid)
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
         seen = self.objects()
         grid = dict(seen.points) if seen is not None and seen.shared_grid else {}
-        errors = {} if self.x_err is None else {"x_err": self.x_err}
-        given = {k: np.asarray(v) for k, v in {**self.inputs, **errors}.items() if k not in grid}
-        return grid | {k: v.astype(np.float64) for k, v in given.items()}
+        coords, scalars, _ = split_inputs(self.inputs)
+        given = coords | scalars
+        if self.x_err is not None:
+            unit = None if seen is None else seen.units.get("x")
+            given["x_err"] = np.asarray(split_unit("x_err", self.x_err, unit)[0])
+        return grid | {k: v.astype(np.float64) for k, v in given.items() if k not in grid}
 
     def dense_grid(self, bank: Batch, wanted: set[str]) -> DenseGrid | None:
         """Return the grid to simulate on, for a simulator that asks for the ``wanted``."""
@@ -89,8 +93,8 @@ class Given:
         if n_out:
             raise ValueError(
                 f"grid must cover every {name} of the observations, but {n_out} objects have "
-                f"points outside {nodes[0]:g} to {nodes[-1]:g}. Widen it, or make times relative to each "
-                "object with observations.relative_to."
+                f"points outside {nodes[0]:g} to {nodes[-1]:g}. Widen it, or make times relative "
+                "to each object with observations.relative_to."
             )
         return grid
 
@@ -196,7 +200,7 @@ def _bank(observations: Observations) -> Observations:
 
 def _bare(inputs: Mapping[str, ArrayLike]) -> Batch:
     """Return a batch of one object that has inputs but no data, to bind a simulator with."""
-    coords, scalars = split_inputs(inputs)
+    coords, scalars, _ = split_inputs(inputs)
     named = {k: coordinate(k, v, None) for k, v in coords.items()}
     return Batch(
         x=torch.zeros(1, 1, 1),

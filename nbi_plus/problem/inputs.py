@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.io.units import split_unit
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.calling import arguments_of
 from nbi_plus.problem.observations import Observations
@@ -28,8 +29,9 @@ def one_object(
     categories: Categories | None = None,
 ) -> Observations:
     """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars."""
+    bare, unit = split_unit("x_obs", x_obs)
     try:
-        x = np.asarray(x_obs, np.float64)
+        x = np.asarray(bare, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"x_obs must be an array of numbers, but {error}.") from error
     if x.ndim not in (1, 2) or 0 in x.shape:
@@ -37,8 +39,8 @@ def one_object(
             f"x_obs must have shape (L,) or (C, L) for one object, but has {x.shape}. "
             "Use predict_many with Observations for many objects."
         )
-    coords, scalars = split_inputs(inputs)
-    lift = {"x_err": x_err, "mask": mask}
+    coords, scalars, units = split_inputs(inputs)
+    lift = {"x_err": split_unit("x_err", x_err, unit)[0], "mask": mask}
     lifted = {k: None if v is None else _lift(k, v, x) for k, v in lift.items()}
     return Observations.from_arrays(
         x[None],
@@ -46,6 +48,7 @@ def one_object(
         mask=lifted["mask"],
         scalars={k: v[None] for k, v in scalars.items()},
         categories=categories,
+        units=units if unit is None else units | {"x": unit},
         **coords,
     )
 
@@ -57,10 +60,11 @@ def many_objects(
     categories: Categories | None = None,
 ) -> Observations:
     """Return Observations of x (N, L) or (N, C, L), with the same inputs for all."""
-    array = np.asarray(x)
-    coords, scalars = split_inputs(inputs)
-    full = {k: np.full(len(array), v) for k, v in scalars.items()}
-    return Observations.from_arrays(array, x_err, scalars=full, categories=categories, **coords)
+    coords, scalars, units = split_inputs(inputs)
+    full = {k: np.full(len(x), v) for k, v in scalars.items()}
+    return Observations.from_arrays(
+        x, x_err, scalars=full, categories=categories, units=units, **coords
+    )
 
 
 def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
@@ -90,12 +94,16 @@ def with_grid(observations: Observations, defaults: Mapping[str, NDArray]) -> Ob
     )
 
 
-def split_inputs(inputs: Mapping[str, ArrayLike]) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """Split inputs by name into coordinates (arrays) and per-object scalars (numbers)."""
-    arrays = {k: np.asarray(v) for k, v in inputs.items()}
+def split_inputs(
+    inputs: Mapping[str, ArrayLike],
+) -> tuple[dict[str, NDArray], dict[str, NDArray], dict[str, str]]:
+    """Split inputs into coordinates (arrays), per-object scalars (numbers), and their units."""
+    split = {k: split_unit(k, v) for k, v in inputs.items()}
+    arrays = {k: np.asarray(v) for k, (v, _) in split.items()}
     return (
         {k: v for k, v in arrays.items() if v.ndim},
         {k: v for k, v in arrays.items() if not v.ndim},
+        {k: unit for k, (_, unit) in split.items() if unit is not None},
     )
 
 
