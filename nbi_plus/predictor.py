@@ -29,7 +29,7 @@ from nbi_plus.problem.inputs import (
 )
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import Categories
+from nbi_plus.problem.packing import Categories, coordinate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
@@ -229,6 +229,24 @@ class Predictor:
     ) -> float:
         """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
         return float(self.log_prob(theta, x, x_err, **inputs).mean())
+
+    def simulate(self, theta: ArrayLike, **inputs: ArrayLike) -> NDArray[np.float64]:
+        """Return noise-free data (n, C, L) of theta (n, D), at the same coordinates for all.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n, D)
+        **inputs : array_like
+            Coordinates (L,) and scalars; default: those given to `fit`.
+        """
+        self._require_fit("simulate", sequential=True)
+        if self.simulator_ is None:
+            raise ValueError("simulate must have a simulator, but the engine has none.")
+        categories = self._trained_for()[0]
+        known = self._known(None, inputs, "simulate")[1]
+        coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in known.items()}
+        draws = self.prior_.check(np.atleast_2d(theta))
+        return self.simulator_.run(self.prior_.complete(draws), coords).x
 
     def log_likelihood(
         self,

@@ -1,0 +1,82 @@
+"""Laws of hints: places that the user wants looked at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, uniform
+
+import nbi_plus as nbi
+from nbi_plus.infer.hints import hints_for, latent_hints
+
+PRIOR = nbi.Prior({"place": uniform(0, 1), "height": norm(0, 1)})
+WIDTH = 1e-3
+T = np.linspace(0, 1, 30)
+
+
+def needle(theta, t):
+    """A height, and a wave at two places that are too narrow for a network to find."""
+    place, height = theta[:, :1], theta[:, 1:]
+    near = torch.exp(-0.5 * ((place - 0.3) / WIDTH) ** 2)
+    twin = torch.exp(-0.5 * ((place - 0.8) / WIDTH) ** 2)
+    return height + (near + twin) * torch.sin(12 * t)
+
+
+def survey(n=6):
+    rng = np.random.default_rng(0)
+    x = 1 + np.sin(12 * T) + 0.2 * rng.normal(size=(n, len(T)))
+    return nbi.Observations.from_arrays(x, 0.2, t=T)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    ladder = nbi.Ladder(budget=nbi.Budget(calls=20_000, gradients=1))
+    engine = nbi.Engine(needle, PRIOR, featurizer="gru", ladder=ladder)
+    return engine.fit(n_sims=300, n_epochs=1, observations=survey())
+
+
+def hints(observations):
+    """Return both places for each object, one with a guess of the height."""
+    return np.tile([[0.3, 1.1], [0.8, np.nan]], (len(observations), 1, 1))
+
+
+def test_hints_find_what_no_network_sees(engine):
+    found = engine.predict_many(survey(), modes=hints)
+    assert found.certified.all()
+    for posterior in found:
+        draws = posterior.resample(2000, rng=0)
+        share = (draws[:, 0] > 0.5).mean()  # the two places are exactly as good
+        assert share == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(posterior.ess))
+        near = np.where(draws[:, 0] > 0.5, 0.8, 0.3)
+        assert np.abs(draws[:, 0] - near).max() < 10 * WIDTH
+    alone = engine.predict_many(survey())
+    assert not any(np.isclose(p.resample(500, rng=0)[:, 0], 0.3, atol=5e-4).any()
+                   and p.certified for p in alone)  # fmt: skip
+
+
+def test_hints_are_the_same_for_one_object_as_for_many(engine):
+    many = engine.predict_many(survey(), modes=hints(survey()))
+    one = engine.predict(survey().x[0, 0], 0.2, t=T, modes=hints(survey())[0])
+    error = np.hypot(*(p.std() / np.sqrt(p.ess) for p in (one, many[0])))
+    np.testing.assert_array_less(np.abs(one.mean() - many[0].mean()), 5 * error)
+
+
+def test_hints_go_to_the_latent_space_and_unknowns_stay_unknown():
+    z = latent_hints(PRIOR, [[0.5, np.nan], [0.5, 1.0]])
+    np.testing.assert_allclose(z, [[0.0, np.nan], [0.0, 1.0]], atol=1e-12)
+    several = hints_for(lambda o: np.zeros((len(o), 3, 2)) + 0.5, survey(), PRIOR, "cpu")
+    assert several.shape == (6, 3, 2)
+    assert hints_for(None, survey(), PRIOR, "cpu") is None
+
+
+@pytest.mark.parametrize(("modes", "message"), [
+    (np.zeros((6, 2, 3)), r"modes must have shape \(M, 2\) for parameters"),
+    (np.zeros(2), r"modes must have shape \(M, 2\)"),
+    (np.full((5, 1, 2), 0.5), r"modes must hold places for each of the 6 objects"),
+    (np.full((1, 2), 0.5), r"modes must hold places for each of the 6 objects"),
+    (np.full((6, 1, 2), 1.5), "modes must lie inside the prior"),
+])  # fmt: skip
+def test_hints_of_the_wrong_shape_or_place_are_refused(engine, modes, message):
+    with pytest.raises(ValueError, match=message):
+        engine.predict_many(survey(), modes=modes)
