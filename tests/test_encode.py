@@ -121,12 +121,12 @@ def test_units_and_zero_points_reach_the_context_alone(unit, shift):
     channels, context = encoder(plain)
     moved, moved_context = encoder(other)
     torch.testing.assert_close(moved, channels, rtol=0, atol=1e-5)
-    same = slice(6, None)  # after location, log-scale and ratio of two channels
+    same = slice(8, None)  # after four numbers of each of two channels
     assert torch.equal(moved_context[:, same], context[:, same])
     assert moved_context.isfinite().all()
     # an encoder that was fitted to the other unit takes its objects as this one took these
-    # but for the ratio of location to scale, which is what a zero point changes
-    kept = [0, 1, 2, 3, 6, 7] if shift else list(range(8))
+    # but for the logarithms of the location, which a zero point changes
+    kept = [0, 1, 4, 5, 8, 9] if shift else list(range(10))
     refitted = fitted(other)(other)[1]
     torch.testing.assert_close(refitted[:, kept], context[:, kept], rtol=0, atol=1e-4)
 
@@ -172,9 +172,9 @@ def test_context_tells_location_and_scale_apart():
     context = encoder(batch)[1]
     louder = replace(batch, x=3 * (batch.x - 5) + 5)
     higher = replace(batch, x=batch.x + 2)
-    assert (encoder(louder)[1][:, 2:4] > context[:, 2:4]).all()
+    assert (encoder(louder)[1][:, 4:6] > context[:, 4:6]).all()
     assert (encoder(higher)[1][:, :2] > context[:, :2]).all()
-    torch.testing.assert_close(encoder(higher)[1][:, 2:4], context[:, 2:4])
+    torch.testing.assert_close(encoder(higher)[1][:, 4:6], context[:, 4:6])
 
 
 def odd_objects():

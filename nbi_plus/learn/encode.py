@@ -18,6 +18,7 @@ from nbi_plus.problem.batch import Batch
 
 _MAD_TO_SD = 1.4826  # spread of a normal distribution over its median absolute deviation
 _LEAST_SPREAD = 1e-100  # of the largest residual: below, their ratio would overflow
+_FAINT = 0.01  # share of objects whose spread is below what counts as no flux
 _LEAST_GAP = 1e-3  # of a usual gap: bands of one visit
 
 
@@ -88,7 +89,7 @@ class EncoderConfig:
     @property
     def n_context(self) -> int:
         """Length of the context."""
-        return 3 * self.n_channels + len(self.own_coords) + len(self.scalars)
+        return 4 * self.n_channels + len(self.own_coords) + len(self.scalars)
 
 
 class Encoder(nn.Module):
@@ -102,6 +103,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("faint", torch.ones(config.n_channels, dtype=torch.float64))
         self.register_buffer("centre", torch.zeros(config.n_context, dtype=torch.float64))
         self.register_buffer("width", torch.ones(config.n_context, dtype=torch.float64))
         self.register_buffer("span", torch.ones(len(config.coords), dtype=torch.float64))
@@ -110,7 +112,9 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def fit(self, batch: Batch) -> None:
         """Learn centre and width of the context, spans and usual gaps of coordinates."""
-        _, context, _ = self._standardise(batch)
+        scale = self._standardise(batch)[2][..., 0].to(self.faint)
+        self.faint.copy_(scale.quantile(_FAINT, 0))
+        context = self._standardise(batch)[1]
         self.centre.copy_(context.median(0).values)
         spread = _MAD_TO_SD * (context - self.centre).abs().median(0).values
         self.width.copy_(
@@ -175,8 +179,10 @@ class Encoder(nn.Module):
         x = torch.asinh((batch.x - location) / scale) * batch.mask
         seen = batch.mask.any(1)
         origins = [_since_first(self._values(batch, k), seen)[1] for k in self.config.own_coords]
-        # with its scale, the ratio tells a location of any size, which the location alone does not
-        parts = [location[..., 0], scale[..., 0].log(), torch.asinh(location / scale)[..., 0]]
+        # the location alone tells those of faint objects apart no more, its logarithm does
+        location, spread = location[..., 0], scale[..., 0]
+        parts = [location, torch.asinh(location / self.faint), spread.log(),
+                 torch.asinh(location / spread)]  # fmt: skip
         parts += [v[:, None] for v in [*origins, *(batch.scalars[k] for k in self.config.scalars)]]
         return x, torch.cat([p.to(torch.float64) for p in parts], 1), scale
 
