@@ -145,7 +145,8 @@ class Predictor:
         Posteriors
         """
         self._require_fit("predict_many")
-        objects = self._like_training(with_grid(observations, self.defaults_))
+        whole = with_grid(observations, self.defaults_, self._trained_for()[0])
+        objects = self._like_training(whole)
         answerer = self._answerer("predict_many", objects, modes)
         chosen_seed = self.seed if seed is None else seed
         return answerer.posteriors(objects, n_samples, keep, chosen_seed)

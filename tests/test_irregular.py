@@ -185,3 +185,14 @@ def test_answers_are_those_of_the_posterior(objects, answers):
         own = answers[int(i)]
         tolerance = 5 * own.std() / np.sqrt(own.ess)
         np.testing.assert_array_less(np.abs(own.mean() - exact), tolerance)
+
+
+def test_bands_on_a_grid_shared_by_all_are_remembered():
+    t, band = np.linspace(0, 60, 24), np.array(["g", "r"] * 12)
+    engine = nbi.Engine(curve, PRIOR, noise=nbi.GaussianNoise(0.5), featurizer="gru", seed=0)
+    engine.fit(n_sims=1000, n_epochs=3, t=t, band=band)
+    x = engine.simulate([[1.0, 1.0, 1.0]])[:, 0] + 0.5 * np.random.default_rng(0).normal(size=24)
+    bare = engine.predict_many(nbi.Observations.from_arrays(x))[0]
+    named = engine.predict_many(nbi.Observations.from_arrays(x, t=t, band=band))[0]
+    np.testing.assert_array_equal(bare.samples, named.samples)
+    np.testing.assert_array_equal(engine.predict(x[0]).samples, named.samples)

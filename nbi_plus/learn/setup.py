@@ -66,11 +66,11 @@ class Given:
         seen = self.objects()
         grid = dict(seen.points) if seen is not None and seen.shared_grid else {}
         coords, scalars, _ = split_inputs(self.inputs)
-        given = coords | scalars
+        given = {k: coordinate(k, v, None)[0] for k, v in coords.items()} | scalars
         if self.x_err is not None:
             unit = None if seen is None else seen.units.get("x")
-            given["x_err"] = np.asarray(split_unit("x_err", self.x_err, unit)[0])
-        return grid | {k: v.astype(np.float64) for k, v in given.items() if k not in grid}
+            given["x_err"] = np.asarray(split_unit("x_err", self.x_err, unit)[0], np.float64)
+        return grid | {k: v for k, v in given.items() if k not in grid}
 
     def dense_grid(self, bank: Batch, wanted: set[str]) -> DenseGrid | None:
         """Return the grid to simulate on, for a simulator that asks for the ``wanted``."""

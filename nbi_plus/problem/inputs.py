@@ -75,7 +75,11 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     return len(came) == 1
 
 
-def with_grid(observations: Observations, defaults: Mapping[str, NDArray]) -> Observations:
+def with_grid(
+    observations: Observations,
+    defaults: Mapping[str, NDArray],
+    categories: Categories | None = None,
+) -> Observations:
     """Return observations that have the coordinates given to `fit` where they had none."""
     if not isinstance(observations, Observations):
         raise TypeError(
@@ -83,7 +87,10 @@ def with_grid(observations: Observations, defaults: Mapping[str, NDArray]) -> Ob
             "Make them with Observations.from_arrays."
         )
     grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
-    missing = {k: coordinate(k, v, None) for k, v in grid.items() if k not in observations.points}
+    names = categories or {}
+    missing = {
+        k: coordinate(k, v, names.get(k)) for k, v in grid.items() if k not in observations.points
+    }
     if not (missing and observations.shared_grid):
         return observations
     return replace(
