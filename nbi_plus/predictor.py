@@ -371,7 +371,7 @@ class Predictor:
         if self.simulator is None:
             raise ValueError(f"{door} must have a simulator, but the engine has none.")
         with preserved_random_state():
-            if hasattr(self, "model_"):
+            if hasattr(self, "simulator_"):
                 prior, bound, noise = self.prior_, self.simulator_, self.noise_
                 data = self._one(x_obs, x_err, None, inputs, door).batch()
             else:

@@ -304,3 +304,23 @@ def test_noise_door_takes_what_users_have():
     assert as_noise(student) is student
     with pytest.raises(TypeError, match=r"Write StudentTNoise\(\.\.\.\)"):
         as_noise(StudentTNoise)
+
+
+def test_each_instrument_may_have_a_jitter_of_its_own():
+    rng = np.random.default_rng(0)
+    instrument = rng.choice(["k", "j", "a"], (3, 40))
+    obs = Observations.from_arrays(np.zeros((3, 40)), 1.0, t=np.arange(40), instrument=instrument)
+    theta = np.array([[0.0, 2.0, 3.0], [0.0, 0.5, 1.0], [0.0, 1.0, 0.0]])
+    noise = GaussianNoise(jitter={"k": "jit_k", "j": "jit_j"}).bind(True, ("v", "jit_k", "jit_j"))
+    x = rng.normal(size=(3, 1, 40))
+    found = noise.log_likelihood(theta, x, obs)
+    jitter = np.select([instrument == "k", instrument == "j"], [theta[:, 1:2], theta[:, 2:3]], 0.0)
+    exact = stats.norm.logpdf(x[:, 0], 0, np.sqrt(1 + jitter**2)).sum(1)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+    draws = np.repeat(theta[:, None], 2, 1)
+    twice = noise.log_likelihood(draws, np.repeat(x[:, None], 2, 1), obs)
+    np.testing.assert_allclose(twice, np.stack([exact, exact], 1), rtol=1e-12)
+    again = noise_from_meta(noise.meta()).bind(True, ("v", "jit_k", "jit_j"))
+    np.testing.assert_array_equal(again.log_likelihood(theta, x, obs), found)
+    with pytest.raises(ValueError, match="jitter must have keys among the categories"):
+        GaussianNoise(jitter={"z": 1.0}).log_likelihood(theta, x, obs)

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+import nbi_plus as nbi
 from nbi_plus.io.surveys import find_roles
 from nbi_plus.problem.observations import Observations
 
@@ -298,3 +299,10 @@ def test_spectra_of_specutils_become_objects():
     obs = Observations.from_spectrum1d(many, ids=["p", "q"], units={"wavelength": "um"})
     assert obs.ids.tolist() == ["p", "q"]
     assert obs.points["wavelength"] == pytest.approx(299.792458 / (np.arange(1, 5) * 500))
+
+
+def test_a_column_with_a_role_is_not_guessed_for_another():
+    table = {"time": [1.0, 2.0], "mnvel": [3.0, 4.0], "errvel": [1.0, 1.0], "tel": ["k", "j"]}
+    obs = nbi.Observations.from_table(table, id=False, instrument="tel")
+    assert obs.categories == {"instrument": ("j", "k")}
+    assert nbi.Observations.from_table(table, id=False).categories == {"band": ("j", "k")}

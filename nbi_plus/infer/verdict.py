@@ -260,12 +260,12 @@ def _draws(
     elif outcome.chains is not None:
         chains = _numpy(request.prior.from_latent(outcome.chains.z))
     samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
-    derived = _derived(request.prior, samples)
     return tuple(  # results are one object each: the only loop over objects
         Posterior(
             result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
-            derived={k: v[i] for k, v in derived.items()}, chains=chains[i],
+            # one object at a time: a derived curve for every draw of all would fill the memory
+            derived=request.prior.derive(samples[i]), chains=chains[i],
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))
@@ -318,12 +318,6 @@ def _moments(theta: Tensor, weights: Tensor) -> tuple[NDArray, NDArray, NDArray]
     a, b = middle.gather(-1, right - 1), middle.gather(-1, right)
     share = ((levels - a) / (b - a).clamp(min=1e-300)).clamp(0.0, 1.0)
     return _numpy(mean), _numpy(var.sqrt()), _numpy((low + share * (high - low)).transpose(1, 2))
-
-
-def _derived(prior: Prior, samples: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return derived parameters of draws (b, S, D), each (b, S)."""
-    flat = prior.derive(samples.reshape(-1, samples.shape[-1]))
-    return {k: np.asarray(v).reshape(samples.shape[:2]) for k, v in flat.items()}
 
 
 def _numpy(tensor: Tensor) -> NDArray:

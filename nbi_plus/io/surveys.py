@@ -101,9 +101,10 @@ def find_roles(names: Sequence[str], given: Mapping[str, Names]) -> Roles:
     if x == (None,):
         raise ValueError(f"x must name the column of the data, but none was found. {_seen(names)}")
     chosen = {role: given.get(role) for role in (*COORDINATES, "id")}
+    taken = {*x, *(came for came in given.values() if isinstance(came, str))}
+    left = [n for n in names if n not in taken]
     found = {
-        role: _guess(role, [n for n in names if n not in x]) if came is None else came or None
-        for role, came in chosen.items()
+        role: _guess(role, left) if came is None else came or None for role, came in chosen.items()
     }
     further = {k: v for k, v in given.items() if k not in ("id", "x", "x_err", *COORDINATES) and v}
     coords = {k: found[k] for k in COORDINATES if found[k]} | further
@@ -131,7 +132,8 @@ def _check_keywords(names: Sequence[str], given: Mapping[str, Names]) -> None:
              for alias in line} | dict.fromkeys(_ERRORS, "x_err")  # fmt: skip
     for role, came in given.items():
         meant = roles.get(_key(role), "x_err" if _key(role).endswith("err") else role)
-        if role not in (*_KNOWN, "x_err") and meant != role and given.get(meant) is None:
+        free = role in (*_KNOWN, "x_err", "instrument")
+        if not free and meant != role and given.get(meant) is None:
             raise TypeError(f"from_table got the keyword {role!r}. Give {meant}={came!r} instead.")
         if not isinstance(came, str) and came and (came is True or role not in ("x", "x_err")):
             raise TypeError(f"{role} must be the name of one column, but is {came!r}.")

@@ -18,7 +18,8 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 
 _N_PROBES = 16
-_COMMON = ("t", "wavelength", "band")  # coordinates that a network may use though no simulator asks
+# coordinates that a network or a noise model may use though no simulator asks
+_COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
 
 
 def one_object(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from nbi_plus.problem.student import log_student_cdf
 
 __all__ = ["GaussianNoise", "Noise", "PoissonNoise", "ScatterNoise", "StudentTNoise"]
 
+Jitter = str | float | Mapping[str, str | float]
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -31,8 +33,9 @@ class ScatterNoise(PointNoise):
     ----------
     sigma : float or array_like, shape broadcastable to (C, L), optional
         Standard deviation for observations without ``x_err`` (theirs win).
-    jitter : str or float, optional
-        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it.
+    jitter : str, float or mapping of these, optional
+        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
+        one for each category (band, instrument), by its name.
     fractional : float
         The relative error :math:`\eta` of the model.
     """
@@ -41,7 +44,7 @@ class ScatterNoise(PointNoise):
         self,
         sigma: ArrayLike | None = None,
         *,
-        jitter: str | float | None = None,
+        jitter: Jitter | None = None,
         fractional: float = 0.0,
     ) -> None:
         self.sigma = None if sigma is None else _positive("sigma", sigma)
@@ -49,7 +52,8 @@ class ScatterNoise(PointNoise):
         self.fractional = float(fractional)
         if not 0 <= self.fractional < math.inf:
             raise ValueError(f"fractional must be finite and >= 0, but is {fractional}.")
-        self._hypers = {} if jitter is None else {"jitter": Hyper("jitter", jitter)}
+        each = jitter if isinstance(jitter, Mapping) else {} if jitter is None else {"": jitter}
+        self._hypers = {f"jitter {k}": Hyper("jitter", v) for k, v in each.items()}
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> ScatterNoise:
         """Return a copy that knows the columns of its parameters; refuse data of unknown errors."""
@@ -64,7 +68,7 @@ class ScatterNoise(PointNoise):
         return {
             "type": type(self).__name__,
             "sigma": None if self.sigma is None else self.sigma.tolist(),
-            "jitter": self.jitter,
+            "jitter": dict(self.jitter) if isinstance(self.jitter, Mapping) else self.jitter,
             "fractional": self.fractional,
         }
 
@@ -85,8 +89,22 @@ class ScatterNoise(PointNoise):
         if self.fractional:
             variance = variance + (self.fractional * model).square()
         if self.jitter is not None:
-            variance = variance + self._hypers["jitter"].of(theta) ** 2
+            variance = variance + self._jitter_square(obs, theta)
         return variance.sqrt()
+
+    def _jitter_square(self, obs: Batch, theta: Tensor) -> Tensor | float:
+        """Return the square of each point's jitter, broadcastable to the model (..., C, L)."""
+        if not isinstance(self.jitter, Mapping):
+            return self._hypers["jitter "].of(theta) ** 2
+        for name, kinds in obs.categories.items():
+            if set(self.jitter) <= set(kinds):
+                codes = obs.coords[name].unsqueeze(-2)
+                own = ((codes == kinds.index(k), self._hypers[f"jitter {k}"]) for k in self.jitter)
+                return sum(where * hyper.of(theta) ** 2 for where, hyper in own)
+        raise ValueError(
+            f"jitter must have keys among the categories of a coordinate, but has "
+            f"{tuple(self.jitter)}, and the observations have {obs.categories}."
+        )
 
     @abstractmethod
     def log_cdf(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
@@ -109,8 +127,9 @@ class GaussianNoise(ScatterNoise):
     ----------
     sigma : float or array_like, shape broadcastable to (C, L), optional
         Standard deviation for observations without ``x_err`` (theirs win).
-    jitter : str or float, optional
-        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it.
+    jitter : str, float or mapping of these, optional
+        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
+        one for each category (band, instrument), by its name.
     fractional : float
         The relative error :math:`\eta` of the model.
 
@@ -170,7 +189,7 @@ class StudentTNoise(ScatterNoise):
         df: float = 4.0,
         sigma: ArrayLike | None = None,
         *,
-        jitter: str | float | None = None,
+        jitter: Jitter | None = None,
         fractional: float = 0.0,
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional)

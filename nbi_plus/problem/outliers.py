@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.hyper import Hyper
-from nbi_plus.problem.noise import ScatterNoise
+from nbi_plus.problem.noise import Jitter, ScatterNoise
 
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -41,7 +41,7 @@ class OutlierNoise(ScatterNoise):
         width: float | str,
         sigma: ArrayLike | None = None,
         *,
-        jitter: str | float | None = None,
+        jitter: Jitter | None = None,
         fractional: float = 0.0,
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional)
