@@ -144,7 +144,7 @@ def hd_164922(folder, *, jitter=None):
         prior[f"K_{i}"] = loguniform(0.1, 100)
     each = {name: f"jitter_{name}" for name in nights.categories["instrument"]}
     prior |= dict.fromkeys(each.values(), uniform(0, 10) if jitter is None else jitter)
-    white = nbi.GaussianNoise(jitter=each)
+    white = nbi.GaussianNoise(jitter=each, along="instrument")
     noise = nbi.LinearNuisance(white, "offset", sd=FLAT, along="instrument")
     observations = nights.relative_to([2_456_778.0])
     return Star(observations, Orbits(2), prior, noise, FULTON if jitter is None else TUTORIAL)

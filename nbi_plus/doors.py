@@ -17,7 +17,7 @@ import featurizers
 from nbi_plus.infer.sequential import METHODS
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.model import MULTI, FeaturizerSpec
+from nbi_plus.learn.model import MULTI, FeaturizerSpec, TrainedModel
 from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.batch import Batch
@@ -154,6 +154,16 @@ def _parts(
 def _time_like(config: EncoderConfig) -> str:
     """Return the coordinate that orders an object's points: time, or the first there is."""
     return TIME if TIME in config.own_coords else config.own_coords[0]
+
+
+def check_continues(start: TrainedModel, conditions: Batch) -> None:
+    """Refuse to go on with a network on data of another kind."""
+    known, came = start.network.encoder.config, EncoderConfig.of(conditions)
+    if came != known:
+        raise ValueError(
+            "observations must be of the kind that the network was trained on for warm_start, "
+            f"{known}, but are {came}. Fit afresh."
+        )
 
 
 def perturbation(

@@ -25,7 +25,7 @@ from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
 from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import bind_simulator, check_inputs
+from nbi_plus.problem.inputs import NONE_KNOWN, bind_simulator, check_inputs
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
@@ -215,8 +215,12 @@ class Engine(Predictor, BaseEstimator):
         """
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
-        given = Given(observations, x_obs, x_err, theta, x, inputs, grid)
+        goes_on = hasattr(self, "model_") and (sequential or warm_start)
+        known = self._conventions() if goes_on else NONE_KNOWN
+        given = Given(observations, x_obs, x_err, theta, x, inputs, grid, known)
         self._check_start(sequential, warm_start, n_sims, given)
+        if sequential and grid is not None:
+            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
         if sequential and online:
             raise ValueError("online must be False for a sequential fit, which keeps what it made.")
         options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
@@ -230,6 +234,8 @@ class Engine(Predictor, BaseEstimator):
         with preserved_random_state():
             setup = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
+            if start is not None:
+                doors.check_continues(start, setup.conditions)
             parts = self._ingredients(setup, config, doors.perturbation(perturb, observations))
             if not sequential:
                 return self._keep_many(run(setup, parts, start), setup, given)
@@ -365,7 +371,9 @@ class Engine(Predictor, BaseEstimator):
         return fitting.Ingredients(
             prior=prior,
             noise=setup.noise,
-            cadences=Cadences(setup.conditions, setup.fixed, perturbation, setup.grid),
+            cadences=Cadences(
+                setup.conditions, setup.fixed, perturbation, setup.grid, custom is None
+            ),
             units=setup.units,
             featurizer=spec,
             custom=custom,

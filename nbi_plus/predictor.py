@@ -17,19 +17,23 @@ from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.sequential import SequentialFit
+from nbi_plus.io.units import split_unit
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.setup import Given, set_up
 from nbi_plus.problem.custom_noise import as_noise
 from nbi_plus.problem.inputs import (
+    NONE_KNOWN,
+    Conventions,
     check_inputs,
     is_one_object,
     many_objects,
     one_object,
     with_grid,
 )
+from nbi_plus.problem.joining import shared_again
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import Categories, coordinate
+from nbi_plus.problem.packing import coordinate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
@@ -145,8 +149,7 @@ class Predictor:
         Posteriors
         """
         self._require_fit("predict_many")
-        whole = with_grid(observations, self.defaults_, self._trained_for()[0])
-        objects = self._like_training(whole)
+        objects = self._like_training(observations)
         answerer = self._answerer("predict_many", objects, modes)
         chosen_seed = self.seed if seed is None else seed
         return answerer.posteriors(objects, n_samples, keep, chosen_seed)
@@ -215,11 +218,11 @@ class Predictor:
         self._require_fit("log_prob", sequential=True)
         draws = self.prior_.check(theta)
         error, known = self._known(x_err, inputs, "log_prob")
-        categories = self._trained_for()[0]
+        conventions = self._conventions()
         if is_one_object(x, self._shape(), len(draws)):
-            objects = one_object(x, error, None, known, categories)
+            objects = one_object(x, error, None, known, conventions)
         else:
-            objects = many_objects(x, error, known, categories)
+            objects = many_objects(x, error, known, conventions)
         own = self._sequential_fit(objects, "log_prob")
         if own is not None:
             return own.log_prob(draws)
@@ -243,9 +246,10 @@ class Predictor:
         self._require_fit("simulate", sequential=True)
         if self.simulator_ is None:
             raise ValueError("simulate must have a simulator, but the engine has none.")
-        categories = self._trained_for()[0]
+        categories, units = self._conventions()
         known = self._known(None, inputs, "simulate")[1]
-        coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in known.items()}
+        bare = {k: split_unit(k, v, units.get(k))[0] for k, v in known.items()}
+        coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}
         draws = self.prior_.check(np.atleast_2d(theta))
         return self.simulator_.run(self.prior_.complete(draws), coords).x
 
@@ -321,17 +325,23 @@ class Predictor:
     ) -> Observations:
         """Return one object, with what was given to `fit` where nothing is given here."""
         error, known = self._known(x_err, inputs, door)
-        return self._like_training(one_object(x_obs, error, mask, known, self._trained_for()[0]))
+        return one_object(x_obs, error, mask, known, self._conventions())
 
-    def _trained_for(self) -> tuple[Categories, dict[str, str]]:
+    def _conventions(self) -> Conventions:
         """Return the categories and units of the observations fitted to; none before a fit."""
         if hasattr(self, "model_"):
-            return self.model_.conditions.categories, self.model_.units
+            return Conventions(self.model_.conditions.categories, self.model_.units)
         fit = getattr(self, "sequential_", None)
-        return ({}, {}) if fit is None else (fit.observations.categories, fit.observations.units)
+        if fit is None:
+            return NONE_KNOWN
+        return Conventions(fit.observations.categories, fit.observations.units)
 
     def _like_training(self, observations: Observations) -> Observations:
-        return observations.like(*self._trained_for())
+        """Return the objects as the network knows them, with what was given to `fit`."""
+        conventions = self._conventions()
+        found = with_grid(observations, self.defaults_, conventions).like(*conventions)
+        one_grid = any(v.ndim == 1 for v in self.model_.conditions.coords.values())
+        return shared_again(found) if one_grid and not found.shared_grid else found
 
     def _known(
         self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str

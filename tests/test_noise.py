@@ -311,7 +311,8 @@ def test_each_instrument_may_have_a_jitter_of_its_own():
     instrument = rng.choice(["k", "j", "a"], (3, 40))
     obs = Observations.from_arrays(np.zeros((3, 40)), 1.0, t=np.arange(40), instrument=instrument)
     theta = np.array([[0.0, 2.0, 3.0], [0.0, 0.5, 1.0], [0.0, 1.0, 0.0]])
-    noise = GaussianNoise(jitter={"k": "jit_k", "j": "jit_j"}).bind(True, ("v", "jit_k", "jit_j"))
+    each = {"k": "jit_k", "j": "jit_j", "a": 0.0, "b": 1.0}
+    noise = GaussianNoise(jitter=each, along="instrument").bind(True, ("v", "jit_k", "jit_j"))
     x = rng.normal(size=(3, 1, 40))
     found = noise.log_likelihood(theta, x, obs)
     jitter = np.select([instrument == "k", instrument == "j"], [theta[:, 1:2], theta[:, 2:3]], 0.0)
@@ -322,5 +323,8 @@ def test_each_instrument_may_have_a_jitter_of_its_own():
     np.testing.assert_allclose(twice, np.stack([exact, exact], 1), rtol=1e-12)
     again = noise_from_meta(noise.meta()).bind(True, ("v", "jit_k", "jit_j"))
     np.testing.assert_array_equal(again.log_likelihood(theta, x, obs), found)
-    with pytest.raises(ValueError, match="jitter must have keys among the categories"):
-        GaussianNoise(jitter={"z": 1.0}).log_likelihood(theta, x, obs)
+    some = GaussianNoise(jitter={"k": 1.0}, along="instrument")
+    with pytest.raises(ValueError, match="jitter must have a value for every instrument"):
+        some.log_likelihood(theta, x, obs)
+    with pytest.raises(ValueError, match="GaussianNoise must have the coordinate 'band'"):
+        GaussianNoise(jitter={"k": 1.0}).log_likelihood(theta, x, obs)

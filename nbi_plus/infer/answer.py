@@ -196,6 +196,12 @@ class Answerer:
             raise ValueError(
                 "x_err must be given, for the network was trained with errors, but is missing."
             )
+        missing = sorted(set(trained.scalars) - set(observations.scalars))
+        if missing:
+            raise ValueError(
+                f"{missing[0]} must be given for each object, as in training, but the observations "
+                f"have the scalars {tuple(observations.scalars)}."
+            )
         for name, values in trained.coords.items():
             if name not in observations.points:
                 raise ValueError(

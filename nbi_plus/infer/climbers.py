@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from nbi_plus.infer.meter import Budget, Cost, Meter
 from nbi_plus.infer.outcome import Chains, Outcome
 from nbi_plus.infer.trail import Trail
 from nbi_plus.infer.weights import Gate
+
+_FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that matters
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,13 @@ class Climbers:
         """Yield outcomes that together hold each object once.
 
         That of the last rung that certified it, chains alone only where no weights were; without
-        any, that of the largest effective sample.
+        any, that of the largest effective sample among those that saw the highest densities.
         The chains of an object go along, converged or not.
         """
         passed = torch.stack([o.passed for o in self.tried])
         effective = torch.stack([o.summary.ess for o in self.tried])
+        highest = torch.stack([_highest(o) for o in self.tried])
+        effective = effective.masked_fill(highest < highest.amax(0) - _FAR_BELOW, -1.0)
         late = torch.arange(len(passed), device=passed.device)[:, None] + 1
         # certified weights know the evidence: they go before certified chains
         weighted = torch.stack([o.summary.log_evidence.isfinite() for o in self.tried])
@@ -137,3 +142,10 @@ class Climbers:
             rows = (best == i).nonzero()[:, 0]
             if len(rows):
                 yield replace(outcome, chains=self.chains).select(rows)
+
+
+def _highest(outcome: Outcome) -> Tensor:
+    """Return the highest log posterior density among the draws of each object, shape (b,)."""
+    pool = outcome.pool
+    found = (pool.log_prior + pool.log_likelihood).nan_to_num(nan=-math.inf)
+    return found.masked_fill(pool.failed, -math.inf).amax(1).clamp(min=-1e300)

@@ -20,7 +20,7 @@ _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 _MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
-_MODE_SCALES = (0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
+_MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ def split_unit(
         None where neither the value nor ``wanted`` tells.
     """
     if isinstance(value, (list, tuple)) and any(_is_physical(row) for row in value):
+        if not all(_is_physical(row) for row in value):
+            raise ValueError(
+                f"{name} must have units for all objects or for none, but only some have."
+            )
         first = split_unit(name, value[0], wanted)[1]
         return [split_unit(name, row, first)[0] for row in value], first
     if not _is_physical(value):

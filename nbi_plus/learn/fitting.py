@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -224,6 +224,9 @@ def problem_of(material: Material, parts: Ingredients) -> Problem:
         seed = stage_key(parts.seed, "validation") % 2**32
         validation, noise = noisy_copy(validation, noise, parts.prior, seed), _ALREADY_NOISY
     cadences = parts.cadences.to(parts.device, validation.model.dtype)
+    if noise is _ALREADY_NOISY and cadences.perturbation is not None:
+        unscaled = replace(cadences.perturbation, error_scale=1.0)  # the noise is there already
+        cadences = replace(cadences, perturbation=unscaled)
     return Problem(source, validation, noise, cadences)
 
 
@@ -254,15 +257,16 @@ def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) 
     halves = rows.pick(slice(0, half)), rows.pick(slice(-half, None))
     n_copies = max(1, _N_REFERENCE // (2 * half))
 
+    shown = [problem.cadences.bank]
+
     def features(part: Rows, name: str) -> Tensor:
         rng = generator(parts.seed, f"reference {name}", parts.device)
-        each = [network.features(problem.observe(part, rng)) for _ in range(n_copies)]
-        found = torch.cat(each)
+        copies = [problem.observe(part, rng) for _ in range(n_copies)]
+        shown.extend(copies)
+        found = torch.cat([network.features(batch) for batch in copies])
         return found[torch.isfinite(found).all(-1)]
 
-    return FeatureReference.fit(
-        features(halves[0], "scale"), features(halves[1], "cut"), problem.cadences.bank
-    )
+    return FeatureReference.fit(features(halves[0], "scale"), features(halves[1], "cut"), *shown)
 
 
 def _largest(x: NDArray) -> float:

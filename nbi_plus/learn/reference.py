@@ -38,8 +38,11 @@ class FeatureReference:
     ranges: Tensor
 
     @classmethod
-    def fit(cls, features: Tensor, held_out: Tensor, conditions: Batch) -> FeatureReference:
-        """Fit to features (n, F), with the cut-off from other features (m, F)."""
+    def fit(cls, features: Tensor, held_out: Tensor, *shown: Batch) -> FeatureReference:
+        """Fit to features (n, F), with the cut-off from other features (m, F).
+
+        Errors and numbers of points are ordinary as in the batches ``shown``.
+        """
         f = features.to(torch.float64)
         mean = f.mean(0)
         cov = (f - mean).T @ (f - mean) / max(len(f) - 1, 1)
@@ -50,7 +53,7 @@ class FeatureReference:
             len(mean), dtype=cov.dtype, device=cov.device
         )
         root = torch.linalg.inv(torch.linalg.cholesky(cov)).T
-        seen = _conditions(conditions)
+        seen = torch.cat([_conditions(batch).to(mean.device) for batch in shown])
         ranges = torch.stack([
             seen.nan_to_num(nan=math.inf).amin(0), seen.nan_to_num(nan=-math.inf).amax(0)
         ])  # fmt: skip

@@ -25,7 +25,7 @@ _TOLERATED = 0.1  # rms error of interpolation, in units of the errors of the da
 
 def _compare(setup: Setup, columns: Mapping[str, NDArray]) -> None:
     """Warn where interpolating on the grid is worse than the errors of the data allow."""
-    owner = torch.as_tensor(columns["owner"]).long()
+    owner = torch.as_tensor(columns["owner"]).long() % len(setup.conditions)
     objects = setup.conditions.select(owner)
     found = setup.grid.interpolate(torch.as_tensor(columns["x"]), objects)
     theta = setup.prior.complete(columns["theta"])

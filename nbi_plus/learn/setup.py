@@ -17,6 +17,8 @@ from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME
 from nbi_plus.problem.dense import DenseGrid
 from nbi_plus.problem.inputs import (
+    NONE_KNOWN,
+    Conventions,
     asked_for,
     bind_simulator,
     one_object,
@@ -25,7 +27,7 @@ from nbi_plus.problem.inputs import (
 )
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import coordinate
+from nbi_plus.problem.packing import as_given, coordinate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
 
@@ -44,13 +46,14 @@ class Given:
     x: ArrayLike | str | Path | None = None
     inputs: Mapping[str, ArrayLike] = field(default_factory=dict)
     grid: ArrayLike | Mapping[str, ArrayLike] | None = None
+    known: Conventions = NONE_KNOWN
 
     def objects(self) -> Observations | None:
         """Return the objects to train for, or None when only a simulator tells the shape."""
         if self.observations is not None and self.x_obs is not None:
             raise ValueError("fit must have observations or x_obs, but has both.")
         if self.x_obs is not None:
-            return one_object(self.x_obs, self.x_err, None, self.inputs)
+            return one_object(self.x_obs, self.x_err, None, self.inputs, self.known)
         if self.observations is not None and not isinstance(self.observations, Observations):
             came = type(self.observations).__name__
             raise TypeError(f"observations must be Observations, but are {came}.")
@@ -58,15 +61,20 @@ class Given:
             raise ValueError("x_err must be part of the observations, but was given beside them.")
         if self.observations is None:
             return None
-        grid = split_inputs(self.inputs)[0]
-        return with_grid(self.observations, grid)
+        grid, _, units = split_inputs(self.inputs)
+        own = Conventions(self.known.categories, {**self.known.units, **units})
+        return with_grid(self.observations, grid, own).like(*self.known)
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
         seen = self.objects()
-        grid = dict(seen.points) if seen is not None and seen.shared_grid else {}
+        grid = {}
+        if seen is not None and seen.shared_grid:
+            grid = {k: as_given(v, seen.categories.get(k)) for k, v in seen.points.items()}
         coords, scalars, _ = split_inputs(self.inputs)
-        given = {k: coordinate(k, v, None)[0] for k, v in coords.items()} | scalars
+        given = {k: v.astype(np.float64) for k, v in scalars.items()}
+        for name, value in coords.items():
+            given[name] = as_given(*coordinate(name, value, self.known.categories.get(name)))
         if self.x_err is not None:
             unit = None if seen is None else seen.units.get("x")
             given["x_err"] = np.asarray(split_unit("x_err", self.x_err, unit)[0], np.float64)
@@ -87,8 +95,9 @@ class Given:
                 f"{tuple(sorted(wanted))}."
             )
         nodes = torch.as_tensor(np.asarray(grids[name], np.float64))
-        kinds = {"category": codes[0], "n_categories": len(bank.categories[codes[0]])}
-        grid = DenseGrid(name, nodes, **(kinds if codes else {}))
+        grid = DenseGrid(name, nodes)
+        if codes:
+            grid = DenseGrid(name, nodes, codes[0], len(bank.categories[codes[0]]))
         n_out = int((~grid.covers(torch.atleast_2d(bank.coords[name]))).sum())
         if n_out:
             raise ValueError(
@@ -171,6 +180,7 @@ def set_up(
     if seen is None:
         seen = one_object(np.zeros(shape), given.x_err, None, given.inputs)
         start = place = seen.batch()
+    _check_points(seen, bound, columns is not None and grid is None)
     for came in (tuple(place.mask.shape[1:]), shape if bound is None else tuple(bound.shape)):
         if came != shape:
             raise ValueError(
@@ -186,6 +196,23 @@ def set_up(
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
     return Setup(prior, bound, bound_noise, start, columns, grid, seen.units)
+
+
+def _check_points(seen: Observations, bound: BoundSimulator | None, made_elsewhere: bool) -> None:
+    """Refuse simulations whose points can not be those of the objects they are shown with."""
+    own = [k for k, v in seen.points.items() if not seen.shared_grid and v.dtype.kind == "f"]
+    if made_elsewhere and own and len(seen) > 1:
+        raise ValueError(
+            f"theta and x must come with objects that share one grid, but these have {own[0]} of "
+            "their own: nothing says which simulation was made for whom. Give a simulator, or "
+            "x at the values of grid=."
+        )
+    follows = bound is None or any(name in bound.arguments for name in own)
+    if not follows and (seen.lengths != seen.lengths[0]).any():
+        raise ValueError(
+            f"simulator must take a coordinate of the points, as f(theta, t), for objects of "
+            f"{seen.lengths.min()} to {seen.lengths.max()} points, but takes {bound.arguments}."
+        )
 
 
 def _bank(observations: Observations) -> Observations:

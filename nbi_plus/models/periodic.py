@@ -3,9 +3,10 @@ r"""Light curves of pulsating stars: a cosine whose phase is warped until it is 
 .. math:: f(t) = -\cos \psi, \quad x = 2 \pi (t / P - \phi), \quad
     \psi = x + s \cos x + 0.45 s^2 \sin x - 0.3 s^2 \sin 2x + 0.13 s^3 \cos 2x
 
-With the skew :math:`s = 0` it is a sinusoid. With :math:`s = 1` it is the slow decline, flat minimum
-and steep rise of an RR Lyrae star of type ab, in magnitudes: -1 is brightest. The coefficients
-describe how the shapes of such stars change together (fitted to stars of Sesar et al. 2010).
+With the skew :math:`s = 0` it is a sinusoid. With :math:`s = 1` it is, in magnitudes (-1 is
+brightest), the slow decline, flat minimum and steep rise of an RR Lyrae star of type ab. The
+coefficients follow how the shapes of 40 stars of Sesar et al. (2010) change together; a typical
+misfit is 0.04 magnitudes.
 """
 
 from __future__ import annotations
@@ -43,9 +44,8 @@ def sawtooth(theta: Tensor, t: Tensor) -> Tensor:
     array([[-1.,  1., -1.]])
     """
     period, phase, skew = columns(theta, ("period", "phase", "skew"))
-    # whole cycles go before anything is multiplied: a thousand of them cost single precision
-    cycles = t / period - phase
-    x = 2 * math.pi * (cycles - cycles.round())
+    cycles = t / period - phase  # whole ones go in the finer of the dtypes of t and theta
+    x = 2 * math.pi * (cycles - cycles.round()).to(period.dtype)
     warp = skew * torch.cos(x) + skew**3 * _SECOND_COSINE * torch.cos(2 * x)
     warp = warp + skew**2 * (_SINE * torch.sin(x) + _SECOND_SINE * torch.sin(2 * x))
     return -torch.cos(x + warp)

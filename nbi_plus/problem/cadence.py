@@ -94,12 +94,15 @@ class Cadences:
     perturbation : Perturbation or None
     grid : DenseGrid or None
         Where simulations were made, to be interpolated at the points of the object.
+    any_length : bool
+        Whether the network takes objects of any length.
     """
 
     bank: Batch
     fixed: bool = False
     perturbation: Perturbation | None = None
     grid: DenseGrid | None = None
+    any_length: bool = True
     _spans: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +140,8 @@ class Cadences:
         whom = owner if self.fixed else pick
         seen = self.bank.select(whom)
         if self.grid is not None:
-            seen = replace(seen, scalars=self.bank.select(owner).scalars)  # simulated with these
+            if self.bank.scalars:  # it was simulated with these
+                seen = replace(seen, scalars=self.bank.select(owner).scalars)
             if self.perturbation is not None:
                 u = torch.rand(whom.shape, generator=rng, device=device)
                 shift = shift_by(u, self._spans[whom], self.perturbation.shift)
@@ -150,7 +154,8 @@ class Cadences:
             model = self.grid.interpolate(model, seen)
         if self.perturbation is not None:
             seen = self.perturbation.apply(seen, rng)
-        return trimmed(seen, model)
+        varies = any(v.ndim == 2 for v in seen.coords.values())
+        return trimmed(seen, model) if varies and self.any_length else (seen, model)
 
     @staticmethod
     def _movable(batch: Batch) -> bool:

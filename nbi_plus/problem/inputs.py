@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,15 +24,29 @@ _N_PROBES = 16
 _COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
 
 
+class Conventions(NamedTuple):
+    """What numbers mean: the order of categories, and units of ``x``, coordinates and scalars."""
+
+    categories: Categories = MappingProxyType({})
+    units: Mapping[str, str] = MappingProxyType({})
+
+
+NONE_KNOWN = Conventions()
+
+
 def one_object(
     x_obs: ArrayLike,
     x_err: ArrayLike | None,
     mask: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
-    categories: Categories | None = None,
+    known: Conventions = NONE_KNOWN,
 ) -> Observations:
-    """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars."""
+    """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars.
+
+    Numbers without a unit are in the ``known`` one, and codes are of the known categories.
+    """
     bare, unit = split_unit("x_obs", x_obs)
+    unit = known.units.get("x") if unit is None else unit
     try:
         x = np.asarray(bare, np.float64)
     except (TypeError, ValueError) as error:
@@ -43,29 +59,33 @@ def one_object(
     coords, scalars, units = split_inputs(inputs)
     lift = {"x_err": split_unit("x_err", x_err, unit)[0], "mask": mask}
     lifted = {k: None if v is None else _lift(k, v, x) for k, v in lift.items()}
-    return Observations.from_arrays(
+    found = Observations.from_arrays(
         x[None],
         lifted["x_err"],
         mask=lifted["mask"],
         scalars={k: v[None] for k, v in scalars.items()},
-        categories=categories,
+        categories=known.categories,
         units=units if unit is None else units | {"x": unit},
         **coords,
     )
+    return found.like(*known)
 
 
 def many_objects(
     x: ArrayLike,
     x_err: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
-    categories: Categories | None = None,
+    known: Conventions = NONE_KNOWN,
 ) -> Observations:
     """Return Observations of x (N, L) or (N, C, L), with the same inputs for all."""
     coords, scalars, units = split_inputs(inputs)
     full = {k: np.full(len(x), v) for k, v in scalars.items()}
-    return Observations.from_arrays(
-        x, x_err, scalars=full, categories=categories, units=units, **coords
+    unit = split_unit("x", x)[1] or known.units.get("x")
+    units = units if unit is None else units | {"x": unit}
+    found = Observations.from_arrays(
+        x, x_err, scalars=full, categories=known.categories, units=units, **coords
     )
+    return found.like(*known)
 
 
 def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
@@ -79,7 +99,7 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
 def with_grid(
     observations: Observations,
     defaults: Mapping[str, NDArray],
-    categories: Categories | None = None,
+    known: Conventions = NONE_KNOWN,
 ) -> Observations:
     """Return observations that have the coordinates given to `fit` where they had none."""
     if not isinstance(observations, Observations):
@@ -88,9 +108,10 @@ def with_grid(
             "Make them with Observations.from_arrays."
         )
     grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
-    names = categories or {}
     missing = {
-        k: coordinate(k, v, names.get(k)) for k, v in grid.items() if k not in observations.points
+        k: coordinate(k, v, known.categories.get(k))
+        for k, v in grid.items()
+        if k not in observations.points
     }
     if not (missing and observations.shared_grid):
         return observations
@@ -99,6 +120,7 @@ def with_grid(
         points=observations.points | {k: v for k, (v, _) in missing.items()},
         categories=observations.categories
         | {k: names for k, (_, names) in missing.items() if names is not None},
+        units=observations.units | {k: u for k, u in known.units.items() if k in missing},
     )
 
 
@@ -154,7 +176,36 @@ def bind_simulator(
     per_row = conditions.per_object()
     inputs = {k: v.numpy() for k, v in conditions.arguments().items()}
     first = {k: np.repeat(v[:1], _N_PROBES, 0) if k in per_row else v for k, v in inputs.items()}
-    return bind(wish, theta, first, per_row)
+    bound = bind(wish, theta, first, per_row)
+    _check_points_apart(bound, theta[:2], {k: v[:2] if k in per_row else v
+                                           for k, v in first.items()}, conditions)  # fmt: skip
+    return bound
+
+
+def _check_points_apart(
+    bound: BoundSimulator,
+    theta: NDArray,
+    coords: Mapping[str, NDArray],
+    conditions: Batch,
+) -> None:
+    """Refuse a simulator that mixes the points of objects that differ in their number.
+
+    Such objects are padded with repeated points, which would change the real ones.
+    """
+    own = {k for k, v in conditions.coords.items() if v.ndim == 2} & set(bound.arguments)
+    if not own or bound.length_from not in own or bound.stochastic:
+        return
+    longer = {k: np.concatenate([v, v[:, -1:], v[:, -1:]], 1) if k in own else v
+              for k, v in coords.items()}  # fmt: skip
+    per_row = conditions.per_object() & set(coords)
+    alone, padded = (bound.run(theta, c, per_row).x for c in (coords, longer))
+    if not np.allclose(padded[..., : alone.shape[-1]], alone, rtol=1e-6, equal_nan=True):
+        raise ValueError(
+            "simulator must give each point whatever other points there are, for objects with "
+            "points of their own, but two more points changed the others. Leave means, peaks and "
+            "smoothing over an object's points out of it: nbi.LinearNuisance takes offsets and "
+            "scales, and what must be smoothed can be simulated on a grid of its own inside."
+        )
 
 
 def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:

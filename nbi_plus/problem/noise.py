@@ -15,7 +15,13 @@ from torch import Tensor
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.hyper import Hyper
 from nbi_plus.problem.low_rank import Independent, LowRankGaussian
-from nbi_plus.problem.noise_contract import Noise, PointNoise, chi_square_p_value, harmless
+from nbi_plus.problem.noise_contract import (
+    Noise,
+    PointNoise,
+    chi_square_p_value,
+    coordinate,
+    harmless,
+)
 from nbi_plus.problem.student import log_student_cdf
 
 __all__ = ["GaussianNoise", "Noise", "PoissonNoise", "ScatterNoise", "StudentTNoise"]
@@ -35,9 +41,11 @@ class ScatterNoise(PointNoise):
         Standard deviation for observations without ``x_err`` (theirs win).
     jitter : str, float or mapping of these, optional
         :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
-        one for each category (band, instrument), by its name.
+        one for each category of the coordinate ``along``, by its name.
     fractional : float
         The relative error :math:`\eta` of the model.
+    along : str
+        A coordinate of categories, such as ``"instrument"``.
     """
 
     def __init__(
@@ -46,14 +54,18 @@ class ScatterNoise(PointNoise):
         *,
         jitter: Jitter | None = None,
         fractional: float = 0.0,
+        along: str = "band",
     ) -> None:
+        self.along = along
         self.sigma = None if sigma is None else _positive("sigma", sigma)
         self.jitter = jitter
         self.fractional = float(fractional)
         if not 0 <= self.fractional < math.inf:
             raise ValueError(f"fractional must be finite and >= 0, but is {fractional}.")
-        each = jitter if isinstance(jitter, Mapping) else {} if jitter is None else {"": jitter}
-        self._hypers = {f"jitter {k}": Hyper("jitter", v) for k, v in each.items()}
+        each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}
+        if jitter is not None and not each:
+            each = {"jitter": jitter}
+        self._hypers = {k: Hyper("jitter", v) for k, v in each.items()}
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> ScatterNoise:
         """Return a copy that knows the columns of its parameters; refuse data of unknown errors."""
@@ -70,6 +82,7 @@ class ScatterNoise(PointNoise):
             "sigma": None if self.sigma is None else self.sigma.tolist(),
             "jitter": dict(self.jitter) if isinstance(self.jitter, Mapping) else self.jitter,
             "fractional": self.fractional,
+            "along": self.along,
         }
 
     def error_bars(self, model: Tensor, obs: Batch) -> Tensor:
@@ -92,19 +105,24 @@ class ScatterNoise(PointNoise):
             variance = variance + self._jitter_square(obs, theta)
         return variance.sqrt()
 
+    @property
+    def _per_category(self) -> bool:
+        return isinstance(self.jitter, Mapping)
+
     def _jitter_square(self, obs: Batch, theta: Tensor) -> Tensor | float:
         """Return the square of each point's jitter, broadcastable to the model (..., C, L)."""
-        if not isinstance(self.jitter, Mapping):
-            return self._hypers["jitter "].of(theta) ** 2
-        for name, kinds in obs.categories.items():
-            if set(self.jitter) <= set(kinds):
-                codes = obs.coords[name].unsqueeze(-2)
-                own = ((codes == kinds.index(k), self._hypers[f"jitter {k}"]) for k in self.jitter)
-                return sum(where * hyper.of(theta) ** 2 for where, hyper in own)
-        raise ValueError(
-            f"jitter must have keys among the categories of a coordinate, but has "
-            f"{tuple(self.jitter)}, and the observations have {obs.categories}."
-        )
+        if not self._per_category:
+            return self._hypers["jitter"].of(theta) ** 2
+        codes = coordinate(obs, self.along, type(self).__name__).unsqueeze(-2)
+        kinds = obs.categories.get(self.along, ())
+        unnamed = sorted(set(kinds) - set(self.jitter))
+        if unnamed or not kinds:
+            raise ValueError(
+                f"jitter must have a value for every {self.along} of {kinds}, but has only "
+                f"{tuple(self.jitter)}. Give 0 where there is none."
+            )
+        each = (self._hypers[f"jitter[{kind}]"].of(theta) ** 2 for kind in kinds)
+        return sum((codes == i) * square for i, square in enumerate(each))
 
     @abstractmethod
     def log_cdf(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
@@ -129,9 +147,11 @@ class GaussianNoise(ScatterNoise):
         Standard deviation for observations without ``x_err`` (theirs win).
     jitter : str, float or mapping of these, optional
         :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
-        one for each category (band, instrument), by its name.
+        one for each category of the coordinate ``along``, by its name.
     fractional : float
         The relative error :math:`\eta` of the model.
+    along : str
+        A coordinate of categories, such as ``"instrument"``.
 
     Examples
     --------
@@ -180,7 +200,7 @@ class StudentTNoise(ScatterNoise):
     ----------
     df : float
         Degrees of freedom; 4 is a common choice.
-    sigma, jitter, fractional
+    sigma, jitter, fractional, along
         As for `GaussianNoise`; they set the scale of the distribution.
     """
 
@@ -191,8 +211,9 @@ class StudentTNoise(ScatterNoise):
         *,
         jitter: Jitter | None = None,
         fractional: float = 0.0,
+        along: str = "band",
     ) -> None:
-        super().__init__(sigma, jitter=jitter, fractional=fractional)
+        super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
         if not 0 < df < math.inf:
             raise ValueError(f"df must be finite and positive, but is {df}.")
         self.df = float(df)

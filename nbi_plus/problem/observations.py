@@ -89,6 +89,8 @@ class Observations(FlatData):
         """
         wanted = dict(units or {})
         x, wanted["x"] = split_unit("x", x, wanted.get("x"))
+        if wanted["x"] is None and split_unit("x_err", x_err)[1] is not None:
+            raise ValueError("x must have a unit where x_err has one, but has none.")
         x_err = split_unit("x_err", x_err, wanted["x"])[0]
         bare = {}
         for name, value in coords.items():
@@ -109,10 +111,13 @@ class Observations(FlatData):
         ids: Sequence[object] | None,
         categories: Categories | None = None,
         units: Mapping[str, str] | None = None,
+        *,
+        coded: bool = False,
     ) -> Observations:
         """Make Observations of points laid out object after object; what is not finite is masked.
 
-        A point whose error is not positive counts as not finite.
+        A point whose error is not positive counts as not finite. Categories may be ``coded``
+        already.
         """
         n = len(packed.lengths)
         offsets = np.concatenate([[0], np.cumsum(packed.lengths)])
@@ -121,7 +126,8 @@ class Observations(FlatData):
             finite &= np.isfinite(packed.x_err) & (packed.x_err > 0)
         keep = packed.mask & finite
         lost = np.concatenate([[0], np.cumsum((packed.mask & ~finite).sum(0))])
-        named = {k: coordinate(k, v, (categories or {}).get(k)) for k, v in packed.points.items()}
+        known = categories or {}
+        named = {k: coordinate(k, v, known.get(k), coded=coded) for k, v in packed.points.items()}
         return cls(
             values=np.where(keep, packed.x, 0.0),
             errors=None if packed.x_err is None else np.where(keep, packed.x_err, 1.0),
@@ -198,7 +204,9 @@ class Observations(FlatData):
             categories={**known.get("categories", {}), **wishes.categories},
         )
         found = unstack(table, given, wishes)
-        obs = cls.from_flat(found.packed, found.scalars, found.ids, found.categories, found.units)
+        obs = cls.from_flat(
+            found.packed, found.scalars, found.ids, found.categories, found.units, coded=True
+        )
         report(table.n_rows, int(obs.n_masked.sum()), int(found.dropped.sum()))
         obs = replace(obs, n_masked=obs.n_masked + found.dropped, origins=found.origins)
         return shared_again(obs) if known.get("shared_grid") else obs

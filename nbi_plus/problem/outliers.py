@@ -27,7 +27,7 @@ class OutlierNoise(ScatterNoise):
         The probability :math:`p`, or the name of the parameter that holds it.
     width : float or str
         :math:`w`, in the unit of the data.
-    sigma, jitter, fractional
+    sigma, jitter, fractional, along
         As for `GaussianNoise`; they set :math:`s`.
 
     Examples
@@ -43,8 +43,9 @@ class OutlierNoise(ScatterNoise):
         *,
         jitter: Jitter | None = None,
         fractional: float = 0.0,
+        along: str = "band",
     ) -> None:
-        super().__init__(sigma, jitter=jitter, fractional=fractional)
+        super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
         self.fraction = fraction
         self.width = width
         self._hypers |= {

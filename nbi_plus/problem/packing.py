@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Categories = Mapping[str, Sequence[str]]
+_MOST_CODES = 64  # a band of larger numbers is a wavelength or the like
 
 
 class Packed(NamedTuple):
@@ -56,12 +57,13 @@ def numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
 
 
 def coordinate(
-    name: str, value: ArrayLike, categories: Sequence[str] | None
+    name: str, value: ArrayLike, categories: Sequence[str] | None, *, coded: bool = False
 ) -> tuple[NDArray, tuple[str, ...] | None]:
     """Return a coordinate in the type that says what it is, and the names of its categories.
 
     Texts, and numbers for which ``categories`` names the meaning, become int64 codes; booleans
-    stay flags; whole numbers of a ``band`` are codes already; all else is float64.
+    stay flags; whole numbers of a ``band`` are codes already; all else is float64. Where categories
+    are themselves called by numbers, whole numbers are such names, unless they are ``coded``.
 
     Examples
     --------
@@ -77,10 +79,12 @@ def coordinate(
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, but {int((~np.isfinite(values)).sum())} are not.")
     if categories is None and not (
-        name == "band" and _are_codes(values) and values.max(initial=0) < 1000
+        name == "band" and _are_codes(values) and values.max(initial=0) < _MOST_CODES
     ):
         return values, None
     names = tuple(map(str, categories or range(int(values.max(initial=0)) + 1)))
+    if not coded and all(one.isdigit() for one in names) and _are_codes(values):
+        return _codes(name, values.astype(np.int64), names)
     if not (_are_codes(values) and values.max(initial=0) < len(names)):
         raise ValueError(
             f"{name} must hold codes from 0 to {len(names) - 1} of its categories {names}, but has "
@@ -118,6 +122,13 @@ def different(ids: Sequence[object] | None, n: int) -> NDArray:
             f"{len(np.unique(names))} of them different."
         )
     return names
+
+
+def as_given(values: NDArray, names: Sequence[str] | None) -> NDArray:
+    """Return a coordinate in numbers that `coordinate` takes back, with the same categories."""
+    if names is None or not all(one.isdigit() for one in names):
+        return values
+    return np.array([int(one) for one in names])[values]
 
 
 def _codes(

@@ -78,6 +78,7 @@ class Campaign:
             "shape": list(self.simulator.shape),
             "seed": self.seed,
             "shift": self.shift,
+            "objects": len(self.conditions) if self._per_row() else 1,
         }
 
     def file_name(self) -> str:
@@ -168,11 +169,15 @@ class Campaign:
         wanted = self.conditions.arguments()
         return {k: v for k, v in wanted.items() if k in self.simulator.arguments}
 
+    def _per_row(self) -> frozenset[str]:
+        """Return what the simulator asks for that differs between objects."""
+        return self.conditions.per_object() & set(self._coords())
+
     def _make_rows(
         self, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], dict[str, NDArray], frozenset[str]]:
         theta = self.prior.complete(self.prior.from_latent(self.latent(rows)))
-        per_row = self.conditions.per_object() & set(self._coords())
+        per_row = self._per_row()
         owner = self.owner(rows)
         coords = {
             k: v.numpy()[owner] if k in per_row else v.numpy() for k, v in self._coords().items()
