@@ -42,7 +42,8 @@ class Engine(Predictor, BaseEstimator):
     ----------
     simulator : callable or Simulator, optional
         ``f(theta)``, ``f(theta, t)``, ...; any further argument is looked up by name among the
-        coordinates. numpy or torch, one row or many at a time. Without one, `fit` takes
+        coordinates. numpy or torch, one row or many at a time. Where objects have times of their
+        own, each point must be given whatever other points there are. Without one, `fit` takes
         simulations (``theta=``, ``x=``) and answers stay uncorrected.
     prior : Prior, mapping, sequence or callable
         See `Prior`.

@@ -75,7 +75,7 @@ class Observations(FlatData):
             Units wanted of ``x``, coordinates and scalars, as ``{"t": "d", "x": "mJy"}``.
         **coords : array_like, shape (L,) or (N, L), or a list of N arrays (L_i,)
             Coordinates such as ``t``, ``wavelength`` or ``band``; texts are categories, booleans
-            flags.
+            flags. Give points in the order of time: networks but the transformer see it.
 
         Returns
         -------

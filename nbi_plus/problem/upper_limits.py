@@ -21,7 +21,8 @@ class UpperLimits(PointNoise):
 
     A point flagged in the coordinate ``upper_limit`` says that the data lie below ``x``: it counts
     with their probability, :math:`\log \Phi((x - f) / s)` for Gaussian noise. The others count
-    with their density. Observations without the coordinate have detections only.
+    with their density. Observations without the coordinate have detections only. For fluxes: in
+    magnitudes the faint lie above.
 
     Parameters
     ----------
