@@ -139,32 +139,45 @@ class Cadences:
         pick = torch.randint(len(self.bank), owner.shape, generator=rng, device=device)
         whom = owner if self.fixed else pick
         seen = self.bank.select(whom)
-        if self.grid is not None:
+        if self.grid is None:
+            seen = seen if shift is None else _moved(seen, shift)
+        else:
             if self.bank.scalars:  # it was simulated with these
                 seen = replace(seen, scalars=self.bank.select(owner).scalars)
-            if self.perturbation is not None:
-                u = torch.rand(whom.shape, generator=rng, device=device)
-                shift = shift_by(u, self._spans[whom], self.perturbation.shift)
-        if shift is not None and self._movable(seen):
-            moved = seen.coords[TIME] + shift[:, None]
-            if self.grid is not None:
-                moved = torch.where(self.grid.covers(moved)[:, None], moved, seen.coords[TIME])
-            seen = replace(seen, coords=seen.coords | {TIME: moved})
-        if self.grid is not None:
+            seen = self._moved_on_grid(seen, whom, rng)
             model = self.grid.interpolate(model, seen)
         if self.perturbation is not None:
             seen = self.perturbation.apply(seen, rng)
-        varies = any(v.ndim == 2 for v in seen.coords.values())
-        return trimmed(seen, model) if varies and self.any_length else (seen, model)
+        return trimmed(seen, model) if self.any_length and _own_points(seen) else (seen, model)
 
-    @staticmethod
-    def _movable(batch: Batch) -> bool:
-        return TIME in batch.coords and batch.coords[TIME].ndim == 2
+    def _moved_on_grid(self, seen: Batch, whom: Tensor, rng: torch.Generator) -> Batch:
+        """Return the objects with their times shifted anew, where the grid still covers them."""
+        if self.perturbation is None or not _own_times(seen):
+            return seen
+        u = torch.rand(whom.shape, generator=rng, device=whom.device)
+        shift = shift_by(u, self._spans[whom], self.perturbation.shift)
+        inside = self.grid.covers(seen.coords[TIME] + shift[:, None])
+        return _moved(seen, torch.where(inside, shift, 0.0))
+
+
+def _own_points(batch: Batch) -> bool:
+    return any(v.ndim == 2 for v in batch.coords.values())
+
+
+def _own_times(batch: Batch) -> bool:
+    return TIME in batch.coords and batch.coords[TIME].ndim == 2
+
+
+def _moved(batch: Batch, shift: Tensor) -> Batch:
+    """Return the objects with their times shifted, if they have times of their own."""
+    if not _own_times(batch):
+        return batch
+    return replace(batch, coords=batch.coords | {TIME: batch.coords[TIME] + shift[:, None]})
 
 
 def spans(batch: Batch) -> Tensor:
     """Return how long each object was observed, shape (n,); 0 where times are shared."""
-    if TIME not in batch.coords or batch.coords[TIME].ndim != 2:
+    if not _own_times(batch):
         return torch.zeros(len(batch), dtype=torch.float64, device=batch.mask.device)
     t, seen = batch.coords[TIME], batch.mask.any(1)
     first = t.masked_fill(~seen, math.inf).amin(1)
