@@ -65,7 +65,10 @@ def survey(n, seed, **options):
 def train(n_sims, n_epochs):
     engine = nbi.Engine(wave, PRIOR, featurizer="resnet")
     conditions = survey(2000, seed=99)[0]
-    return engine.fit(n_sims=n_sims, n_epochs=n_epochs, batch_size=256, observations=conditions)
+    # the bank is as large as the population is varied: nothing is gained by varying it further
+    return engine.fit(
+        n_sims=n_sims, n_epochs=n_epochs, batch_size=256, observations=conditions, perturb=False
+    )
 
 
 def last_rungs(posteriors):
@@ -452,11 +455,11 @@ def test_ordinary_objects_cost_few_simulations(engine, answered):
 
 @pytest.mark.statistics
 def test_errors_smaller_than_in_training_are_certified_and_covered(engine):
-    objects, theta = survey(100, seed=7, shrink=0.2)
+    objects, theta = survey(300, seed=7, shrink=0.2)
     posteriors = engine.predict_many(objects)
     describe(posteriors)
     assert posteriors.certified.mean() >= 0.9
-    _, coverage = calibration(posteriors, theta)
+    _, coverage = calibration(posteriors, theta)  # 0.06 are 3.5 errors of a share of 0.9
     assert (coverage >= 0.84).all()
     assert (coverage <= 0.96).all()
 
