@@ -166,7 +166,7 @@ def test_networks_of_a_fixed_length_see_that_length():
     objects = nbi.Observations.from_arrays(x, 0.5, t=np.arange(9.0))
     engine = nbi.Engine(lambda theta, t: theta + 0 * t, PRIOR, featurizer=network, seed=0)
     engine.fit(n_sims=64, n_epochs=1, batch_size=2, observations=objects)
-    engine.predict_many(objects, keep=0)
+    assert len(engine.predict_many(objects, keep=0)) == 6
 
 
 def test_missing_scalars_are_named(engine):

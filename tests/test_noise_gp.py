@@ -123,8 +123,8 @@ def test_processes_have_the_right_gradient(name):
     noise, f, obs, theta = problem(name, MASK[:, :1, :10], n_channels=1, length=10)
     data = observed(noise, f, obs, theta)
     f, theta = (torch.from_numpy(np.stack([v, 1.1 * v], 1)).requires_grad_() for v in (f, theta))
-    torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
-    torch.autograd.gradcheck(lambda m: noise.log_likelihood(theta.detach(), m, data), f)
+    assert torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
+    assert torch.autograd.gradcheck(lambda m: noise.log_likelihood(theta.detach(), m, data), f)
 
 
 @pytest.mark.parametrize("quality", [0.5 - 1e-7, 0.5, 0.5 + 1e-10, 0.5 + 1e-6])

@@ -149,7 +149,7 @@ def test_shared_errors_have_the_right_gradient(name):
     noise, f, obs, theta = problem(name, mask=MASK)
     data = observed(noise, f, obs, theta)
     f, theta = (torch.from_numpy(np.stack([v, 1.1 * v], 1)).requires_grad_() for v in (f, theta))
-    torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
+    assert torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
 
 
 @pytest.mark.parametrize("name", ["offset", "line", "scale", "waves", "both", "twice", "process"])

@@ -97,7 +97,7 @@ def test_no_outliers_and_nothing_else_are_gaussian(fraction):
 def test_outliers_have_the_right_gradient():
     noise, f, obs, theta = problem("inflated")
     f, theta = (torch.from_numpy(v).requires_grad_() for v in (f, theta))
-    torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, obs), (theta, f))
+    assert torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, obs), (theta, f))
 
 
 def test_outliers_survive_their_meta():

@@ -104,7 +104,7 @@ def test_limits_have_the_right_gradient(name):
     noise, f, obs, theta = problem(name)
     data = seen(noise, f, obs, theta)
     f, theta = (torch.from_numpy(v).requires_grad_() for v in (f, theta))
-    torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
+    assert torch.autograd.gradcheck(lambda t, m: noise.log_likelihood(t, m, data), (theta, f))
 
 
 def test_data_without_flags_are_detections():

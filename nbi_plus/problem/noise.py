@@ -37,15 +37,8 @@ class ScatterNoise(PointNoise):
 
     Parameters
     ----------
-    sigma : float or array_like, shape broadcastable to (C, L), optional
-        Standard deviation for observations without ``x_err`` (theirs win).
-    jitter : str, float or mapping of these, optional
-        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
-        one for each category of the coordinate ``along``, by its name.
-    fractional : float
-        The relative error :math:`\eta` of the model.
-    along : str
-        A coordinate of categories, such as ``"instrument"``.
+    sigma, jitter, fractional, along
+        As for `GaussianNoise`.
     """
 
     def __init__(
