@@ -356,7 +356,7 @@ class Predictor:
     ) -> Answerer:
         self._require_fit(door)
         device = doors.device_of(self.device)
-        looked_at = None if modes is None else hints_for(modes, objects, self.prior_, device)
+        looked_at = hints_for(modes, objects, self.prior_, device)
         return Answerer(
             prior=self.prior_,
             noise=self.noise_,

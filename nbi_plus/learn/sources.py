@@ -16,7 +16,7 @@ from nbi_plus.problem.custom_noise import CallableNoise
 from nbi_plus.problem.prior import Prior
 
 COLUMNS = ("z", "theta", "x", "owner", "shift")
-_BATCHES_SORTED = 16  # enough to halve the padding, few enough to mix
+_BATCHES_SORTED = 16  # enough to save a third of the padding, few enough to mix
 
 
 class Rows(NamedTuple):

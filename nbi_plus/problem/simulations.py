@@ -66,6 +66,8 @@ class Campaign:
 
     def shifts(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what the times of each row are shifted by."""
+        if not self.shift:
+            return np.zeros(len(rows))
         keys, owner = torch.as_tensor(rows), torch.as_tensor(self.owner(rows))
         return shifts(self.conditions, keys, owner, self.shift, self.seed).numpy()
 
