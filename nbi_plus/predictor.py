@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
 from nbi_plus import doors
+from nbi_plus.data.units import split_unit
 from nbi_plus.infer.answer import Answerer
 from nbi_plus.infer.ascent import Part, in_order, try_again
 from nbi_plus.infer.hints import Hints, hints_for
@@ -17,7 +18,6 @@ from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.sequential import SequentialFit
-from nbi_plus.io.units import split_unit
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.setup import Given, set_up
 from nbi_plus.problem.custom_noise import as_noise

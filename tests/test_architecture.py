@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nbi_plus"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "featurizers").rglob("*.py")])
-ROOMS = ["io", "problem", "learn", "infer", "plots", "trust", "survey", "doors", "files",
+ROOMS = ["data", "io", "problem", "learn", "infer", "plots", "trust", "survey", "doors", "files",
          "predictor", "engine", "population", "cli"]  # fmt: skip
 DOORS = {
     "h5py": {"io/store.py", "io/archive.py", "io/header.py", "io/layout.py", "io/placing.py",
@@ -22,11 +22,22 @@ DOORS = {
     "matplotlib": {"plots/style.py"},
     "dask": {"survey.py", "problem/simulator.py"},
     "distributed": {"survey.py", "problem/simulator.py"},
-    "astropy": {"io/units.py", "io/tables.py", "io/table_files.py", "infer/export.py"},
+    "astropy": {"data/units.py", "data/ingest.py", "io/tables.py", "io/table_files.py",
+                "infer/export.py"},
     "arviz": {"infer/export.py"},
     "pandas": {"io/tables.py"},
     "pyarrow": {"io/tables.py", "io/table_files.py"},
 }  # fmt: skip
+
+
+# what people hold: the docstrings of these are its manual, and no sign of a file that does too much
+PUBLIC_DOORS = ("engine.py", "predictor.py", "problem/observations.py")
+
+
+def _docstring_lines(tree):
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners)]
+    return sum(len(text.splitlines()) for text in texts if text)
 
 
 def imports(path, *, runtime_only=True):
@@ -114,9 +125,11 @@ def test_featurizers_import_torch_alone():
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_modules_and_functions_stay_small(path):
     text = path.read_text()
-    assert text.count("\n") <= 400
+    tree = ast.parse(text)
+    manual = _docstring_lines(tree) if name_of(path) in PUBLIC_DOORS else 0
+    assert text.count("\n") - manual <= 400
     assert path.name != "utils.py"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node)
             size = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.data.units import split_unit
 from nbi_plus.io.store import read_columns
-from nbi_plus.io.units import split_unit
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME
 from nbi_plus.problem.dense import DenseGrid

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.io.units import split_unit
+from nbi_plus.data.units import split_unit
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.calling import arguments_of
 from nbi_plus.problem.observations import Observations

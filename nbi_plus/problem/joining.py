@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.io.units import factor
+from nbi_plus.data.units import factor
 from nbi_plus.problem.flat import FlatData, Some
 from nbi_plus.problem.packing import Categories, coordinate
 

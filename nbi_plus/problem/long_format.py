@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbi_plus.data.units import factor
 from nbi_plus.io.columns import Column, Table
 from nbi_plus.io.surveys import Names, Roles, find_roles
-from nbi_plus.io.units import factor
 from nbi_plus.problem.grouping import Grouping, group, group_by, one_group
 from nbi_plus.problem.magnitudes import to_flux
 from nbi_plus.problem.packing import Categories, Packed

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.data.units import split_unit
 from nbi_plus.io.columns import Table
 from nbi_plus.io.spectra import of_spectrum
 from nbi_plus.io.surveys import Names, curve_columns
 from nbi_plus.io.table_files import read_table, write_table
 from nbi_plus.io.tables import as_table
-from nbi_plus.io.units import split_unit
 from nbi_plus.problem.flat import FlatData, Index
 from nbi_plus.problem.joining import alike, concatenate, joint, shared_again
 from nbi_plus.problem.long_format import Wishes, report, unstack

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.io.units import split_unit
+from nbi_plus.data.units import split_unit
 from nbi_plus.problem.flat import FlatData, Some
 
 _SURE = 3.0  # a peak is looked for among points of this signal to noise
