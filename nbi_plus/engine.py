@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from nbi_plus import doors, files
+from nbi_plus.data.ingest import point_mask
 from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.plan import RoundsConfig
 from nbi_plus.infer.sequential import SequentialFit, SequentialRun
@@ -139,6 +140,8 @@ class Engine(Predictor, BaseEstimator):
         observations: Observations | None = None,
         x_obs: ArrayLike | None = None,
         x_err: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
         theta: ArrayLike | None = None,
         x: ArrayLike | str | Path | None = None,
         noise: Noise | ArrayLike | Callable | None = None,
@@ -173,7 +176,10 @@ class Engine(Predictor, BaseEstimator):
         observations : Observations, optional
             Objects whose errors, gaps and coordinates the network is trained for.
         x_obs, x_err : array_like, optional
-            The same for one object, or only its errors.
+            The same for one object, or only its errors; ``x_obs`` may be a table, as for `predict`.
+        mask, bad : array_like of bool, optional
+            One of them, of the points of ``x_obs``: ``mask`` is True for a real point, ``bad`` is
+            True for one to leave out, as masks of numpy and astropy are.
         theta, x : array_like, optional
             Noise-free simulations made elsewhere, (n, D) and (n, L) or (n, C, L), instead of
             ``n_sims``; or ``x`` is an HDF5 file that holds datasets ``theta`` and ``x``.
@@ -218,12 +224,9 @@ class Engine(Predictor, BaseEstimator):
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         goes_on = hasattr(self, "model_") and (sequential or warm_start)
         known = self._conventions() if goes_on else NONE_KNOWN
-        given = Given(observations, x_obs, x_err, theta, x, inputs, grid, known)
-        self._check_start(sequential, warm_start, n_sims, given)
-        if sequential and grid is not None:
-            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
-        if sequential and online:
-            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
+        real = point_mask(mask, bad)
+        given = Given(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
+        self._check_start(sequential, warm_start, n_sims, online, given)
         options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = doors.train_config(train, options, _LOCATE if sequential else {})
         noise = as_noise(self.noise if noise is None else noise)
@@ -246,13 +249,17 @@ class Engine(Predictor, BaseEstimator):
             return self._keep_one(fit_one(setup, given.objects(), parts, start), given)
 
     def _check_start(
-        self, sequential: bool, warm_start: bool, n_sims: int | None, given: Given
+        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: Given
     ) -> None:
         """Refuse a fit that has nothing to start from, or too much."""
         if warm_start:
             self._require_fit("fit(warm_start=True)")
         if sequential and n_sims is None:
             raise ValueError("fit must have n_sims, the simulations of each round.")
+        if sequential and online:
+            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
+        if sequential and given.grid is not None:
+            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
         elsewhere = given.theta is not None or given.x is not None
         if not sequential and elsewhere == (n_sims is not None):
             raise ValueError("fit must have either n_sims, or theta and x.")
@@ -352,7 +359,10 @@ class Engine(Predictor, BaseEstimator):
         )
         engine.prior_, engine.noise_, engine.defaults_ = fitted.prior, fitted.noise, fitted.defaults
         conditions = one.observations.batch() if model is None else model.conditions
-        bound = None if simulator is None else bind_simulator(simulator, fitted.prior, conditions)
+        unit = (one.observations if model is None else model).units.get("x")
+        bound = None
+        if simulator is not None:
+            bound = bind_simulator(simulator, fitted.prior, conditions, unit)
         engine.simulator_ = bound
         if model is not None:
             engine.model_, engine.history_ = model, model.history

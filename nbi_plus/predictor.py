@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
 from nbi_plus import doors
-from nbi_plus.data.units import split_unit
+from nbi_plus.data.ingest import ingest, point_mask
 from nbi_plus.infer.answer import Answerer
 from nbi_plus.infer.ascent import Part, in_order, try_again
 from nbi_plus.infer.hints import Hints, hints_for
@@ -74,6 +74,7 @@ class Predictor:
         *,
         n_samples: int = 2000,
         mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
         modes: Hints | None = None,
         seed: int | None = None,
         **inputs: ArrayLike,
@@ -82,13 +83,16 @@ class Predictor:
 
         Parameters
         ----------
-        x_obs : array_like, shape (L,) or (C, L)
+        x_obs : array_like, shape (L,) or (C, L), or a table
+            One object; masks and units of numpy and astropy are kept. Or all that belongs to it: a
+            Table, TimeSeries, LightCurve, Spectrum, DataFrame, or `Observations` of one object.
         x_err : array_like, optional
-            Default: that given to `fit`.
+            Standard deviations. Default: those given to `fit`.
         n_samples : int
             Draws wanted; at least as many are returned, with their weights.
-        mask : array_like of bool, optional
-            True for a real point.
+        mask, bad : array_like of bool, optional
+            One of them: ``mask`` is True for a real point, ``bad`` is True for one to leave out, as
+            masks of numpy and astropy are.
         modes : array_like, shape (M, D), or callable, optional
             Places in theta where the ladder looks if the network's draws do not pass: see
             `predict_many`.
@@ -102,7 +106,7 @@ class Predictor:
         Posterior
         """
         chosen_seed = self.seed if seed is None else seed
-        one = self._one(x_obs, x_err, mask, inputs, "predict")
+        one = self._one(x_obs, x_err, inputs, "predict", mask, bad)
         own = self._sequential_fit(one, "predict")
         if own is not None:
             ladder = self.ladder or Ladder()
@@ -191,19 +195,27 @@ class Predictor:
         *,
         n_samples: int = 1000,
         mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
         seed: int | None = None,
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
         chosen_seed = self.seed if seed is None else seed
-        one = self._one(x_obs, x_err, mask, inputs, "sample")
+        one = self._one(x_obs, x_err, inputs, "sample", mask, bad)
         own = self._sequential_fit(one, "sample")
         if own is not None:
             return own.draws(n_samples, chosen_seed)
         return self._answerer("sample").draws(one, n_samples, chosen_seed)[0]
 
     def log_prob(
-        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+        self,
+        theta: ArrayLike,
+        x: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return log q(theta | x) of the network, shape (n,).
 
@@ -212,17 +224,15 @@ class Predictor:
         theta : array_like, shape (n, D)
         x : array_like, shape (L,) or (C, L) for one object, else (n, L) or (n, C, L)
             One object for all theta, or one for each.
-        x_err, **inputs
-            Default: those given to `fit`.
+        x_err, mask, bad, **inputs
+            As for `predict`.
         """
         self._require_fit("log_prob", sequential=True)
         draws = self.prior_.check(theta)
-        error, known = self._known(x_err, inputs, "log_prob")
-        conventions = self._conventions()
-        if is_one_object(x, self._shape(), len(draws)):
-            objects = one_object(x, error, None, known, conventions)
-        else:
-            objects = many_objects(x, error, known, conventions)
+        check_inputs(inputs, self.simulator, "log_prob")
+        make = one_object if is_one_object(x, self._shape(), len(draws)) else many_objects
+        real = point_mask(mask, bad)
+        objects = make(x, x_err, real, inputs, self._conventions(), self.defaults_)
         own = self._sequential_fit(objects, "log_prob")
         if own is not None:
             return own.log_prob(draws)
@@ -231,7 +241,7 @@ class Predictor:
     def score(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
     ) -> float:
-        """Return the mean of log q(theta | x) over pairs theta (n, D), x (n, L) or (n, C, L)."""
+        """Return the mean of `log_prob` over pairs theta (n, D), x (n, L) or (n, C, L)."""
         return float(self.log_prob(theta, x, x_err, **inputs).mean())
 
     def simulate(self, theta: ArrayLike, **inputs: ArrayLike) -> NDArray[np.float64]:
@@ -247,8 +257,9 @@ class Predictor:
         if self.simulator_ is None:
             raise ValueError("simulate must have a simulator, but the engine has none.")
         categories, units = self._conventions()
-        known = self._known(None, inputs, "simulate")[1]
-        bare = {k: split_unit(k, v, units.get(k))[0] for k, v in known.items()}
+        check_inputs(inputs, self.simulator, "simulate")
+        known = {k: v for k, v in self.defaults_.items() if k != "x_err"} | inputs
+        bare = {k: ingest(k, v, units.get(k))[0] for k, v in known.items()}
         coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}
         draws = self.prior_.check(np.atleast_2d(theta))
         return self.simulator_.run(self.prior_.complete(draws), coords).x
@@ -258,20 +269,34 @@ class Predictor:
         theta: ArrayLike,
         x_obs: ArrayLike,
         x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
-        """Return log L(theta) of one object, shape (n,): what every answer is weighted with."""
-        return self._densities(theta, x_obs, x_err, inputs, "log_likelihood")[1]
+        """Return log L(theta) of one object, shape (n,): what every answer is weighted with.
+
+        The data as for `predict`.
+        """
+        real = point_mask(mask, bad)
+        return self._densities(theta, x_obs, x_err, real, inputs, "log_likelihood")[1]
 
     def log_posterior(
         self,
         theta: ArrayLike,
         x_obs: ArrayLike,
         x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
-        """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior."""
-        log_prior, log_like = self._densities(theta, x_obs, x_err, inputs, "log_posterior")
+        """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior.
+
+        The data as for `predict`.
+        """
+        real = point_mask(mask, bad)
+        log_prior, log_like = self._densities(theta, x_obs, x_err, real, inputs, "log_posterior")
         return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
 
     def _prior(self) -> Prior:
@@ -319,22 +344,27 @@ class Predictor:
         self,
         x_obs: ArrayLike,
         x_err: ArrayLike | None,
-        mask: ArrayLike | None,
         inputs: Mapping[str, ArrayLike],
         door: str,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
     ) -> Observations:
         """Return one object, with what was given to `fit` where nothing is given here."""
-        error, known = self._known(x_err, inputs, door)
-        return one_object(x_obs, error, mask, known, self._conventions())
+        check_inputs(inputs, self.simulator, door)
+        real = point_mask(mask, bad)
+        defaults = getattr(self, "defaults_", {})
+        return one_object(x_obs, x_err, real, inputs, self._conventions(), defaults)
 
     def _conventions(self) -> Conventions:
         """Return the categories and units of the observations fitted to; none before a fit."""
         if hasattr(self, "model_"):
-            return Conventions(self.model_.conditions.categories, self.model_.units)
+            seen = self.model_.conditions
+            return Conventions.of(seen.categories, self.model_.units, seen.arguments())
         fit = getattr(self, "sequential_", None)
         if fit is None:
             return NONE_KNOWN
-        return Conventions(fit.observations.categories, fit.observations.units)
+        seen = fit.observations
+        return Conventions.of(seen.categories, seen.units, (*seen.points, *seen.scalars))
 
     def _like_training(self, observations: Observations) -> Observations:
         """Return the objects as the network knows them, with what was given to `fit`."""
@@ -342,14 +372,6 @@ class Predictor:
         found = with_grid(observations, self.defaults_, conventions).like(*conventions)
         one_grid = any(v.ndim == 1 for v in self.model_.conditions.coords.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
-
-    def _known(
-        self, x_err: ArrayLike | None, inputs: Mapping[str, ArrayLike], door: str
-    ) -> tuple[ArrayLike | None, dict[str, ArrayLike]]:
-        check_inputs(inputs, self.simulator, door)
-        known = dict(getattr(self, "defaults_", {}))
-        error = known.pop("x_err", None)
-        return error if x_err is None else x_err, known | dict(inputs)
 
     def _answerer(
         self, door: str, objects: Observations | None = None, modes: Hints | None = None
@@ -374,6 +396,7 @@ class Predictor:
         theta: ArrayLike,
         x_obs: ArrayLike,
         x_err: ArrayLike | None,
+        real: ArrayLike | None,
         inputs: Mapping[str, ArrayLike],
         door: str,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -383,10 +406,10 @@ class Predictor:
         with preserved_random_state():
             if hasattr(self, "simulator_"):
                 prior, bound, noise = self.prior_, self.simulator_, self.noise_
-                data = self._one(x_obs, x_err, None, inputs, door).batch()
+                data = self._one(x_obs, x_err, inputs, door, real).batch()
             else:
-                error, known = self._known(x_err, inputs, door)
-                given = Given(x_obs=x_obs, x_err=error, inputs=known)
+                check_inputs(inputs, self.simulator, door)
+                given = Given(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
                 setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
                 prior, bound, noise, data = (
                     setup.prior, setup.simulator, setup.noise, setup.conditions,

@@ -233,7 +233,7 @@ def test_one_object_takes_channels_masks_coordinates_and_scalars():
     assert np.array_equal(obs.mask, np.tile([True, False, True], (1, 2, 1)))
     assert obs.coords["t"].tolist() == [0, 1, 2]
     assert obs.scalars["redshift"].tolist() == [0.3]
-    both = many_objects(np.ones((4, 3)), 0.1, {"t": [0, 1, 2], "redshift": 0.3})
+    both = many_objects(np.ones((4, 3)), 0.1, None, {"t": [0, 1, 2], "redshift": 0.3})
     assert both.scalars["redshift"].tolist() == [0.3] * 4
 
 

@@ -63,6 +63,20 @@ def as_table(data: object) -> Table:
     )
 
 
+def is_table(value: object) -> bool:
+    """Say whether a value is a table of some library, a mapping of columns or a structured array.
+
+    Examples
+    --------
+    >>> is_table({"t": [0.0]}), is_table(np.zeros(3))
+    (True, False)
+    """
+    named = (getattr(value, name, None) for name in ("colnames", "column_names", "columns"))
+    has_columns = any(names is not None and not callable(names) for names in named)
+    structured = getattr(getattr(value, "dtype", None), "names", None) is not None
+    return has_columns or structured or isinstance(value, Mapping)
+
+
 def of_arrays(data: Mapping[str, ArrayLike]) -> Table:
     """Return a table of arrays by name, with or without units and masks."""
     sizes = {name: np.shape(value)[0] for name, value in data.items() if np.ndim(value)}

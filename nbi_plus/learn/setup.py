@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.data.units import split_unit
+from nbi_plus.data.ingest import numbers, unit_of
 from nbi_plus.io.store import read_columns
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME
@@ -47,13 +47,16 @@ class Given:
     inputs: Mapping[str, ArrayLike] = field(default_factory=dict)
     grid: ArrayLike | Mapping[str, ArrayLike] | None = None
     known: Conventions = NONE_KNOWN
+    mask: ArrayLike | None = None
 
     def objects(self) -> Observations | None:
         """Return the objects to train for, or None when only a simulator tells the shape."""
         if self.observations is not None and self.x_obs is not None:
             raise ValueError("fit must have observations or x_obs, but has both.")
         if self.x_obs is not None:
-            return one_object(self.x_obs, self.x_err, None, self.inputs, self.known)
+            return one_object(self.x_obs, self.x_err, self.mask, self.inputs, self.known)
+        if self.mask is not None:
+            raise ValueError("mask or bad must come with x_obs, whose points they are of.")
         if self.observations is not None and not isinstance(self.observations, Observations):
             came = type(self.observations).__name__
             raise TypeError(f"observations must be Observations, but are {came}.")
@@ -73,11 +76,14 @@ class Given:
             grid = {k: as_given(v, seen.categories.get(k)) for k, v in seen.points.items()}
         coords, scalars, _ = split_inputs(self.inputs)
         given = {k: v.astype(np.float64) for k, v in scalars.items()}
-        for name, value in coords.items():
+        # what is masked was good for this object alone
+        whole = {k: v for k, v in coords.items() if not np.ma.getmaskarray(v).any()}
+        grid = {k: v for k, v in grid.items() if k in whole or k not in coords}
+        for name, value in whole.items():
             given[name] = as_given(*coordinate(name, value, self.known.categories.get(name)))
         if self.x_err is not None:
             unit = None if seen is None else seen.units.get("x")
-            given["x_err"] = np.asarray(split_unit("x_err", self.x_err, unit)[0], np.float64)
+            given["x_err"] = numbers("x_err", self.x_err, unit)
         return grid | {k: v for k, v in given.items() if k not in grid}
 
     def dense_grid(self, bank: Batch, wanted: set[str]) -> DenseGrid | None:
@@ -107,8 +113,11 @@ class Given:
             )
         return grid
 
-    def columns(self, prior: Prior) -> dict[str, NDArray] | None:
-        """Return simulations made elsewhere, or None; rows that are not finite are left out."""
+    def columns(self, prior: Prior, unit: str | None = None) -> dict[str, NDArray] | None:
+        """Return simulations made elsewhere, in the unit of the data, or None.
+
+        Rows that are not finite are left out.
+        """
         if self.theta is None and self.x is None:
             return None
         theta, x = self.theta, self.x
@@ -117,7 +126,12 @@ class Given:
             theta, x = stored["theta"], stored["x"]
         if theta is None or x is None:
             raise ValueError("theta and x must be given together, but one of them is missing.")
-        return _columns(prior, theta, np.asarray(x, np.float64))
+        if unit is None and unit_of(x) not in (None, ""):
+            raise ValueError(
+                f"x must be bare numbers where the data have no unit, but is in {unit_of(x)!r}. "
+                "Give observations, x_obs or x_err in a unit, too."
+            )
+        return _columns(prior, theta, numbers("x", x, unit))
 
 
 @dataclass(frozen=True)
@@ -165,20 +179,22 @@ def set_up(
     prior: Prior, simulator: Simulator | Callable | None, noise: Noise, given: Given
 ) -> Setup:
     """Match prior, simulator, noise and data, or say what does not fit."""
-    columns = given.columns(prior)
-    if columns is None and simulator is None:
+    if given.theta is None and given.x is None and simulator is None:
         raise ValueError(
             "fit must have a simulator or simulations, but has neither. "
             "Give Engine(simulator, prior), or fit(theta=..., x=...)."
         )
     seen = given.objects()
+    unit = unit_of(given.x_err) if seen is None else seen.units.get("x")
+    columns = given.columns(prior, unit)
     start = _bare(given.inputs) if seen is None else _bank(seen).batch()
     grid = given.dense_grid(start, asked_for(simulator, start))
     place = start if grid is None else grid.conditions(start)
-    bound = None if simulator is None else bind_simulator(simulator, prior, place)
+    bound = None if simulator is None else bind_simulator(simulator, prior, place, unit)
     shape = tuple(bound.shape if columns is None else columns["x"].shape[1:])
     if seen is None:
-        seen = one_object(np.zeros(shape), given.x_err, None, given.inputs)
+        units = {} if unit is None else {"x": unit}
+        seen = one_object(np.zeros(shape), given.x_err, None, given.inputs, Conventions({}, units))
         start = place = seen.batch()
     _check_points(seen, bound, columns is not None and grid is None)
     for came in (tuple(place.mask.shape[1:]), shape if bound is None else tuple(bound.shape)):
@@ -188,7 +204,7 @@ def set_up(
                 f"{came}. Did you swap x and theta?"
             )
     has_errors = start.x_err is not None
-    bound_noise = noise.bind(has_errors, prior.full_names)
+    bound_noise = noise.in_unit(unit).bind(has_errors, prior.full_names)
     if bound is not None and bound.stochastic and bound_noise.has_likelihood(has_errors):
         raise ValueError(
             "simulator must give the same x for the same theta, but gave two different ones: "

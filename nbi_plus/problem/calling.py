@@ -16,6 +16,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from nbi_plus.data.ingest import ingest, unit_of
+
 T = TypeVar("T")
 Array = Any  # an ndarray or a Tensor; both sides of this module's code read the same
 
@@ -226,6 +228,8 @@ class Call:
     backend : {"numpy", "torch"}
     vectorized : bool
         All rows at once, f(theta (n, P)), or one row at a time, f(theta (P,)).
+    unit : str or None
+        That of the data: answers in another are converted.
     """
 
     f: Callable[..., Any]
@@ -233,6 +237,7 @@ class Call:
     n_positional: int
     backend: str
     vectorized: bool
+    unit: str | None = None
 
     def __str__(self) -> str:
         return f"{self.backend}, {'all rows at once' if self.vectorized else 'row by row'}"
@@ -270,7 +275,19 @@ class Call:
         named = dict(zip(self.arguments, values, strict=True))
         for name in self.arguments[: self.n_positional]:
             del named[name]
-        return self.f(theta, *values[: self.n_positional], **named)
+        return self._in_unit(self.f(theta, *values[: self.n_positional], **named))
+
+    def _in_unit(self, output: Any) -> Any:  # noqa: ANN401
+        """Return an answer with a unit as bare numbers in that of the data."""
+        came = unit_of(output)
+        if came is None:
+            return output
+        if self.unit is None and came != "":
+            raise OutputError(
+                f"simulator must return bare numbers where the data have no unit, but returned "
+                f"{came!r}. Give the data a unit, or return numbers in theirs"
+            )
+        return ingest("simulator output", output, self.unit)[0]
 
 
 def channels(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -304,10 +321,12 @@ def real_numbers(output: Any) -> NDArray[np.float64]:  # noqa: ANN401
     """Return an output as float64; complex and masked values are NaN, anything else an error."""
     if isinstance(output, Tensor):
         output = output.detach().cpu().numpy()
-    if isinstance(output, np.ma.MaskedArray):
-        output = output.astype(np.result_type(output.dtype, float)).filled(np.nan)
     try:
-        array = np.asarray(output)
+        kind = getattr(getattr(output, "dtype", None), "kind", None)
+        array, _ = (output, None) if kind == "O" else ingest("simulator output", output)
+        if isinstance(array, np.ma.MaskedArray):
+            array = array.astype(np.result_type(array.dtype, float)).filled(np.nan)
+        array = np.asarray(array)
     except (ValueError, TypeError, RuntimeError) as error:
         raise OutputError(f"simulator must return an array, but returned {error!r}") from error
     if array.dtype.kind not in "biufc":

@@ -59,6 +59,12 @@ class GaussianProcessNoise(JointGaussianNoise):
         self.kernel = kernel
         self.white = GaussianNoise(sigma, jitter=jitter)
 
+    def in_unit(self, unit: str | None) -> GaussianProcessNoise:
+        """Return a copy whose sigma is in the unit of the data."""
+        same = copy.copy(self)
+        same.white = self.white.in_unit(unit)
+        return same
+
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> GaussianProcessNoise:
         """Return a copy that knows the columns of its parameters."""
         bound = copy.copy(self)

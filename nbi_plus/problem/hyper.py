@@ -7,6 +7,8 @@ import math
 
 from torch import Tensor
 
+from nbi_plus.data.ingest import unit_of
+
 
 class Hyper:
     """A number, or the name of the parameter that holds it.
@@ -23,6 +25,11 @@ class Hyper:
     def __init__(
         self, label: str, value: float | str, lower: float = 0.0, upper: float = math.inf
     ) -> None:
+        if unit_of(value) is not None:
+            raise ValueError(
+                f"{label} must be a bare number, in the unit of the data or of their times, but is "
+                f"{value!r}. Give its value in that unit."
+            )
         self.label = label
         self.value = value if isinstance(value, str) else float(value)
         self._column: int | None = None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.data.units import split_unit
+from nbi_plus.data.ingest import Bare, errors_of, ingest, numbers
+from nbi_plus.data.units import factor
+from nbi_plus.io.tables import is_table
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.calling import arguments_of
+from nbi_plus.problem.joining import shared_again
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import Categories, coordinate
+from nbi_plus.problem.packing import Categories, coordinate, scalar
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 
@@ -25,44 +28,63 @@ _COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
 
 
 class Conventions(NamedTuple):
-    """What numbers mean: the order of categories, and units of ``x``, coordinates and scalars."""
+    """What numbers mean: the order of categories, and units of ``x``, coordinates and scalars.
+
+    A unit of None says that the numbers are known to have none.
+    """
 
     categories: Categories = MappingProxyType({})
-    units: Mapping[str, str] = MappingProxyType({})
+    units: Mapping[str, str | None] = MappingProxyType({})
+
+    @classmethod
+    def of(
+        cls, categories: Categories, units: Mapping[str, str], names: Iterable[str]
+    ) -> Conventions:
+        """Return those of fitted data, whose coordinates and scalars have these names."""
+        return cls(categories, {k: units.get(k) for k in ("x", *names)})
 
 
 NONE_KNOWN = Conventions()
 
 
 def one_object(
-    x_obs: ArrayLike,
+    x_obs: Any,  # noqa: ANN401 - an array, or whatever holds one object
     x_err: ArrayLike | None,
     mask: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
     known: Conventions = NONE_KNOWN,
+    defaults: Mapping[str, ArrayLike] = MappingProxyType({}),
 ) -> Observations:
     """Return Observations of one object x_obs (L,) or (C, L), its coordinates and scalars.
 
     Numbers without a unit are in the ``known`` one, and codes are of the known categories.
+
+    Parameters
+    ----------
+    x_obs : array_like, or a table, light curve, spectrum or Observations of one object
+    x_err, mask, inputs
+        As for `Observations.from_arrays`; of a table only scalars and what it lacks.
+    known : Conventions
+    defaults : mapping
+        What stands in for what was not given, ``x_err`` among it, in the known units.
     """
-    bare, unit = split_unit("x_obs", x_obs)
-    unit = known.units.get("x") if unit is None else unit
+    if holds_objects(x_obs):
+        return _completed(_objects_of(x_obs), x_err, mask, inputs, known, defaults)
+    bare, error, unit = _with_errors("x_obs", x_obs, x_err, known, defaults)
     try:
-        x = np.asarray(bare, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"x_obs must be an array of numbers, but {error}.") from error
+        x = numbers("x_obs", bare)
+    except (TypeError, ValueError) as reason:
+        raise ValueError(f"x_obs must be an array of numbers, but {reason}") from reason
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise ValueError(
             f"x_obs must have shape (L,) or (C, L) for one object, but has {x.shape}. "
             "Use predict_many with Observations for many objects."
         )
-    coords, scalars, units = split_inputs(inputs)
-    lift = {"x_err": split_unit("x_err", x_err, unit)[0], "mask": mask}
-    lifted = {k: None if v is None else _lift(k, v, x) for k, v in lift.items()}
+    coords, scalars, units = split_inputs(_without_errors(defaults) | dict(inputs))
     found = Observations.from_arrays(
         x[None],
-        lifted["x_err"],
-        mask=lifted["mask"],
+        None if error is None else _lift("x_err", error, x),
+        mask=None if mask is None else _lift("mask", mask, x),
         scalars={k: v[None] for k, v in scalars.items()},
         categories=known.categories,
         units=units if unit is None else units | {"x": unit},
@@ -71,25 +93,116 @@ def one_object(
     return found.like(*known)
 
 
+def holds_objects(value: Any) -> bool:  # noqa: ANN401
+    """Say whether a value holds objects with all that belongs to them, and is no plain array."""
+    return isinstance(value, Observations) or _is_spectrum(value) or is_table(value)
+
+
+def _objects_of(value: Any) -> Observations:  # noqa: ANN401
+    if isinstance(value, Observations):
+        return value
+    if _is_spectrum(value):
+        return Observations.from_spectrum1d(value)
+    # a light curve of lightkurve is a table of astropy whose flux is an attribute, too
+    is_curve = getattr(value, "colnames", ()) and getattr(value, "flux", None) is not None
+    return (Observations.from_lightkurve if is_curve else Observations.from_table)(value)
+
+
+def _is_spectrum(value: Any) -> bool:  # noqa: ANN401
+    return getattr(value, "spectral_axis", None) is not None
+
+
+def _completed(
+    held: Observations,
+    x_err: ArrayLike | None,
+    mask: ArrayLike | None,
+    inputs: Mapping[str, ArrayLike],
+    known: Conventions,
+    defaults: Mapping[str, ArrayLike],
+) -> Observations:
+    """Return the one object of a table with the errors and scalars that it does not hold."""
+    if len(held) != 1:
+        raise ValueError(
+            f"x_obs must be one object, but the table holds {len(held)}. Make Observations of it "
+            "with Observations.from_table, and use predict_many."
+        )
+    twice = [k for k, v in inputs.items() if k in held.scalars or np.ndim(v)]
+    if mask is not None or twice or (x_err is not None and held.errors is not None):
+        raise ValueError(
+            "x_obs must hold its own errors, mask and coordinates where it is a table, but "
+            f"{twice or ['x_err' if mask is None else 'mask']} came beside it. Put them into its "
+            "columns: data or errors of NaN are left out."
+        )
+    if x_err is not None:
+        held = _with_error(held, errors_of(x_err, held.units.get("x")))
+    found = with_grid(shared_again(held).like(*known), _without_errors(defaults), known)
+    if found.errors is None and np.ndim(defaults.get("x_err")) == 0 and "x_err" in defaults:
+        found = _with_error(found, defaults["x_err"])
+    coords, scalars, units = split_inputs(_without_errors(defaults) | dict(inputs))
+    added = {k: v[None] for k, v in scalars.items() if k not in found.scalars}
+    return replace(
+        found,
+        scalars=found.scalars | {k: scalar(k, v, 1) for k, v in added.items()},
+        units=found.units | {k: units[k] for k in added if k in units},
+    ).like(*known)
+
+
+def _with_error(obs: Observations, error: ArrayLike) -> Observations:
+    """Return objects of one error for all points."""
+    size = numbers("x_err", error)
+    if size.ndim or not size > 0:
+        raise ValueError(
+            f"x_err must be one positive number beside a table, but is {error!r}. Put the errors "
+            "of the points into a column."
+        )
+    return replace(obs, errors=np.where(obs.valid, size, 1.0))
+
+
 def many_objects(
     x: ArrayLike,
     x_err: ArrayLike | None,
+    mask: ArrayLike | None,
     inputs: Mapping[str, ArrayLike],
     known: Conventions = NONE_KNOWN,
+    defaults: Mapping[str, ArrayLike] = MappingProxyType({}),
 ) -> Observations:
     """Return Observations of x (N, L) or (N, C, L), with the same inputs for all."""
-    coords, scalars, units = split_inputs(inputs)
+    x, error, unit = _with_errors("x", x, x_err, known, defaults)
+    coords, scalars, units = split_inputs(_without_errors(defaults) | dict(inputs))
     full = {k: np.full(len(x), v) for k, v in scalars.items()}
-    unit = split_unit("x", x)[1] or known.units.get("x")
     units = units if unit is None else units | {"x": unit}
     found = Observations.from_arrays(
-        x, x_err, scalars=full, categories=known.categories, units=units, **coords
+        x, error, mask=mask, scalars=full, categories=known.categories, units=units, **coords
     )
     return found.like(*known)
 
 
+def _with_errors(
+    name: str,
+    x: ArrayLike,
+    x_err: ArrayLike | None,
+    known: Conventions,
+    defaults: Mapping[str, ArrayLike],
+) -> tuple[Bare | list[Bare], Bare | list[Bare] | None, str | None]:
+    """Return data and errors in one unit, and that unit; errors may be those of an earlier fit."""
+    data, unit = ingest(name, x)
+    noted = known.units.get("x")
+    if x_err is None and "x_err" in defaults:
+        # what a fit noted is in its own unit, whatever that of these data
+        scale = factor(noted, unit, "x_err") if unit and noted else 1.0
+        x_err = scale * np.asarray(defaults["x_err"])
+    unit = noted if unit is None else unit
+    return data, None if x_err is None else errors_of(x_err, unit), unit
+
+
+def _without_errors(defaults: Mapping[str, ArrayLike]) -> dict[str, ArrayLike]:
+    return {k: v for k, v in defaults.items() if k != "x_err"}
+
+
 def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     """Say whether x is one object (L,) or (C, L) rather than n_draws of them."""
+    if holds_objects(x):
+        return True
     came = np.shape(x)
     if len(came) == 2 and came == shape:
         return shape[0] > 1 or n_draws != 1
@@ -120,7 +233,7 @@ def with_grid(
         points=observations.points | {k: v for k, (v, _) in missing.items()},
         categories=observations.categories
         | {k: names for k, (_, names) in missing.items() if names is not None},
-        units=observations.units | {k: u for k, u in known.units.items() if k in missing},
+        units=observations.units | {k: u for k, u in known.units.items() if k in missing and u},
     )
 
 
@@ -128,8 +241,11 @@ def split_inputs(
     inputs: Mapping[str, ArrayLike],
 ) -> tuple[dict[str, NDArray], dict[str, NDArray], dict[str, str]]:
     """Split inputs into coordinates (arrays), per-object scalars (numbers), and their units."""
-    split = {k: split_unit(k, v) for k, v in inputs.items()}
-    arrays = {k: np.asarray(v) for k, (v, _) in split.items()}
+    split = {k: ingest(k, v) for k, v in inputs.items()}
+    ragged = [k for k, (v, _) in split.items() if isinstance(v, list)]
+    if ragged:
+        raise ValueError(f"{ragged[0]} must be one array, but is a list of several lengths.")
+    arrays = {k: v for k, (v, _) in split.items()}
     return (
         {k: v for k, v in arrays.items() if v.ndim},
         {k: v for k, v in arrays.items() if not v.ndim},
@@ -167,16 +283,19 @@ def check_inputs(
 
 
 def bind_simulator(
-    simulator: Simulator | Callable, prior: Prior, conditions: Batch
+    simulator: Simulator | Callable, prior: Prior, conditions: Batch, unit: str | None = None
 ) -> BoundSimulator:
-    """Return the simulator probed at prior draws, with the inputs of the first object."""
+    """Return the simulator probed at prior draws, with the inputs of the first object.
+
+    Its answers are in ``unit``, that of the data.
+    """
     wish = simulator if isinstance(simulator, Simulator) else Simulator(simulator)
     # keyed, so that the probes are the same in every session
     theta = prior.complete(prior.sample(_N_PROBES, np.random.default_rng(0)))
     per_row = conditions.per_object()
     inputs = {k: v.numpy() for k, v in conditions.arguments().items()}
     first = {k: np.repeat(v[:1], _N_PROBES, 0) if k in per_row else v for k, v in inputs.items()}
-    bound = bind(wish, theta, first, per_row)
+    bound = bind(wish, theta, first, per_row, unit)
     _check_points_apart(bound, theta[:2], {k: v[:2] if k in per_row else v
                                            for k, v in first.items()}, conditions)  # fmt: skip
     return bound
@@ -211,7 +330,7 @@ def _check_points_apart(
 def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:
     """Return errors or a mask of one object with the axes of x (L,) or (C, L), and a first axis."""
     try:
-        return np.broadcast_to(np.asarray(value), x.shape)[None].copy()
+        return np.broadcast_to(value if name == "mask" else numbers(name, value), x.shape)[None]
     except ValueError:
         raise ValueError(
             f"{name} must have a shape that fits x_obs {x.shape}, but has {np.shape(value)}."

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nbi_plus.data.ingest import numbers, unit_of
+from nbi_plus.io.tables import as_table, is_table
 
 Labels = Sequence[str] | Mapping[str, str]
 
 
 def is_number(given: object) -> bool:
     """Tell whether a parameter was given as a fixed value."""
-    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+    return isinstance(given, Real) and not isinstance(given, bool)
 
 
 def entries_of(parameters: object, labels: Labels | None) -> dict[str, object]:
@@ -100,3 +106,30 @@ def finite_number(name: str, value: object) -> float:
             "Give a number, or a distribution in parameters."
         )
     return float(value)
+
+
+def by_name(
+    theta: ArrayLike, names: Sequence[str], known: Mapping[str, str]
+) -> ArrayLike | NDArray[np.float64]:
+    """Return an array unchanged, the columns of a table in the order and units of the parameters.
+
+    Parameters
+    ----------
+    theta : array_like or table
+    names : sequence of str
+    known : mapping of str
+        The units of the parameters that have one.
+    """
+    missing = [n for n in names if n not in as_table(theta).names] if is_table(theta) else []
+    if missing:
+        raise ValueError(f"theta must have columns for {tuple(names)}, but lacks {missing}.")
+    columns = {n: theta[n] for n in names} if is_table(theta) else {"theta": theta}
+    for name, column in columns.items():
+        if name not in known and unit_of(column) not in (None, ""):
+            raise ValueError(
+                f"{name} must be bare numbers, for the prior says no unit of it, but is in "
+                f"{unit_of(column)!r}. Give Prior(..., units=), and theta as a table."
+            )
+    if not is_table(theta):
+        return theta
+    return np.stack([numbers(n, column, known.get(n)) for n, column in columns.items()], -1)

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.data.ingest import numbers, unit_of
+from nbi_plus.data.units import factor
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.hyper import Hyper
 from nbi_plus.problem.low_rank import Independent, LowRankGaussian
@@ -51,6 +53,7 @@ class ScatterNoise(PointNoise):
     ) -> None:
         self.along = along
         self.sigma = None if sigma is None else _positive("sigma", sigma)
+        self._unit = unit_of(sigma)
         self.jitter = jitter
         self.fractional = float(fractional)
         if not 0 <= self.fractional < math.inf:
@@ -67,6 +70,19 @@ class ScatterNoise(PointNoise):
         bound = copy.copy(self)
         bound._hypers = {k: hyper.bind(names) for k, hyper in self._hypers.items()}
         return bound
+
+    def in_unit(self, unit: str | None) -> ScatterNoise:
+        """Return a copy whose sigma is in the unit of the data."""
+        if self.sigma is None or self._unit in (None, ""):
+            return self
+        if unit is None:
+            raise ValueError(
+                f"sigma must be a bare number where the data have no unit, but is in "
+                f"{self._unit!r}. Give the data a unit, or sigma as a number in theirs."
+            )
+        same = copy.copy(self)
+        same.sigma, same._unit = self.sigma * factor(self._unit, unit, "sigma"), None
+        return same
 
     def meta(self) -> dict[str, object]:
         """Return the arguments as plain JSON."""
@@ -285,7 +301,7 @@ def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    array = np.array(value, np.float64)
+    array = numbers(name, value)
     if array.ndim > 2:
         raise ValueError(
             f"{name} must fit one object, shape (C, L) at most, but has {array.shape}. "

@@ -115,6 +115,13 @@ class Noise(ABC):
         """Say whether `log_likelihood` can be evaluated for data with or without errors."""
         return True
 
+    def in_unit(self, unit: str | None) -> Noise:  # noqa: ARG002 - subclasses need it
+        """Return this noise with its numbers in the unit of the data, None where these have none.
+
+        Numbers without a unit are in that of the data already.
+        """
+        return self
+
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> Noise:  # noqa: ARG002
         """Return this noise ready for such data and parameters, or raise a ValueError."""
         return self

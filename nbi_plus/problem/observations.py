@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.data.units import split_unit
+from nbi_plus.data.ingest import errors_of, ingest, point_mask, report_left_out
 from nbi_plus.io.columns import Table
 from nbi_plus.io.spectra import of_spectrum
 from nbi_plus.io.surveys import Names, curve_columns
@@ -48,6 +48,7 @@ class Observations(FlatData):
         x_err: ArrayLike | Sequence[ArrayLike] | None = None,
         *,
         mask: ArrayLike | Sequence[ArrayLike] | None = None,
+        bad: ArrayLike | Sequence[ArrayLike] | None = None,
         scalars: Mapping[str, ArrayLike] | None = None,
         ids: Sequence[object] | None = None,
         categories: Categories | None = None,
@@ -59,12 +60,14 @@ class Observations(FlatData):
         Parameters
         ----------
         x : array_like, shape (N, L) or (N, C, L), or a list of N arrays (L_i,) or (C, L_i)
-            Data of N objects. A NaN or infinite value is masked and counted. What has a unit
-            (``Quantity``) is converted to ``units``, and errors to the unit of x.
+            Data of N objects. A NaN, infinite or masked value (``numpy.ma``, astropy's ``Masked``)
+            is masked and counted. What has a unit (``Quantity``) is converted to ``units``, and
+            errors to the unit of x.
         x_err : array_like, shape broadcastable to x, optional
             Standard deviations, positive.
-        mask : array_like of bool, shape (N, L) or (N, C, L), optional
-            True for a real point; a 2-D mask holds for all channels.
+        mask, bad : array_like of bool, shape (N, L) or (N, C, L), optional
+            One of them: ``mask`` is True for a real point, ``bad`` is True for one to leave out, as
+            masks of numpy and astropy are. Two axes hold for all channels.
         scalars : mapping of name to array_like of shape (N,), optional
             One number per object, such as ``redshift``.
         ids : sequence, optional
@@ -88,20 +91,20 @@ class Observations(FlatData):
         (2, [0, 1])
         """
         wanted = dict(units or {})
-        x, wanted["x"] = split_unit("x", x, wanted.get("x"))
-        if wanted["x"] is None and split_unit("x_err", x_err)[1] is not None:
-            raise ValueError("x must have a unit where x_err has one, but has none.")
-        x_err = split_unit("x_err", x_err, wanted["x"])[0]
+        x, wanted["x"] = ingest("x", x, wanted.get("x"))
+        x_err = None if x_err is None else errors_of(x_err, wanted["x"])
         bare = {}
         for name, value in coords.items():
-            bare[name], wanted[name] = split_unit(name, value, wanted.get(name))
+            bare[name], wanted[name] = ingest(name, value, wanted.get(name))
         numbered = {}
         for name, value in (scalars or {}).items():
-            numbered[name], wanted[name] = split_unit(name, value, wanted.get(name))
-        packed = pack(x, x_err, mask, bare)
+            numbered[name], wanted[name] = ingest(name, value, wanted.get(name))
+        packed = pack(x, x_err, point_mask(mask, bad), bare)
         check_errors(packed)
         known = {k: v for k, v in wanted.items() if v is not None}
-        return cls.from_flat(packed, numbered, ids, categories, known)
+        made = cls.from_flat(packed, numbered, ids, categories, known)
+        report_left_out(made.valid)
+        return made
 
     @classmethod
     def from_flat(
@@ -331,7 +334,7 @@ class Observations(FlatData):
         """
         return joint(parts)
 
-    def like(self, categories: Categories, units: Mapping[str, str]) -> Observations:
+    def like(self, categories: Categories, units: Mapping[str, str | None]) -> Observations:
         """Return the same data in other units, and with the codes of other lists of categories.
 
         Parameters
@@ -339,7 +342,8 @@ class Observations(FlatData):
         categories : mapping of name to sequence of str
             Of coordinates; each must name all that is found here.
         units : mapping of str
-            Wanted of ``x``, coordinates and scalars. What has no unit is taken to be in it.
+            Wanted of ``x``, coordinates and scalars. What has no unit is taken to be in it; None
+            refuses what has one.
         """
         return alike(self, categories, units)
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.data.ingest import Bare, ingest, numbers
+
 Categories = Mapping[str, Sequence[str]]
 _MOST_CODES = 64  # a band of larger numbers is a wavelength or the like
 
@@ -42,20 +44,6 @@ def is_ragged(x: ArrayLike | Sequence[ArrayLike]) -> bool:
     return all(np.ndim(row) in (1, 2) for row in x) and len({np.shape(row) for row in x}) > 1
 
 
-def numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    """Return a float64 copy, NaN where masked, or say what came instead of numbers."""
-    try:
-        array = np.ma.asarray(value) if np.ma.isMaskedArray(value) else np.asarray(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} must be a regular array, but its rows differ: {error}."
-        ) from error
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
-    array = array.astype(np.float64)
-    return array.filled(np.nan) if np.ma.isMaskedArray(array) else array
-
-
 def coordinate(
     name: str, value: ArrayLike, categories: Sequence[str] | None, *, coded: bool = False
 ) -> tuple[NDArray, tuple[str, ...] | None]:
@@ -70,12 +58,12 @@ def coordinate(
     >>> coordinate("band", ["r", "g", "r"], None)
     (array([1, 0, 1]), ('g', 'r'))
     """
-    array = np.asarray(value)
+    array, _ = ingest(name, value)
     if array.dtype.kind in "OSU":
-        return _codes(name, array, categories)
+        return _codes(name, np.ma.getdata(array), categories)
     if array.dtype.kind == "b":
-        return array.copy(), None
-    values = numbers(name, value)
+        return np.ma.filled(array, False).copy(), None
+    values = numbers(name, array)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, but {int((~np.isfinite(values)).sum())} are not.")
     if categories is None and not (
@@ -166,12 +154,16 @@ def _pack_grid(
     error = None if x_err is None else _like("x_err", x_err, data)
     good = np.ones(data.shape, bool) if mask is None else _like("mask", mask, data).astype(bool)
     n, _, length = data.shape
-    arrays = {k: np.asarray(v) for k, v in coords.items()}
-    for name, array in arrays.items():
-        if array.shape not in ((length,), (n, length)):
+    arrays = {}
+    for name, value in coords.items():
+        array, _ = ingest(name, value)
+        if isinstance(array, list) or array.shape not in ((length,), (n, length)):
+            came = [a.shape for a in array] if isinstance(array, list) else array.shape
             raise ValueError(
-                f"{name} must have shape ({length},) or ({n}, {length}), but has {array.shape}."
+                f"{name} must have shape ({length},) or ({n}, {length}), but has {came}."
             )
+        arrays[name], unknown = _placed(array)
+        good &= ~np.atleast_2d(unknown)[:, None, :]
     shared = all(a.ndim == 1 for a in arrays.values())
     if not shared:
         arrays = {k: np.broadcast_to(a, (n, length)).reshape(-1) for k, a in arrays.items()}
@@ -200,13 +192,19 @@ def _pack_ragged(
     lengths = np.array([row.shape[1] for row in rows])
     data = np.concatenate(rows, 1)
     error = None if x_err is None else _joined("x_err", x_err, lengths, data)
-    good = None if mask is None else _joined("mask", mask, lengths, data).astype(bool)
+    good = np.ones(data.shape, bool)
+    if mask is not None:
+        good = _joined("mask", mask, lengths, data).astype(bool)
+    points = {}
+    for name, value in coords.items():
+        points[name], unknown = _one_for_each(name, value, lengths)
+        good &= ~unknown
     return Packed(
         x=data,
         x_err=error,
-        mask=np.ones(data.shape, bool) if good is None else good,
+        mask=good,
         lengths=lengths,
-        points={k: _one_for_each(k, v, lengths) for k, v in coords.items()},
+        points=points,
         shared_grid=False,
     )
 
@@ -224,15 +222,28 @@ def _joined(
     return np.broadcast_to(np.concatenate(parts, 1), data.shape).copy()
 
 
-def _one_for_each(name: str, value: Sequence[ArrayLike], lengths: NDArray) -> NDArray:
-    parts = [np.asarray(part) for part in value]
+def _one_for_each(
+    name: str, value: Sequence[ArrayLike], lengths: NDArray
+) -> tuple[NDArray, NDArray[np.bool_]]:
+    parts = [ingest(name, part)[0] for part in value]
     came = [len(part) if part.ndim == 1 else -1 for part in parts]
     if came != lengths.tolist():
         raise ValueError(
             f"{name} must be one array for each object with the lengths of x, "
             f"{lengths[:5].tolist()}..., but has lengths {came[:5]}..."
         )
-    return np.concatenate(parts)
+    placed = [_placed(part) for part in parts]
+    return tuple(np.concatenate(column) for column in zip(*placed, strict=True))
+
+
+def _placed(array: Bare) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Return a coordinate (..., L) and where it is masked: there it takes another point's value."""
+    unknown = np.ma.getmaskarray(array)
+    values = np.ma.getdata(array)
+    if not unknown.any():
+        return values, unknown
+    first = np.take_along_axis(values, (~unknown).argmax(-1)[..., None], -1)
+    return np.where(unknown, first, values), unknown
 
 
 def _like(name: str, value: ArrayLike, data: NDArray[np.float64]) -> NDArray[np.float64]:

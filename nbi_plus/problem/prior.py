@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
+from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.families import Circular, family_from_manifest, read_family
 from nbi_plus.problem.mixture import fit_mixture, mixture_from_manifest
 from nbi_plus.problem.naming import (
     Labels,
+    by_name,
     display_labels,
     entries_of,
     finite_number,
@@ -241,7 +243,7 @@ class Prior:
 
     def sample(self, n: int, rng: int | np.random.Generator | None = None) -> Array:
         """Draw parameters, shape (n, D)."""
-        if not isinstance(n, numbers.Integral) or n < 0:
+        if not isinstance(n, Integral) or n < 0:
             raise ValueError(
                 f"n must be a non-negative whole number, but is {n!r}. Give the number of draws."
             )
@@ -262,8 +264,7 @@ class Prior:
 
     def check(self, theta: ArrayLike, name: str = "theta") -> Array:
         """Return theta as a float64 array (n, D), or raise a ValueError that says what is wrong."""
-        theta = theta.detach().cpu().numpy() if isinstance(theta, Tensor) else theta
-        array = np.array(theta, dtype=np.float64)
+        array = numbers(name, by_name(theta, self.names, self.units))
         if array.ndim != 2 or array.shape[1] != self.n_dim:
             raise ValueError(
                 f"{name} must have shape (n, {self.n_dim}) for parameters {self.names}, but has "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.data.units import split_unit
+from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.flat import FlatData, Some
 
 _SURE = 3.0  # a peak is looked for among points of this signal to noise
@@ -33,7 +33,7 @@ def fold(obs: Some, period: ArrayLike | str, epoch: ArrayLike) -> Some:
 
 def bin_points(obs: Some, dt: ArrayLike) -> Some:
     """Return means of the points of each object, category and bin ``[k dt, (k + 1) dt)``."""
-    width = float(np.asarray(split_unit("dt", dt, obs.units.get("t"))[0], np.float64))
+    width = float(numbers("dt", dt, obs.units.get("t")))
     if not (width > 0 and np.isfinite(width)):
         raise ValueError(f"dt must be a positive time, but is {width:g}.")
     flat = obs.laid_out()
@@ -171,7 +171,7 @@ def _times(flat: FlatData, method: str) -> NDArray[np.float64]:
 
 def _one_each(name: str, value: ArrayLike, flat: FlatData) -> NDArray[np.float64]:
     """Return a number for each object, in the unit of the times, shape (N,)."""
-    bare = np.asarray(split_unit(name, value, flat.units.get("t"))[0], np.float64)
+    bare = numbers(name, value, flat.units.get("t"))
     if bare.shape not in ((), (len(flat),)) or not np.isfinite(bare).all():
         raise ValueError(
             f"{name} must be one finite number or {len(flat)}, one for each object, but is {bare}."

@@ -45,6 +45,12 @@ class SharedErrorNoise(JointGaussianNoise):
         """Whether the model is known up to a factor only."""
         return self.noise.rescales_model
 
+    def in_unit(self, unit: str | None) -> SharedErrorNoise:
+        """Return a copy of which the noise that is wrapped is in the unit of the data."""
+        same = copy.copy(self)
+        same.noise = self.noise.in_unit(unit)
+        return same
+
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> SharedErrorNoise:
         """Return a copy that knows the columns of its parameters."""
         bound = copy.copy(self)

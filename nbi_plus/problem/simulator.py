@@ -297,6 +297,7 @@ def bind(
     theta: ArrayLike,
     coords: Mapping[str, ArrayLike] = _NO_COORDS,
     per_row: Collection[str] = (),
+    unit: str | None = None,
 ) -> BoundSimulator:
     """Find out how a simulator is called, once, by trying it on probe rows.
 
@@ -333,7 +334,7 @@ def bind(
     rows = Rows.of(theta, coords, per_row)
     if not len(rows):
         raise ValueError("theta must have at least one row to try a simulator on, but has none.")
-    call = Call(wish.f, *arguments_of(wish.f, rows.coords), "numpy", vectorized=True)
+    call = Call(wish.f, *arguments_of(wish.f, rows.coords), "numpy", vectorized=True, unit=unit)
     probe = Probe(rows, wish.timeout, wish.differentiable)
     try:
         # a wrong guess warns about what the right one never does

@@ -51,6 +51,12 @@ class UpperLimits(PointNoise):
         self.noise = noise
         self.n_sigma = n_sigma
 
+    def in_unit(self, unit: str | None) -> UpperLimits:
+        """Return a copy of which the noise that is wrapped is in the unit of the data."""
+        same = copy.copy(self)
+        same.noise = self.noise.in_unit(unit)
+        return same
+
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> UpperLimits:
         """Return a copy that knows the columns of its parameters."""
         bound = copy.copy(self)
