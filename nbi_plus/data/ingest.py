@@ -48,7 +48,7 @@ def ingest(
     >>> ingest("x", np.ma.masked_array([1.0, 2.0], [False, True]))[0].mask.tolist()
     [False, True]
     """
-    if isinstance(value, (list, tuple)) and (_is_ragged(value) or any(map(_is_rich, value))):
+    if isinstance(value, (list, tuple)) and (any(map(_is_rich, value)) or _is_ragged(value)):
         return _together(name, value, wanted)
     array, bad, unit = _opened(name, value)
     if unit is not None and wanted is not None and unit != wanted:
@@ -217,12 +217,11 @@ def _together(
 
 def _is_ragged(parts: Sequence[ArrayLike]) -> bool:
     """Say whether the parts are arrays of different lengths, and not just an array gone wrong."""
-    if not len(parts) or any(np.ndim(part) == 0 for part in parts[:1]):
-        return False
     try:
-        return len({np.shape(part) for part in parts}) > 1
+        shapes = {np.shape(part) for part in parts}
     except ValueError:
         return False
+    return len(shapes) > 1 and () not in shapes
 
 
 def _is_rich(value: object) -> bool:

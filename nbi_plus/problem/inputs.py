@@ -203,7 +203,7 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     """Say whether x is one object (L,) or (C, L) rather than n_draws of them."""
     if holds_objects(x):
         return True
-    came = np.shape(x)
+    came = np.shape(ingest("x", x)[0])
     if len(came) == 2 and came == shape:
         return shape[0] > 1 or n_draws != 1
     return len(came) == 1
