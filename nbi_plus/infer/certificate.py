@@ -38,7 +38,7 @@ def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
 
 
 def outcome_of(
-    pair: Pair, fresh: Stream | None, gate: Gate, *, is_mixture: bool, rung: str, index: Tensor,
+    pair: Pair, fresh: Stream | None, gate: Gate, *, rung: str, index: Tensor,
     circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
     """Return the pooled draws of B objects, graded by their fresh ones.
@@ -52,8 +52,7 @@ def outcome_of(
     fresh : Stream or None
         Draws of the frozen proposals; without any nothing is certified.
     gate : Gate
-    is_mixture : bool
-        Whether the frozen proposals are mixtures, for which the gate is narrower.
+        Of the family of the frozen proposals.
     rung : str
     index : Tensor of int64, shape (B,)
         Which objects of the target they are.
@@ -71,12 +70,12 @@ def outcome_of(
         summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
     grade = torch.zeros_like(cleaned.failure)
     if fresh is not None:
-        judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
+        judged = grade_fresh(fresh, gate, circles=circles)
         # a pool whose own tail is too heavy is no answer, however good its last draws are
         sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
-        sound &= summary.k_hat_moment <= gate.k_hat_moment_max
+        sound &= summary.k_hat_moment <= gate.moment_max
         grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
-    return Outcome(rung, pool, cleaned, summary, grade)
+    return Outcome(rung, gate.family, pool, cleaned, summary, grade)
 
 
 def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights, WeightSummary]:
@@ -86,21 +85,21 @@ def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights
     return cleaned, summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
 
 
-def grade_fresh(fresh: Stream, gate: Gate, *, is_mixture: bool, circles: tuple[int, ...]) -> Tensor:
+def grade_fresh(fresh: Stream, gate: Gate, *, circles: tuple[int, ...]) -> Tensor:
     """Return the grades (B,) of fresh draws."""
     z = unwrapped(fresh.z, fresh.log_weights, circles)
-    return gate.grade(summarise(fresh.log_weights, z, ~fresh.failed), is_mixture)
+    return gate.grade(summarise(fresh.log_weights, z, ~fresh.failed))
 
 
 def fresh_outcome(
-    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *, is_mixture: bool,
+    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *,
     circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
-    """Return the outcome of fresh draws of a frozen proposal alone."""
+    """Return the outcome of fresh draws of a frozen proposal alone, by the gate of its family."""
     index = torch.arange(len(z), device=z.device)
     pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
     cleaned, summary = weigh(pool, circles, seed)
-    return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))
+    return Outcome("refined", gate.family, pool, cleaned, summary, gate.grade(summary))
 
 
 def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
@@ -113,4 +112,4 @@ def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
     equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
     failure = none.to(torch.uint8)
     cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
-    return Outcome(AMORTIZED, pool, cleaned, summarise(equal), failure)
+    return Outcome(AMORTIZED, "network", pool, cleaned, summarise(equal), failure)

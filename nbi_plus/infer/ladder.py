@@ -24,7 +24,7 @@ from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
 from nbi_plus.infer.starts import finite_draws
-from nbi_plus.infer.weights import Gate
+from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
@@ -221,7 +221,8 @@ def _has_gradient(group: Climbers, meter: Meter) -> bool:
 
 def _graded(rung: str, pool: Pool, course: Course) -> Outcome:
     cleaned, summary = weigh(pool, course.circles, course.seed)
-    return Outcome(rung, pool, cleaned, summary, course.gate.grade(summary))
+    grade = gate_of("network", course.gate).grade(summary)
+    return Outcome(rung, "network", pool, cleaned, summary, grade)
 
 
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:

@@ -71,10 +71,12 @@ class Chains:
 class Outcome:
     """What a rung found for its objects: draws, weights and grades, and chains where it had any.
 
+    ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`).
     ``fit_p_value`` (b,) says how well the model describes the data; None before anybody looked.
     """
 
     rung: str
+    family: str
     pool: Pool
     cleaned: CleanWeights
     summary: WeightSummary
