@@ -18,6 +18,7 @@ from nbi_plus.infer.weights import Evidence, Gate, Grade, WeightSummary, log_evi
 from nbi_plus.problem.target import Evaluation
 
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
+_MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
@@ -65,16 +66,17 @@ def outcome_of(
     log_q = torch.cat([s.log_mixture for s in streams], 1)
     pool = Pool(index=index, log_q=log_q, **columns)
     cleaned, summary = weigh(pool, circles, seed)
+    grade = torch.zeros_like(cleaned.failure)
+    if fresh is not None:
+        judged = _fresh_summary(fresh, circles)
+        # a pool whose own tail is too heavy is no answer, however good its last draws are
+        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
+        sound &= (summary.k_hat_moment <= gate.moment_max) & ~_missed(summary, judged)
+        good = sound & (cleaned.failure == 0)
+        grade = torch.where(good, gate.grade(judged), Grade.F).to(torch.uint8)
     evidence = evidence_of(pair, fresh)
     if evidence is not None:
         summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
-    grade = torch.zeros_like(cleaned.failure)
-    if fresh is not None:
-        judged = grade_fresh(fresh, gate, circles=circles)
-        # a pool whose own tail is too heavy is no answer, however good its last draws are
-        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
-        sound &= summary.k_hat_moment <= gate.moment_max
-        grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
     return Outcome(rung, gate.family, pool, cleaned, summary, grade)
 
 
@@ -87,8 +89,19 @@ def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights
 
 def grade_fresh(fresh: Stream, gate: Gate, *, circles: tuple[int, ...]) -> Tensor:
     """Return the grades (B,) of fresh draws."""
+    return gate.grade(_fresh_summary(fresh, circles))
+
+
+def _fresh_summary(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
     z = unwrapped(fresh.z, fresh.log_weights, circles)
-    return gate.grade(summarise(fresh.log_weights, z, ~fresh.failed))
+    return summarise(fresh.log_weights, z, ~fresh.failed)
+
+
+def _missed(pooled: WeightSummary, fresh: WeightSummary) -> Tensor:
+    """Say where the pool holds mass that the frozen proposals never visit, as a hinted mode."""
+    error = torch.hypot(pooled.log_evidence_err, fresh.log_evidence_err)
+    gain = pooled.log_evidence - fresh.log_evidence
+    return gain > _MISSED + _MANY_SIGMA * error
 
 
 def fresh_outcome(
