@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from nbi_plus.infer.assemble import clean
+from nbi_plus.infer.climbers import Course
+from nbi_plus.infer.meter import Budget, Meter
 from nbi_plus.infer.mixtures import StudentMixture
-from nbi_plus.infer.weights import effective_sample_size
+from nbi_plus.infer.trail import Trail
+from nbi_plus.infer.weights import Gate, effective_sample_size
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
@@ -80,6 +84,28 @@ class Bimodal:
 
     def select(self, rows):  # noqa: ARG002 - objects are alike
         return self
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A broad normal around 0, and a narrow one at ``place`` in every parameter."""
+
+    n_dim: int = 2
+    share: float = 0.4  # of the narrow one
+    broad: float = 0.45
+    narrow: float = 0.02
+    place: float = 1.6
+
+    def log_prob(self, z):
+        parts = ((1 - self.share, 0.0, self.broad), (self.share, self.place, self.narrow))
+        each = [math.log(share) + standard_log_prob((z - at) / sd) - self.n_dim * math.log(sd)
+                for share, at, sd in parts]  # fmt: skip
+        return torch.logaddexp(*each)
+
+    def mass(self, z, weights):
+        """Return the weight (B,) of the narrow one."""
+        near = (z - self.place).square().sum(-1) < (10 * self.narrow) ** 2
+        return (weights * near).sum(1)
 
 
 @dataclass(frozen=True)
@@ -159,3 +185,36 @@ def weigh(stream):
     """Return the judged weights of a stream."""
     mixture = stream.log_mixture
     return clean(stream.log_likelihood, stream.log_prior, mixture, ~stream.failed)
+
+
+@dataclass(frozen=True)
+class LatentTarget:
+    """A density of evidence 1 as the target of ``n`` objects alike."""
+
+    density: object
+    n: int
+    n_dim: int
+    data: SimpleNamespace = field(init=False)
+    prior: SimpleNamespace = field(init=False)
+    simulator = SimpleNamespace(seconds_per_row=0.0, differentiable=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "data", Data(torch.zeros(self.n, 1, 64).double()))
+        object.__setattr__(self, "prior", SimpleNamespace(periods=(None,) * self.n_dim))
+
+    def evaluate(self, z, index):  # noqa: ARG002 - all objects are alike
+        return evaluation(self.density, z)
+
+
+@dataclass(frozen=True)
+class Data:
+    x: torch.Tensor
+
+    def __len__(self):
+        return len(self.x)
+
+
+def course_of(density, n_dim, n=16, gate=None):
+    """Return what rungs need besides their climbers, for ``n`` objects alike."""
+    meter, gate = Meter.of(LatentTarget(density, n, n_dim)), gate or Gate()
+    return Course(meter, Trail.of(meter, gate), gate, Budget(), 0)

@@ -43,14 +43,14 @@ def adapted(pair, target, family, keys, n_each, n_rounds):
     return pair
 
 
-def certified(pair, target, keys, n, is_mixture=True):
+def certified(pair, target, keys, n, family="mixture"):
     """Return the outcome after ``n`` fresh draws of the frozen proposals."""
     last, blend = pair.proposals, pair.frozen
     z = blend.draw(keys, n, 0, "fresh")
     found = evaluation(target, z)
     fresh = Stream.start(blend, z, found)
     return outcome_of(
-        pair.extend(last, z, found), fresh, Gate(), is_mixture=is_mixture, rung="test",
+        pair.extend(last, z, found), fresh, Gate(family=family), rung="test",
         index=keys, circles=(), seed=0,
     )  # fmt: skip
 
@@ -239,7 +239,7 @@ def test_nothing_is_certified_without_fresh_draws():
     keys, target = torch.arange(2), Normal.standard(2, 2)
     pair = adapted(begun(target, target, keys, 2000), target, FOUR, keys, 500, 1)
     outcome = outcome_of(
-        pair, None, Gate(), is_mixture=True, rung="test", index=keys, circles=(), seed=0
+        pair, None, Gate(family="mixture"), rung="test", index=keys, circles=(), seed=0
     )
     assert not outcome.passed.any()
     assert (outcome.summary.ess > 2000).all()
@@ -265,7 +265,7 @@ def test_flows_follow_what_mixtures_cannot():
     )
     reached = [efficiency(p.frozen, target, keys, 20_000) for p in (flows, mixtures)]
     assert (reached[0] > 1.5 * reached[1]).all()
-    outcome = certified(flows, target, keys, 4000, is_mixture=False)
+    outcome = certified(flows, target, keys, 4000, family="flow")
     passed, wrong = judged(outcome, target.variance)
     assert passed.all()
     assert not wrong.any()

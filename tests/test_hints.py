@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
+from densities import Needle, Normal, course_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
+from nbi_plus.infer.ensemble_rung import EnsembleRung
 from nbi_plus.infer.hints import hints_for, latent_hints
+from nbi_plus.infer.ladder import HINTS, climb, climbers_of, reweight
+from nbi_plus.infer.proposals import Draws
+from nbi_plus.infer.refine import FlowRung
 
 PRIOR = nbi.Prior({"place": uniform(0, 1), "height": norm(0, 1)})
 WIDTH = 1e-3
@@ -68,6 +75,69 @@ def test_hints_go_to_the_latent_space_and_unknowns_stay_unknown():
     several = hints_for(lambda o: np.zeros((len(o), 3, 2)) + 0.5, survey(), PRIOR, "cpu")
     assert several.shape == (6, 3, 2)
     assert hints_for(None, survey(), PRIOR, "cpu") is None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that knows the broad mode of a needle, and nothing of the narrow one."""
+
+    proposal: Normal
+
+    def draw(self, features, keys, n, seed, stage):
+        z = self.proposal.draw(keys, n, seed, stage)
+        return Draws(z, self.log_prob(z, features))
+
+    def log_prob(self, z, features):  # noqa: ARG002
+        return self.proposal.log_prob(z)
+
+
+def answered(target, modes, n=30):
+    """Return the outcomes of ``n`` objects after the first rung, and at the end of the ladder."""
+    network = Network(Normal.standard(1, target.n_dim).scaled(1.1 * target.broad))
+    course, keys, features = course_of(target, target.n_dim, n), torch.arange(n), torch.zeros(n, 1)
+    walkers = replace(EnsembleRung().sampler, n_walkers=0)
+    ladder = nbi.Ladder(flow=FlowRung(n_rounds=0), ensemble=EnsembleRung(sampler=walkers))
+    first = list(reweight(network, features, keys, course, ladder, modes))
+    groups = [climbers_of(o, network, features[o.pool.index], keys[o.pool.index], modes)
+              for o in first]  # fmt: skip
+    return first, [o for group in climb(groups, course, ladder) for o in group.answers()], course
+
+
+@pytest.mark.parametrize("n_dim", [2, 3])
+def test_a_hinted_mode_is_weighed_before_any_certificate(n_dim):
+    """A needle beside a broad mode: the network's draws pass, and are wrong by its whole mass."""
+    target = Needle(n_dim)
+    first, _, course = answered(target, None)
+    assert all(o.passed.all() for o in first)
+    assert (course.meter.read(slice(None)).calls == 2048).all()  # who has no hints pays for none
+    modes = torch.full((30, 1, n_dim), target.place).double()
+    first, last, course = answered(target, modes)
+    assert {o.rung for o in first} == {HINTS}
+    names = [line[0].name for line in course.trail.lines]
+    assert names == [HINTS] * 30
+    for outcome in (*first, *last):
+        off = (target.mass(outcome.pool.z, outcome.summary.weights) - target.share).abs()
+        assert (off[outcome.passed] < 0.05).all()
+        assert (outcome.summary.log_evidence.abs()[outcome.passed] < 0.1).all()
+    n_certified = sum(int(o.passed.sum()) for o in last)
+    assert n_certified >= 25
+
+
+def test_a_hint_that_misses_by_five_widths_certifies_nothing_wrong():
+    target = Needle(2)
+    modes = torch.full((30, 1, 2), target.place + 5 * target.narrow).double()
+    for outcome in (o for part in answered(target, modes)[:2] for o in part):
+        off = (target.mass(outcome.pool.z, outcome.summary.weights) - target.share).abs()
+        assert (off[outcome.passed] < 0.05).all()
+
+
+def test_objects_without_a_place_to_look_at_are_answered_as_without_hints(engine):
+    modes = np.full((6, 1, 2), np.nan)
+    modes[2] = [0.3, 1.1]
+    found = engine.predict_many(survey(), modes=modes)
+    names = [rungs[0].name for rungs in found.rungs]
+    assert names == ["reweight"] * 2 + ["hints"] + ["reweight"] * 3
+    assert list(found.ids) == list(range(6))
 
 
 @pytest.mark.parametrize(("modes", "message"), [

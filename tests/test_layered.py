@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from densities import Banana, Bimodal, Normal, evaluation
+from densities import Banana, Bimodal, Normal, course_of, evaluation
 
 from nbi_plus.infer.amis import Pair
-from nbi_plus.infer.climbers import Climbers, Course
+from nbi_plus.infer.climbers import Climbers
 from nbi_plus.infer.hmc_rung import HmcRung, run_hmc
 from nbi_plus.infer.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.meter import Budget, Meter
 from nbi_plus.infer.outcome import Chains
 from nbi_plus.infer.refine import FlowRung, refine
-from nbi_plus.infer.trail import Trail
-from nbi_plus.infer.weights import Gate
 
 N = 16
-
-
-@dataclass(frozen=True)
-class LatentTarget:
-    """A density of evidence 1 as the target of ``n`` objects alike."""
-
-    density: object
-    n: int
-    n_dim: int
-    data: SimpleNamespace = field(init=False)
-    prior: SimpleNamespace = field(init=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "data", Data(torch.zeros(self.n, 1, 64).double()))
-        object.__setattr__(self, "prior", SimpleNamespace(periods=(None,) * self.n_dim))
-
-    def evaluate(self, z, index):  # noqa: ARG002 - all objects are alike
-        return evaluation(self.density, z)
-
-
-@dataclass(frozen=True)
-class Data:
-    x: torch.Tensor
-
-    def __len__(self):
-        return len(self.x)
-
-
-def course_of(density, n_dim):
-    meter = Meter.of(LatentTarget(density, N, n_dim))
-    return Course(meter, Trail.of(meter, Gate()), Gate(), Budget(), 0)
 
 
 def climbers_from(proposal, density, n_draws=2048):

@@ -373,12 +373,12 @@ def test_gate_table(k_hat, ess, n_draws, moment, plain, mixture):
         k_hat_moment=column(moment),
     )
     assert Gate().grade(summary).tolist() == [plain]
-    assert Gate().grade(summary, mixture=True).tolist() == [mixture]
+    assert Gate(family="mixture").grade(summary).tolist() == [mixture]
 
 
 def test_gate_of_a_mixture_needs_the_draws():
     with pytest.raises(ValueError, match="Call summarise"):
-        Gate().grade(summarise(torch.zeros(1, 10)), mixture=True)
+        Gate(family="mixture").grade(summarise(torch.zeros(1, 10)))
 
 
 def test_mixture_weights_beat_pooled_rounds():

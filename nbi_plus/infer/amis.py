@@ -25,12 +25,9 @@ _WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square 
 
 
 class Family(Protocol):
-    """A kind of density that can be fitted to weighted draws.
+    """A kind of density that can be fitted to weighted draws; its ``name`` is that of its gate."""
 
-    ``is_mixture`` says which gate its fits must pass.
-    """
-
-    is_mixture: bool
+    name: str
 
     @property
     def wider(self) -> Family | None:
@@ -58,7 +55,7 @@ class MixtureFamily:
 
     config: MixtureConfig = field(default_factory=MixtureConfig)
     wide: MixtureConfig | None = None
-    is_mixture = True
+    name = "mixture"
 
     @property
     def wider(self) -> MixtureFamily:
@@ -83,7 +80,7 @@ class FlowFamily:
     config: DensityConfig = field(default_factory=DensityConfig)
     share: float = 0.2
     width: float = 2.0
-    is_mixture = False
+    name = "flow"
     wider = None  # flows bring their own wide part
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
@@ -116,9 +113,9 @@ class OnCircles:
     circles: tuple[int, ...]
 
     @property
-    def is_mixture(self) -> bool:
+    def name(self) -> str:
         """As the inner family."""
-        return self.inner.is_mixture
+        return self.inner.name
 
     @property
     def wider(self) -> OnCircles | None:

@@ -102,13 +102,13 @@ class Answerer:
         """Yield answers; those objects that escalate wait until enough are there to go together."""
         at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
         waiting: list[tuple[Party, Outcome]] = []
-        for rows in pieces:
+        for rows, modes in self._with_modes(pieces):
             objects, batch, features = self._see(observations[rows])
             meter = Meter.of(self._target(batch))
             course = Course(meter, Trail.of(meter, ladder.gate), ladder.gate, ladder.budget,
                             request.seed)  # fmt: skip
             party = Party(objects, rows, features, course)
-            for outcome in reweight(proposal, features, objects.keys, course, ladder):
+            for outcome in reweight(proposal, features, objects.keys, course, ladder, modes):
                 # no rung can make up for data without a point
                 goes_on = ladder.goes_on(outcome) & batch.mask.any((1, 2))[outcome.pool.index]
                 if not goes_on.all():
@@ -120,6 +120,21 @@ class Answerer:
                 waiting = []
         if waiting:
             yield from self._escalated(observations, waiting, proposal, ladder, request)
+
+    def _with_modes(
+        self, pieces: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor | None]]:
+        """Yield the pieces and their places to look at, apart from the objects without any."""
+        for rows in pieces:
+            if self.modes is None:
+                yield rows, None
+                continue
+            modes = self.modes[rows]
+            has = modes.isfinite().any(-1).any(-1).cpu().numpy()
+            if has.any():
+                yield rows[has], modes[has]
+            if not has.all():
+                yield rows[~has], None
 
     def _escalated(
         self, observations: Observations, waiting: list[tuple[Party, Outcome]],

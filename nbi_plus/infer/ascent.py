@@ -13,7 +13,7 @@ from torch import Tensor
 from nbi_plus.infer import verdict
 from nbi_plus.infer.batched import join
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.ladder import Ladder, climb, climbers_of, hinted
+from nbi_plus.infer.ladder import HINTS, Ladder, climb, climbers_of
 from nbi_plus.infer.meter import Cost, Meter
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.posteriors import Posteriors
@@ -111,10 +111,8 @@ def escalate(
     for outcome in outcomes:
         index = outcome.pool.index
         keys = party.objects.keys[index]
-        group = climbers_of(outcome, proposal, party.features[index], keys)
-        if party.modes is not None:
-            group = hinted(group, party.modes[index], party.course)
-        groups.append(group)
+        modes = party.modes[index] if outcome.rung == HINTS else None
+        groups.append(climbers_of(outcome, proposal, party.features[index], keys, modes))
     yield from _answers(climb(groups, party.course, ladder), party, request)
 
 

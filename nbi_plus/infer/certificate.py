@@ -18,6 +18,7 @@ from nbi_plus.infer.weights import Evidence, Gate, Grade, WeightSummary, log_evi
 from nbi_plus.problem.target import Evaluation
 
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
+_MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
@@ -38,7 +39,7 @@ def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
 
 
 def outcome_of(
-    pair: Pair, fresh: Stream | None, gate: Gate, *, is_mixture: bool, rung: str, index: Tensor,
+    pair: Pair, fresh: Stream | None, gate: Gate, *, rung: str, index: Tensor,
     circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
     """Return the pooled draws of B objects, graded by their fresh ones.
@@ -52,8 +53,7 @@ def outcome_of(
     fresh : Stream or None
         Draws of the frozen proposals; without any nothing is certified.
     gate : Gate
-    is_mixture : bool
-        Whether the frozen proposals are mixtures, for which the gate is narrower.
+        Of the family of the frozen proposals.
     rung : str
     index : Tensor of int64, shape (B,)
         Which objects of the target they are.
@@ -66,17 +66,18 @@ def outcome_of(
     log_q = torch.cat([s.log_mixture for s in streams], 1)
     pool = Pool(index=index, log_q=log_q, **columns)
     cleaned, summary = weigh(pool, circles, seed)
+    grade = torch.zeros_like(cleaned.failure)
+    if fresh is not None:
+        judged = _fresh_summary(fresh, circles)
+        # a pool whose own tail is too heavy is no answer, however good its last draws are
+        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
+        sound &= (summary.k_hat_moment <= gate.moment_max) & ~_missed(summary, judged)
+        good = sound & (cleaned.failure == 0)
+        grade = torch.where(good, gate.grade(judged), Grade.F).to(torch.uint8)
     evidence = evidence_of(pair, fresh)
     if evidence is not None:
         summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
-    grade = torch.zeros_like(cleaned.failure)
-    if fresh is not None:
-        judged = grade_fresh(fresh, gate, is_mixture=is_mixture, circles=circles)
-        # a pool whose own tail is too heavy is no answer, however good its last draws are
-        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
-        sound &= summary.k_hat_moment <= gate.k_hat_moment_max
-        grade = torch.where(sound & (cleaned.failure == 0), judged, Grade.F).to(torch.uint8)
-    return Outcome(rung, pool, cleaned, summary, grade)
+    return Outcome(rung, gate.family, pool, cleaned, summary, grade)
 
 
 def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights, WeightSummary]:
@@ -86,21 +87,32 @@ def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights
     return cleaned, summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
 
 
-def grade_fresh(fresh: Stream, gate: Gate, *, is_mixture: bool, circles: tuple[int, ...]) -> Tensor:
+def grade_fresh(fresh: Stream, gate: Gate, *, circles: tuple[int, ...]) -> Tensor:
     """Return the grades (B,) of fresh draws."""
+    return gate.grade(_fresh_summary(fresh, circles))
+
+
+def _fresh_summary(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
     z = unwrapped(fresh.z, fresh.log_weights, circles)
-    return gate.grade(summarise(fresh.log_weights, z, ~fresh.failed), is_mixture)
+    return summarise(fresh.log_weights, z, ~fresh.failed)
+
+
+def _missed(pooled: WeightSummary, fresh: WeightSummary) -> Tensor:
+    """Say where the pool holds mass that the frozen proposals never visit, as a hinted mode."""
+    error = torch.hypot(pooled.log_evidence_err, fresh.log_evidence_err)
+    gain = pooled.log_evidence - fresh.log_evidence
+    return gain > _MISSED + _MANY_SIGMA * error
 
 
 def fresh_outcome(
-    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *, is_mixture: bool,
+    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *,
     circles: tuple[int, ...], seed: int,
 ) -> Outcome:  # fmt: skip
-    """Return the outcome of fresh draws of a frozen proposal alone."""
+    """Return the outcome of fresh draws of a frozen proposal alone, by the gate of its family."""
     index = torch.arange(len(z), device=z.device)
     pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
     cleaned, summary = weigh(pool, circles, seed)
-    return Outcome("refined", pool, cleaned, summary, gate.grade(summary, is_mixture))
+    return Outcome("refined", gate.family, pool, cleaned, summary, gate.grade(summary))
 
 
 def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
@@ -113,4 +125,4 @@ def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
     equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
     failure = none.to(torch.uint8)
     cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
-    return Outcome(AMORTIZED, pool, cleaned, summarise(equal), failure)
+    return Outcome(AMORTIZED, "network", pool, cleaned, summarise(equal), failure)

@@ -22,7 +22,7 @@ from nbi_plus.infer.steps import Bench, Halt
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.tape import Step, Tape
 from nbi_plus.infer.truncated import TruncatedPrior
-from nbi_plus.infer.weights import Gate, Grade, effective_sample_size
+from nbi_plus.infer.weights import Gate, Grade, effective_sample_size, gate_of
 from nbi_plus.learn.locator import Locator
 from nbi_plus.learn.losses import AtomicLoss, Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
@@ -132,7 +132,8 @@ class AllRounds:
     """
 
     def __init__(self, bench: Bench, scheme: Scheme, gate: Gate) -> None:
-        self._bench, self._scheme, self._gate = bench, scheme, gate
+        # networks of one object are flows fitted to it
+        self._bench, self._scheme, self._gate = bench, scheme, gate_of("flow", gate)
         self._weighs = bench.ledger.has_likelihood
         self._circles = circular_columns(bench.ledger.target.prior.periods)
         if self._weighs:
@@ -222,7 +223,7 @@ class AllRounds:
         )
         self._fresh, frozen = None, step.proposals[0]
         self._add_fresh("certify", frozen, step.z, bench.evaluate(step.z))
-        while self._short() > 0 and self._efficiency() >= self._gate.eff_min:
+        while self._short() > 0 and self._efficiency() >= self._gate.efficiency_min:
             wanted = bench.config.spare * self._short() / self._efficiency()
             n, name = bench.last(math.ceil(wanted)), f"top up {len(bench.rows)}"
             z = bench.tape.step(name, partial(bench.drawn, (frozen,), n, name)).z
@@ -238,8 +239,7 @@ class AllRounds:
         self._bench.note_pair(phase, z.shape[1], self._pair, self._fresh)
 
     def _grade(self) -> int:
-        fresh, circles = self._fresh, self._circles
-        return int(grade_fresh(fresh, self._gate, is_mixture=False, circles=circles))
+        return int(grade_fresh(self._fresh, self._gate, circles=self._circles))
 
     def _efficiency(self) -> float:
         return _efficiency(self._fresh.log_weights)
@@ -259,9 +259,8 @@ class AllRounds:
         if self._pair is None:
             raise self._too_early(stop)
         outcome = outcome_of(
-            self._pair, self._fresh, self._gate, is_mixture=False, rung="sequential",
-            index=torch.zeros_like(bench.key), seed=bench.seed,
-            circles=self._circles,
+            self._pair, self._fresh, self._gate, rung="sequential",
+            index=torch.zeros_like(bench.key), seed=bench.seed, circles=self._circles,
         )  # fmt: skip
         reached = bool(outcome.passed) and float(outcome.summary.ess) >= bench.config.ess_target
         return self._answer(
@@ -278,7 +277,7 @@ class AllRounds:
         return self._answer(unweighted_outcome(frozen, z), frozen, stop)
 
     def _answer(self, outcome: Outcome, frozen: LatentProposal, stop: Stop) -> Answer:
-        return Answer(outcome, frozen, False, Rounds(tuple(self._bench.rows), stop), self._network)
+        return Answer(outcome, frozen, Rounds(tuple(self._bench.rows), stop), self._network)
 
     def _too_early(self, stop: Stop) -> Exception:
         kind = TimeoutError if stop is Stop.TIME else RuntimeError

@@ -41,7 +41,7 @@ def to_archive(fit: SequentialFit) -> Archive:
         "phases": [row["phase"] for row in rows],
         "stop": fit.rounds.stop.name,
         "caution": fit.rounds.caution,
-        "is_mixture": fit.is_mixture,
+        "family": fit.family,
         "frozen": encode(fit.frozen, "frozen/", arrays),
     }
     return Archive(meta, arrays)
@@ -62,12 +62,17 @@ def from_archive(
         posterior=Posterior.from_archive(posterior, "the sequential fit"),
         rounds=_rounds(meta, parts["rounds/"]),
         frozen=decode(meta["frozen"], "frozen/", arrays, device),
-        is_mixture=bool(meta["is_mixture"]),
+        family=_family(meta),
         prior=prior,
         noise=noise,
         simulator=None,
         device=device,
     )
+
+
+def _family(meta: dict[str, Any]) -> str:
+    """Return whose gate the draws must pass; files of the first versions know mixtures alone."""
+    return meta["family"] if "family" in meta else "mixture" if meta["is_mixture"] else "flow"
 
 
 def _observations(meta: dict[str, Any], parts: dict[str, dict[str, NDArray]]) -> Observations:

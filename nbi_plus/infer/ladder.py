@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.amis import Pair
+from nbi_plus.infer.amis import Pair, take
+from nbi_plus.infer.assemble import log_mixture
 from nbi_plus.infer.certificate import weigh
 from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.ensemble_rung import EnsembleRung, run_ensemble
@@ -24,10 +25,11 @@ from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
 from nbi_plus.infer.starts import finite_draws
-from nbi_plus.infer.weights import Gate
+from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
+HINTS = "hints"  # the rung of the network's draws and those around given places
 _N_HINTED = 2048  # draws around the places that the user wants looked at
 _ESCALATE = ("auto", "never", "always")
 
@@ -86,11 +88,13 @@ class Ladder:
 
 @torch.no_grad()
 def reweight(
-    proposal: FlowProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder
-) -> Iterator[Outcome]:
+    proposal: FlowProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder,
+    modes: Tensor | None = None,
+) -> Iterator[Outcome]:  # fmt: skip
     """Yield outcomes that together hold every object once, weighted with the network's draws.
 
-    They come one by one, so that the draws of no more than one need be in memory.
+    They come one by one, so that the draws of no more than one need be in memory. Draws from around
+    given places join before anything is judged: a network that misses one would pass without.
 
     Parameters
     ----------
@@ -100,6 +104,8 @@ def reweight(
         What the randomness of each object is keyed by.
     course : Course
     ladder : Ladder
+    modes : Tensor, shape (B, M, D), optional
+        Latent places that are worth a look.
     """
 
     def draw(index: Tensor, n: int, stage: str) -> Pool:
@@ -109,11 +115,15 @@ def reweight(
 
     index = torch.arange(len(features), device=features.device)
     with course.meter.timed(index):
-        first = _graded("reweight", draw(index, ladder.n_draws, "predict"), course)
+        pool = draw(index, ladder.n_draws, "predict")
+        if modes is not None:
+            pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, course)
+        rung, family = ("reweight", "network") if modes is None else (HINTS, "mixture")
+        first = _graded(rung, family, pool, course)
     course.trail.note(first)
     cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
-    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
+    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and modes is None)
     if not near.all():
         yield first.select((~near).nonzero()[:, 0])
     at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
@@ -121,40 +131,52 @@ def reweight(
         if len(rows):
             with course.meter.timed(rows):
                 joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
-                outcome = _graded("top up", joined, course)
+                outcome = _graded("top up", "network", joined, course)
             course.trail.note(outcome)
             yield outcome
 
 
 def climbers_of(
-    outcome: Outcome, proposal: FlowProposal, features: Tensor, keys: Tensor
-) -> Climbers:
+    outcome: Outcome, proposal: FlowProposal, features: Tensor, keys: Tensor,
+    modes: Tensor | None = None,
+) -> Climbers:  # fmt: skip
     """Return the objects of an outcome with the network as their first proposal.
 
     Parameters
     ----------
     outcome : Outcome
-        Of b objects, of the network's draws.
+        Of b objects, from `reweight` with the same arguments.
     proposal : FlowProposal
     features : Tensor, shape (b, F)
     keys : Tensor of int64, shape (b,)
+    modes : Tensor, shape (b, M, D), optional
     """
-    pool = outcome.pool
+    pool, network = outcome.pool, Conditioned(proposal, features)
     found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
-    # the network was not fitted to these draws: they may count for the evidence
-    start = Pair.start(Conditioned(proposal, features), pool.z, found, pool.log_q)
-    return Climbers(pool.index, keys, replace(start, n_shared=0), (outcome,))
+    if modes is None:
+        pair = Pair.start(network, pool.z, found, pool.log_q)
+    else:
+        own, more = slice(None, -_N_HINTED), slice(-_N_HINTED, None)
+        look = around(modes)
+        pair = Pair.start(network, pool.z[:, own], take(found, own))
+        pair = pair.extend((look, look), pool.z[:, more], take(found, more))
+    # nothing was fitted to these draws: they may count for the evidence
+    return Climbers(pool.index, keys, replace(pair, n_shared=0), (outcome,))
 
 
-@torch.no_grad()
-def hinted(climbers: Climbers, modes: Tensor, course: Course) -> Climbers:
-    """Return the objects with draws from around some places (b, M, D) in their pool."""
+def _with_hints(
+    pool: Pool, network: Conditioned, keys: Tensor, modes: Tensor, course: Course
+) -> Pool:
+    """Return the network's draws and those from around some places, of one mixture."""
     look = around(modes)
-    with course.meter.timed(climbers.index):
-        z = look.draw(climbers.keys, _N_HINTED, course.seed, "modes")
-        found = course.meter.evaluate(z, climbers.index)
-        pair = climbers.pair.extend((look, look), z, found)
-    return replace(climbers, pair=pair)
+    z = look.draw(keys, _N_HINTED, course.seed, "modes")
+    found = course.meter.evaluate(z, pool.index)
+    nothing = torch.empty_like(found.log_prior)
+    more = Pool(pool.index, z, nothing, found.log_prior, found.log_likelihood, found.failed)
+    joined = Pool.join(pool, more)
+    log_q = torch.stack([q.log_prob(joined.z) for q in (network, look)])
+    counts = torch.tensor([pool.z.shape[1], _N_HINTED])
+    return replace(joined, log_q=log_mixture(log_q, counts))
 
 
 @torch.no_grad()
@@ -219,9 +241,10 @@ def _has_gradient(group: Climbers, meter: Meter) -> bool:
         return target.log_prob(z, group.index[i][None]).requires_grad
 
 
-def _graded(rung: str, pool: Pool, course: Course) -> Outcome:
+def _graded(rung: str, family: str, pool: Pool, course: Course) -> Outcome:
     cleaned, summary = weigh(pool, course.circles, course.seed)
-    return Outcome(rung, pool, cleaned, summary, course.gate.grade(summary))
+    grade = gate_of(family, course.gate).grade(summary)
+    return Outcome(rung, family, pool, cleaned, summary, grade)
 
 
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:

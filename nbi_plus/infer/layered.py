@@ -22,7 +22,7 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal
-from nbi_plus.infer.weights import Grade, summarise
+from nbi_plus.infer.weights import Grade, gate_of, summarise
 from nbi_plus.problem.target import Evaluation
 
 _MANY_SIGMA = 4.0  # between the means of two methods
@@ -69,7 +69,7 @@ def weigh_chains(
     with course.meter.timed(climbers.index):
         weighing = _weigh(climbers, chains, course, config, rung)
     outcome = weighing.outcome
-    course.trail.note(outcome, is_mixture=True)
+    course.trail.note(outcome)
     # those of earlier rungs, too, when chains run as a check
     certified = [o for o in (*climbers.tried, outcome) if o.passed.any()]
     clash = [o.passed & _disagree(chains, o, course.circles) for o in certified]
@@ -124,7 +124,7 @@ def _weigh(
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
     found = course.meter.evaluate(fresh, climbers.index)
     outcome = fresh_outcome(
-        proposal, fresh, found, course.gate, is_mixture=True, circles=course.circles, seed=seed
+        proposal, fresh, found, gate_of(family.name, course.gate), circles=course.circles, seed=seed
     )
     pool = replace(outcome.pool, index=climbers.index)
     nothing = torch.full_like(log_target, torch.nan)
@@ -162,4 +162,4 @@ def _chain_outcome(weighing: _Weighing, chains: Chains, rung: str) -> Outcome:
         evidence_reliable=no.any(1), evidence_soft=no.any(1),
     )  # fmt: skip
     grade = torch.full_like(failure, Grade.A)
-    return Outcome(rung, pool, cleaned, summary, grade, chains=chains)
+    return Outcome(rung, "chains", pool, cleaned, summary, grade, chains=chains)

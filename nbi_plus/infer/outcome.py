@@ -37,6 +37,15 @@ class Pool:
             first.index, *(torch.cat([getattr(first, k), getattr(second, k)], 1) for k in names)
         )
 
+    @property
+    def bounded(self) -> Tensor:
+        """The draws (b, S, D) as they are translated to theta.
+
+        Those beyond the latent bound have weight zero; there, theta need not be finite. They stand
+        on the bound, for they count among the draws.
+        """
+        return self.z.nan_to_num(nan=Z_MAX).clamp(-Z_MAX, Z_MAX)
+
     def select(self, rows: Tensor) -> Pool:
         """Return some of the objects."""
         return pick(self, rows)
@@ -71,10 +80,12 @@ class Chains:
 class Outcome:
     """What a rung found for its objects: draws, weights and grades, and chains where it had any.
 
+    ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`).
     ``fit_p_value`` (b,) says how well the model describes the data; None before anybody looked.
     """
 
     rung: str
+    family: str
     pool: Pool
     cleaned: CleanWeights
     summary: WeightSummary

@@ -109,8 +109,6 @@ class Answer:
     outcome : Outcome
     frozen : LatentProposal
         What the last draws came from: more can be drawn.
-    is_mixture : bool
-        Which gate its draws must pass.
     rounds : Rounds
     network : PosteriorNetwork or None
         The locator.
@@ -118,6 +116,5 @@ class Answer:
 
     outcome: Outcome
     frozen: LatentProposal
-    is_mixture: bool
     rounds: Rounds
     network: PosteriorNetwork | None

@@ -14,7 +14,7 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.proposals import PriorProposal
 from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import Gate, summarise
+from nbi_plus.infer.weights import Gate, gate_of, summarise
 from nbi_plus.learn.density import DensityConfig
 
 
@@ -48,10 +48,6 @@ class RefineConfig:
     )
     wide: MixtureConfig = COARSE
 
-    def narrowed(self, gate: Gate) -> Gate:
-        """Return the gate for this rung."""
-        return gate
-
     def family(self, n_dim: int) -> MixtureFamily:
         """Return what is fitted to objects of so many parameters."""
         return MixtureFamily(self.mixture.in_dims(n_dim), self.wide.in_dims(n_dim))
@@ -66,8 +62,6 @@ class FlowRung:
     n_rounds, n_each, n_scouts, n_certify, ess_min
         As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already, and a flow
         learns nothing from a handful of draws.
-    k_hat_moment_max : float
-        Stricter than for mixtures: flows have no heavy tails, and what they leave out is not seen.
     density : DensityConfig
         How a flow is trained, for one object after the other.
     """
@@ -77,12 +71,7 @@ class FlowRung:
     n_scouts: int = 0
     n_certify: int = 2048
     ess_min: float = 20.0
-    k_hat_moment_max: float = 0.5
     density: DensityConfig = field(default_factory=DensityConfig)
-
-    def narrowed(self, gate: Gate) -> Gate:
-        """Return the gate for this rung."""
-        return replace(gate, k_hat_moment_max=self.k_hat_moment_max)
 
     def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineConfig.family`
         """Return what is fitted."""
@@ -120,6 +109,7 @@ def refine(
         Its name in the report.
     """
     family = OnCircles(config.family(climbers.n_dim), course.circles)
+    gate = gate_of(family.name, course.gate)
     begins = (climbers.pair.ess >= config.ess_min) & course.can_afford(climbers.index, "calls")
     if not begins.all():
         yield climbers.where(~begins)
@@ -130,22 +120,19 @@ def refine(
         group = groups.pop()
         over = ~course.can_afford(group.climbers.index, "calls")
         if over.any():
-            yield _out_of_budget(group.where(over).climbers, course, rung)
+            yield _out_of_budget(group.where(over).climbers, course, gate, rung)
         if over.all():
             continue
         group = _adapted(group.where(~over), course, family, config, rung)
         ends = group.n_rounds == config.n_rounds
-        ready = _looks_good(group.climbers.pair, course.gate) & (not group.tried) | ends
+        ready = _looks_good(group.climbers.pair, gate) & (not group.tried) | ends
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
-            tried = _certified(group.where(ready), course, config, rung)
+            tried = _certified(group.where(ready), course, gate, config.n_certify, rung)
             done = tried.passed | ends
             if done.any():
-                course.trail.note(
-                    tried.where(done).tried[-1], is_mixture=True,
-                    otherwise="fresh draws did not pass",
-                )  # fmt: skip
+                course.trail.note(tried.where(done).tried[-1], otherwise="fresh draws did not pass")
                 yield tried.where(done)
             if not done.all():
                 # a certificate that failed is no outcome yet: its draws only join the pool
@@ -183,33 +170,30 @@ def _looks_good(pair: Pair, gate: Gate) -> Tensor:
     """Say which objects (b,) would pass the gate if nothing had been fitted to their draws."""
     pooled = summarise(pair.log_weights)
     sound = ~pooled.heavy_tail & (pooled.ess >= gate.ess_min)
-    return sound & (pair.efficiency() >= gate.eff_min_mix)
+    return sound & (pair.efficiency() >= gate.efficiency_min)
 
 
-def _certified(
-    group: _Open, course: Course, config: RefineConfig | FlowRung, rung: str
-) -> Climbers:
-    """Return the objects with fresh draws added, and what these say."""
+def _certified(group: _Open, course: Course, gate: Gate, n: int, rung: str) -> Climbers:
+    """Return the objects with ``n`` fresh draws added, and what these say."""
     own = group.climbers
     frozen = own.pair.frozen
     stage = own.stage(f"{rung} certify {group.n_rounds}")
     with course.meter.timed(own.index):
-        z = frozen.draw(own.keys, config.n_certify, course.seed, stage)
+        z = frozen.draw(own.keys, n, course.seed, stage)
         found = course.meter.evaluate(z, own.index)
         fresh = Stream.start(frozen, z, found)
         pair = own.pair.extend(own.pair.proposals, z, found)
         outcome = outcome_of(
-            pair, fresh, config.narrowed(course.gate), is_mixture=True, rung=rung, index=own.index,
-            circles=course.circles, seed=course.seed,
-        )  # fmt: skip
+            pair, fresh, gate, rung=rung, index=own.index, circles=course.circles, seed=course.seed
+        )
     return replace(own, pair=pair).after(outcome)
 
 
-def _out_of_budget(climbers: Climbers, course: Course, rung: str) -> Climbers:
+def _out_of_budget(climbers: Climbers, course: Course, gate: Gate, rung: str) -> Climbers:
     """Return the objects with what their draws come to, which nothing certifies."""
     outcome = outcome_of(
-        climbers.pair, None, course.gate, is_mixture=True, rung=rung,
-        index=climbers.index, circles=course.circles, seed=course.seed,
+        climbers.pair, None, gate, rung=rung, index=climbers.index, circles=course.circles,
+        seed=course.seed,
     )  # fmt: skip
-    course.trail.note(outcome, is_mixture=True, otherwise="the budget was spent")
+    course.trail.note(outcome, otherwise="the budget was spent")
     return climbers.after(outcome)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbi_plus.infer.amis import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
 from nbi_plus.infer.certificate import outcome_of
-from nbi_plus.infer.circles import circular_columns
+from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.mixtures import MixtureConfig, around, temper
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import Answer, First, RoundsConfig
@@ -19,7 +19,7 @@ from nbi_plus.infer.proposals import Blend, LatentProposal, PriorProposal
 from nbi_plus.infer.steps import Bench, Halt
 from nbi_plus.infer.streams import Stream
 from nbi_plus.infer.tape import Step, Tape
-from nbi_plus.infer.weights import Gate, Grade, effective_sample_size, summarise
+from nbi_plus.infer.weights import Gate, Grade, effective_sample_size, gate_of, summarise
 from nbi_plus.learn.locator import Locator
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.ledger import Ledger
@@ -55,7 +55,7 @@ class Search:
         self._pair: Pair | None = None
         self._fresh: Stream | None = None
         self._network: PosteriorNetwork | None = None
-        self._is_mixture = False
+        self._family = "network"  # or the prior: neither was fitted to the object
 
     def __call__(self, first: First) -> Answer:
         """Return the answer: certified, or with the reason why not."""
@@ -70,7 +70,7 @@ class Search:
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
         frozen = self._pair.a.proposals[-1] if self._fresh is None else self._fresh.proposals[-1]
         rounds = Rounds(tuple(self._bench.rows), stop)
-        return Answer(outcome, frozen, self._is_mixture, rounds, self._network)
+        return Answer(outcome, frozen, rounds, self._network)
 
     def _run(self, first: First) -> Stop:
         self._start(first)
@@ -99,6 +99,7 @@ class Search:
             self._begin("start", self._bench.proposal(first.network), n)
         if first.modes is not None:
             self._begin("modes", around(first.modes[None]), n // 2)
+            self._family = "mixture"
 
     def _begin(self, name: str, proposal: LatentProposal, n: int) -> None:
         step = self._bench.tape.step(name, partial(self._bench.drawn, (proposal,), n, name))
@@ -118,7 +119,7 @@ class Search:
             n += 1
             name, size = f"locate {n}", bench.affordable(c.n_per_round)
             step = bench.tape.step(name, partial(self._located, name, size))
-            self._network = bench.locator.rebuild(step.state)
+            self._network, self._family = bench.locator.rebuild(step.state), "flow"
             self._share("locate", step)
         bench.ledger.forget()
 
@@ -135,14 +136,14 @@ class Search:
                 return
             stage, half = f"adapt {len(bench.rows)}", bench.affordable(c.n_per_round) // 2
             step = bench.tape.step(stage, partial(self._adapted, stage, half, n_families))
-            self._is_mixture, self._fresh = not step.is_flow, None
+            self._family, self._fresh = step.family, None
             self._pair = self._pair.extend(step.proposals, step.z, bench.evaluate(step.z))
-            self._note(f"adapt ({'mixture' if self._is_mixture else 'flow'})", step.z.shape[1])
+            self._note(f"adapt ({self._family})", step.z.shape[1])
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
             best = max(best, efficiency)
             # what cannot pass the gate is not worth a certificate
-            hopeful = efficiency >= self._gate.eff_min_mix
+            hopeful = efficiency >= self._rules.efficiency_min
             if hopeful and (stale >= 2 or self._enough()):
                 return
 
@@ -184,7 +185,7 @@ class Search:
         bench, families = self._bench, self._families[:n_families]
         family, proposals = best_fit(self._pair, families, bench.key, bench.seed, stage)
         step = bench.drawn(proposals, 2 * n_each, stage)
-        return step._replace(is_flow=not family.is_mixture)
+        return step._replace(family=family.name)
 
     def _share(self, phase: str, step: Step) -> None:
         """Add the draws of a proposal that was fitted to both streams, or to none."""
@@ -213,6 +214,11 @@ class Search:
 
     # --- judgements ------------------------------------------------------------------------------
 
+    @property
+    def _rules(self) -> Gate:
+        """The gate of the last proposals."""
+        return gate_of(self._family, self._gate)
+
     def _short(self) -> float:
         return max(self._bench.config.ess_target - float(self._pair.ess), 0.0)
 
@@ -220,7 +226,9 @@ class Search:
         """Say whether the pool would pass already, so that a certificate is all that is missing."""
         if self._short() > 0:
             return False
-        return int(self._gate.grade(summarise(self._pair.log_weights))) == Grade.A
+        z = torch.cat([self._pair.a.z, self._pair.b.z], 1)
+        z = unwrapped(z, self._pair.log_weights, self._circles)
+        return int(self._rules.grade(summarise(self._pair.log_weights, z))) == Grade.A
 
     def _reached(self, outcome: Outcome) -> bool:
         wanted = self._bench.config.ess_target
@@ -230,8 +238,7 @@ class Search:
         return outcome_of(
             self._pair,
             self._fresh,
-            self._gate,
-            is_mixture=self._is_mixture,
+            self._rules,
             rung="sequential",
             index=torch.zeros_like(self._bench.key),
             circles=self._circles,

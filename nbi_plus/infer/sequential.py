@@ -29,7 +29,7 @@ from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.rounds import Search
 from nbi_plus.infer.status import Rung
 from nbi_plus.infer.tape import Tape
-from nbi_plus.infer.weights import Gate
+from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.fitting import Ingredients
 from nbi_plus.learn.locator import Locator
@@ -59,8 +59,8 @@ class SequentialFit:
     rounds : Rounds
     frozen : LatentProposal
         What `Engine.predict` draws from afresh.
-    is_mixture : bool
-        Which gate those draws must pass.
+    family : str
+        Of that proposal: whose gate those draws must pass.
     prior, noise, simulator : Prior, Noise, BoundSimulator or None
         Of the problem; the noise is bound.
     device : torch.device
@@ -71,7 +71,7 @@ class SequentialFit:
     posterior: Posterior
     rounds: Rounds
     frozen: LatentProposal
-    is_mixture: bool
+    family: str
     prior: Prior
     noise: Noise
     simulator: BoundSimulator | None
@@ -123,7 +123,7 @@ class SequentialFit:
         z = self.frozen.draw(key, n, seed, "predict")
         found = target.evaluate(z, torch.zeros_like(key))
         outcome = fresh_outcome(
-            self.frozen, z, found, gate, is_mixture=self.is_mixture,
+            self.frozen, z, found, gate_of(self.family, gate),
             circles=circular_columns(self.prior.periods), seed=seed,
         )  # fmt: skip
         outcome = replace(outcome, fit_p_value=fit_p_values(target, outcome, key, seed))
@@ -190,7 +190,7 @@ class SequentialRun:
             posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior)),
             rounds=answer.rounds,
             frozen=answer.frozen,
-            is_mixture=answer.is_mixture,
+            family=answer.outcome.family,
             prior=setup.prior,
             noise=setup.noise,
             simulator=setup.simulator,

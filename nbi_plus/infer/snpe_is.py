@@ -62,7 +62,7 @@ class SnpeIS:
         table = Rounds(tuple(self._bench.rows), stop, CAUTION)
         circles = circular_columns(self._bench.ledger.target.prior.periods)
         outcome = pooled(self._rounds, circles, self._bench.seed)
-        return Answer(outcome, frozen, False, table, network)
+        return Answer(outcome, frozen, table, network)
 
     def _run(self, first: First) -> Stop:
         self._start(first)
@@ -146,7 +146,8 @@ def pooled(rounds: list[Stream], circles: tuple[int, ...], seed: int) -> Outcome
         evidence_reliable=torch.zeros_like(summary.evidence_reliable),
     )
     grade = torch.zeros_like(cleaned.failure)
-    return Outcome("sequential", pool, replace(cleaned, log_weights=shares), summary, grade)
+    cleaned = replace(cleaned, log_weights=shares)
+    return Outcome("sequential", "flow", pool, cleaned, summary, grade)
 
 
 def _share(log_weights: Tensor) -> Tensor:

@@ -30,13 +30,13 @@ _STATE = "network/"
 class Step(NamedTuple):
     """One step: proposals, draws z (1, n, D), and the network's state where one was trained.
 
-    ``is_flow`` says which gate draws of fitted proposals must pass.
+    ``family`` says which gate draws of the proposals must pass.
     """
 
     proposals: tuple[LatentProposal, ...]
     z: Tensor
     state: dict[str, Tensor]
-    is_flow: bool = False
+    family: str = "flow"
 
 
 @dataclass
@@ -85,14 +85,14 @@ class Tape:
             if k.startswith(_STATE)
         }
         z = torch.as_tensor(arrays["z"], device=self.device)
-        return Step(proposals, z, state, meta["is_flow"])
+        return Step(proposals, z, state, meta["family"])
 
 
 def _record(path: Path, name: str, step: Step) -> None:
     arrays: Arrays = {"z": step.z.cpu().numpy()}
     parts = [encode(q, f"{i}/", arrays) for i, q in enumerate(step.proposals)]
     _put(arrays, _STATE, **step.state)
-    meta = {"name": name, "proposals": parts, "is_flow": step.is_flow}
+    meta = {"name": name, "proposals": parts, "family": step.family}
     write_archive(path, "round", meta, arrays)
 
 

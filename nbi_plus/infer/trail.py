@@ -12,7 +12,7 @@ from torch import Tensor
 from nbi_plus.infer.meter import Meter
 from nbi_plus.infer.outcome import Chains, Outcome
 from nbi_plus.infer.status import Rung
-from nbi_plus.infer.weights import Gate
+from nbi_plus.infer.weights import Gate, gate_of
 
 _CUT_OFF = "the prior all but excludes what the data want"
 
@@ -48,13 +48,13 @@ class Trail:
         cost = self.meter.read(rows.to(self.meter.calls.device))
         return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
 
-    def note(self, outcome: Outcome, *, is_mixture: bool = False, otherwise: str = "") -> None:
+    def note(self, outcome: Outcome, *, otherwise: str = "") -> None:
         """Write a line for every object of an outcome of weighted draws.
 
         ``otherwise`` is the reason where the weights themselves show none.
         """
         s = outcome.summary
-        reasons = self.gate.reasons(s, is_mixture)
+        reasons = gate_of(outcome.family, self.gate).reasons(s)
         each = zip(outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, strict=True)
         why = [
             "" if good else _CUT_OFF if cut else reason or otherwise for good, cut, reason in each

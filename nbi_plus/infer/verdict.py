@@ -28,6 +28,7 @@ _DOMINATED = 0.5
 _MISFIT = 1e-3  # p-value of data that the model does not describe
 _STATUS = {
     "reweight": Status.REWEIGHTED,
+    "hints": Status.REWEIGHTED,
     "top up": Status.REWEIGHTED,
     "refine": Status.REFINED,
     "refined": Status.REFINED,
@@ -228,7 +229,7 @@ def _collect(
     """Translate draws to parameters, take moments, and keep as many draws as are wanted."""
     pool = outcome.pool
     rows = pool.index.cpu().numpy()
-    theta = request.prior.from_latent(pool.z)
+    theta = request.prior.from_latent(pool.bounded)
     status, flags, rungs = verdicts
     mean, std, quantiles = _moments(theta, weights)
     # a failed object has no moments, not those of whatever draws came last

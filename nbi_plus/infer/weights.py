@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from nbi_plus.infer.evidence import Evidence, heavy, kish, log_evidence, normalise
 from nbi_plus.infer.psis import (
     NumericArray,
     check_log_weights,
@@ -22,16 +23,6 @@ from nbi_plus.problem.random import generator
 
 _N_BOOTSTRAP = 100
 _BOOTSTRAP_RANK = 5  # the fifth smallest of a hundred is the 5 % quantile
-_HONEST_K_HAT = 0.5  # up to here the error of log Z means what it says
-_SOFT_ERROR = 1.5  # factor on the error between there and the threshold
-_BIAS_ERROR = 0.3  # above this error the first-order bias of log Z is removed
-_FLAT = 3.0  # weights of at most so many times their mean have no tail, whatever k-hat says
-
-
-def normalise(log_weights: Tensor) -> Tensor:
-    """Return weights that sum to one over the last axis, or are all zero where none is positive."""
-    total = log_weights.logsumexp(-1, keepdim=True)
-    return torch.where(total == -torch.inf, 0.0, (log_weights - total).exp())
 
 
 def effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | NumericArray:
@@ -56,7 +47,7 @@ def effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | NumericAr
     >>> float(effective_sample_size([0.0, 0.0, -np.inf]))
     2.0
     """
-    return like_input(_kish(check_log_weights(log_weights)), log_weights)
+    return like_input(kish(check_log_weights(log_weights)), log_weights)
 
 
 def nbi_effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | NumericArray:
@@ -78,61 +69,8 @@ def nbi_effective_sample_size(log_weights: ArrayLike | Tensor) -> Tensor | Numer
     >>> float(nbi_effective_sample_size([0.0, 0.0, -np.inf]))
     1.0
     """
-    kish = _kish(check_log_weights(log_weights))
-    return like_input((kish - 1.0).clamp(min=0.0), log_weights)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Log-evidence from raw weights, all of shape (B,)."""
-
-    log_evidence: Tensor
-    log_evidence_err: Tensor  # NaN where not reliable
-    evidence_reliable: Tensor  # k-hat within its threshold
-    evidence_soft: Tensor  # reliable, with an error widened by one half for a k-hat above 0.5
-    evidence_corrected: Tensor  # first-order bias removed, for the error is above 0.3
-
-
-def log_evidence(log_weights: Tensor, k_hat: Tensor, n_draws: Tensor | None = None) -> Evidence:
-    r"""Return log Z of each object: the mean of the raw weights over all draws.
-
-    The error is :math:`\sqrt{(S - n_\mathrm{eff}) / (S\, n_\mathrm{eff})}` (delta method), the bias
-    :math:`-\frac{1}{2}` of its square. PSIS lowers the scatter of log Z but not its honesty, so
-    smoothed weights have no place here. Reliable is a word about k-hat: without a defensive part, a
-    proposal narrower than the target can pass it by luck, with log Z too low. Believe those that
-    the gate certified.
-
-    Parameters
-    ----------
-    log_weights : Tensor, shape (B, S)
-        Raw and unnormalised, zero weights included.
-    k_hat : Tensor, shape (B,)
-        From `psis`.
-    n_draws : Tensor, shape (B,), optional
-        Draws that count; default S.
-
-    Returns
-    -------
-    Evidence
-    """
-    if n_draws is None:
-        n_draws = torch.full_like(k_hat, log_weights.shape[-1])
-    n_draws = n_draws.to(log_weights.dtype)
-    ess = _kish(log_weights)
-    error = ((n_draws - ess).clamp(min=0.0) / (n_draws * ess)).sqrt()
-    largest = normalise(log_weights).amax(-1)
-    reliable = ~_heavy(k_hat, threshold(n_draws), largest, n_draws) & (ess > 0)
-    soft = reliable & _heavy(k_hat, _HONEST_K_HAT, largest, n_draws)
-    corrected = (error > _BIAS_ERROR) & (ess > 0)
-    value = torch.where(ess > 0, log_weights.logsumexp(-1) - n_draws.log(), -torch.inf)
-    widened = torch.where(soft, _SOFT_ERROR * error, error)
-    return Evidence(
-        log_evidence=torch.where(corrected, value + 0.5 * error**2, value),
-        log_evidence_err=torch.where(reliable, widened, torch.nan),
-        evidence_reliable=reliable,
-        evidence_soft=soft,
-        evidence_corrected=corrected,
-    )
+    ess = kish(check_log_weights(log_weights))
+    return like_input((ess - 1.0).clamp(min=0.0), log_weights)
 
 
 @dataclass(frozen=True)
@@ -185,7 +123,7 @@ class WeightSummary:
     @property
     def heavy_tail(self) -> Tensor:
         """Whether the tail is too heavy for so many draws: k-hat too large, and weights unequal."""
-        return _heavy(self.k_hat, self.k_hat_threshold, self.max_share, self.n_draws)
+        return heavy(self.k_hat, self.k_hat_threshold, self.max_share, self.n_draws)
 
 
 _FIELDS = fields(WeightSummary)
@@ -239,7 +177,7 @@ def _summarise(rows: Tensor, z: Tensor | None, kept: Tensor, shares: Tensor) -> 
     count = n_draws.to(rows.dtype)
     smoothed, k_hat = psis(rows, n_draws)
     weights = normalise(smoothed)
-    ess = _kish(smoothed)
+    ess = kish(smoothed)
     entropy = -torch.xlogy(weights, weights).sum(1)
     evidence = log_evidence(rows, k_hat, n_draws)
     return WeightSummary(
@@ -267,6 +205,9 @@ class Grade(IntEnum):
     A = 2
 
 
+FAMILIES = ("network", "mixture", "flow", "chains")
+
+
 @dataclass(frozen=True)
 class Gate:
     """The rules that weights must pass. k-hat alone is none: it passes wrong answers.
@@ -279,9 +220,13 @@ class Gate:
     ess_min, eff_min : float
         Least effective sample size and efficiency for grade A.
     eff_min_mix, k_hat_moment_max : float
-        What a fitted mixture proposal must reach besides.
+        What a proposal must reach besides that was fitted to one object.
+    k_hat_moment_max_flow : float
+        The same for flows, which have no heavy tails: what they leave out is not seen.
     eff_min_low, draws_min_low, ess_min_low : float
         Grade B: a lower efficiency made up for by more draws.
+    family : {"network", "mixture", "flow", "chains"}
+        Whose draws are judged; `gate_of` gives the gate of another family.
     """
 
     ess_min: float = 400.0
@@ -291,15 +236,31 @@ class Gate:
     eff_min_low: float = 0.1
     draws_min_low: int = 16384
     ess_min_low: float = 1000.0
+    k_hat_moment_max_flow: float = 0.5
+    family: str = "network"
 
-    def grade(self, summary: WeightSummary, mixture: bool = False) -> Tensor:
-        """Return values of `Grade`, uint8, shape (B,).
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family must be one of {FAMILIES}, but is {self.family!r}.")
 
-        Parameters
-        ----------
-        summary : WeightSummary
-        mixture : bool
-            Whether the draws came from a mixture fitted to other draws of the same object.
+    @property
+    def fitted(self) -> bool:
+        """Whether the draws come from what was fitted to their own object."""
+        return self.family != "network"
+
+    @property
+    def efficiency_min(self) -> float:
+        """The least efficiency that grade A asks of this family."""
+        return max(self.eff_min, self.eff_min_mix) if self.fitted else self.eff_min
+
+    @property
+    def moment_max(self) -> float:
+        """The largest k-hat of the second moments that pooled draws of this family may have."""
+        most = self.k_hat_moment_max
+        return min(most, self.k_hat_moment_max_flow) if self.family == "flow" else most
+
+    def grade(self, summary: WeightSummary) -> Tensor:
+        """Return values of `Grade`, uint8, shape (B,), for draws of the gate's family.
 
         Examples
         --------
@@ -309,13 +270,13 @@ class Gate:
         """
         s = summary
         passed = ~s.heavy_tail & (s.ess >= self.ess_min)
-        if mixture:
+        if self.fitted:
             if s.k_hat_moment is None:
                 raise ValueError(
-                    "summary must hold k_hat_moment to grade a mixture proposal, but was made "
-                    "without draws. Call summarise(log_weights, z)."
+                    f"summary must hold k_hat_moment to grade draws of family {self.family!r}, but "
+                    "was made without draws. Call summarise(log_weights, z)."
                 )
-            tame = s.k_hat_moment <= self.k_hat_moment_max
+            tame = s.k_hat_moment <= self.moment_max
             passed = passed & tame & (s.efficiency >= self.eff_min_mix)
         many = (s.n_draws >= self.draws_min_low) & (s.ess >= self.ess_min_low)
         grade = torch.zeros_like(s.k_hat, dtype=torch.uint8)
@@ -323,39 +284,39 @@ class Gate:
         grade[passed & (s.efficiency >= self.eff_min)] = Grade.A
         return grade
 
-    def reasons(self, summary: WeightSummary, mixture: bool = False) -> list[str]:
+    def reasons(self, summary: WeightSummary) -> list[str]:
         """Return what stands against grade A, in words, for each object."""
         s = summary
-        eff_min = self.eff_min_mix if mixture else self.eff_min
         rules = {
             "no draw has a weight": s.ess <= 0,
             f"ess below {self.ess_min:g}": (s.ess > 0) & (s.ess < self.ess_min),
-            f"efficiency below {eff_min:g}": (s.ess > 0) & (s.efficiency < eff_min),
+            f"efficiency below {self.efficiency_min:g}": (s.ess > 0)
+            & (s.efficiency < self.efficiency_min),
             "k_hat above its threshold": s.heavy_tail,
         }
-        if mixture:
-            wild = s.k_hat_moment > self.k_hat_moment_max
+        if self.fitted:
+            wild = s.k_hat_moment > self.moment_max
             rules["k_hat of the moments too high"] = wild & (s.ess > 0)
         table = torch.stack(list(rules.values()), 1).tolist()
         return ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
 
 
-def _heavy(k_hat: Tensor, limit: Tensor | float, largest: Tensor, n_draws: Tensor) -> Tensor:
-    """Say where k-hat is above a limit and means something.
+def gate_of(family: str, gate: Gate) -> Gate:
+    """Return the gate by which draws of a family of proposals are judged, here and everywhere.
 
-    Of almost equal weights it only describes the shape of small differences: a Pareto tail that
-    starts there and ends at three times the mean hides a hundredth of the total at most.
+    Parameters
+    ----------
+    family : {"network", "mixture", "flow", "chains"}
+        The network with its wide part; mixtures of t; flows trained for one object; Markov chains.
+    gate : Gate
+        Of any family.
+
+    Examples
+    --------
+    >>> gate_of("flow", Gate()).moment_max
+    0.5
     """
-    return (k_hat > limit) & (largest * n_draws > _FLAT * (1 + 1e-9))  # whatever rounding says
-
-
-def _kish(log_weights: Tensor) -> Tensor:
-    """Return Kish's number, exact for equal weights and never above the positive ones."""
-    top = log_weights.amax(-1, keepdim=True).clamp(min=-torch.finfo(log_weights.dtype).max)
-    weights = (log_weights - top).exp()
-    kish = weights.sum(-1).square() / weights.square().sum(-1)
-    n_positive = (weights > 0).sum(-1)
-    return torch.where(n_positive > 0, torch.minimum(kish, n_positive.to(kish.dtype)), 0.0)
+    return replace(gate, family=family)
 
 
 def _bootstrap_shares(n_draws: int, seed: int, device: torch.device) -> Tensor:

@@ -36,7 +36,7 @@ _LEAST_DRAWS = 8  # of a chain, to know an autocorrelation time
 _GOOD, _BAD = COLORS[0], COLORS[1]
 # in the order of the ladder; a rung that is not here comes last
 _ORDER = (
-    "amortized", "reweight", "top up", "refine", "refined", "sequential",
+    "amortized", "reweight", "hints", "top up", "refine", "refined", "sequential",
     "hmc", "hmc weights", "flow", "ensemble", "ensemble weights",
 )  # fmt: skip
 _CALLS, _GRADIENTS, _SECONDS = ("o", COLORS[2]), ("s", COLORS[4]), ("D", INK)
