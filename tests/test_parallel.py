@@ -364,6 +364,8 @@ def test_too_many_deaths_end_the_run_with_a_reason(closure, deadly):
 
 
 SCRIPT = """
+import os
+
 import numpy as np
 import torch
 
@@ -373,8 +375,11 @@ from nbi_plus.problem.simulator import bind
 theta = np.random.default_rng(0).uniform(size=(40, 3))
 
 
+here = os.getpid()
+
+
 def simulator(theta):
-    return torch.exp(theta) * torch.get_num_threads()
+    return torch.exp(theta) * (1 if os.getpid() == here else torch.get_num_threads())
 
 
 bound = bind(simulator, theta)

@@ -116,7 +116,7 @@ def test_stored_simulations_are_not_made_again(tmp_path):
     for n, new in ((50, 0), (30, 0), (80, 30)):
         calls.clear()
         again = filled(c, n, tmp_path)
-        assert sum(calls) <= new + 8
+        assert sum(calls) <= new + 32
         assert np.array_equal(again["x"][:30], first["x"][:30])
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -259,7 +259,7 @@ def simulate_killed(folder, n_kills):
         assert os.WIFSIGNALED(status) if attempt < n_kills else status == 0
         made = logged_rows(log, row_of)
         again = np.intersect1d(made, before)
-        assert len(again) <= 8, f"rows that were done are simulated again: {again}"
+        assert len(again) <= 32, f"rows that were done are simulated again: {again}"
         assert len(made) == len(set(made)), "a row is simulated twice in one run"
         total += len(made)
     assert n < total, "nothing was lost by any kill, so they came between blocks"

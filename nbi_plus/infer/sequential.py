@@ -174,9 +174,11 @@ class SequentialRun:
                 store = stack.enter_context(
                     SimulationStore.open(path, {}, columns, self.config.n_per_round)
                 )
+            ledger = Ledger(target, store, run.progress)
+            ledger.check_reuse()
             search = Search if self.method == "amis" else partial(Classic, self.method)
             answer = search(
-                Ledger(target, store, run.progress),
+                ledger,
                 Locator(parts, run.callback),
                 Tape(folder, parts.device),
                 self.config,
@@ -249,7 +251,7 @@ class SequentialRun:
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=repr).encode())
         c = setup.conditions
         tensors = [c.x, c.x_err, c.mask, first.modes, *c.arguments().values()]
-        tensors += [] if first.simulations is None else [first.simulations[0]]
+        tensors += first.simulations or ()
         network = {} if first.network is None else first.network.state_dict()
         custom = {} if parts.custom is None else parts.custom.state_dict()
         for tensor in [*tensors, *network.values(), *custom.values()]:

@@ -295,6 +295,7 @@ def _fingerprint(parts: Ingredients, material: Material) -> str:
         "mask": conditions.mask,
         "z": material.validation.z,
         "model": material.validation.model,
+        "sample": material.sample.model,
         **conditions.arguments(),
         **({} if custom is None else custom.state_dict()),
     }

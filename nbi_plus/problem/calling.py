@@ -7,7 +7,7 @@ import inspect
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,23 @@ class TimeLimitError(BaseException):
 
 class OutputError(ValueError):
     """What user code returned has no shape or type that means anything here."""
+
+
+class SimulationError(RuntimeError):
+    """A simulator cannot be used, or failed too often.
+
+    Attributes
+    ----------
+    failed : list of dict
+        ``row``, ``theta`` and ``error`` of each failed simulation.
+    """
+
+    def __init__(self, message: str, failed: Iterable[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.failed = [dict(one) for one in failed]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.failed)
 
 
 # What user code may raise without ending the run: a legacy code that calls sys.exit loses its row,
@@ -192,6 +209,10 @@ class Rows:
             for name, value in self.coords.items()
         }
         return Rows(self.theta[index], picked, self.per_row)
+
+    def paired(self) -> Rows:
+        """Return at least two rows: vectorised code that squeezes one row away never sees one."""
+        return self.take([0, 0]) if len(self) == 1 else self
 
     def tensors(self) -> Rows:
         """Return the same rows as CPU tensors; unsigned integers become int64."""

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.problem.identity import check_reuse
 from nbi_plus.problem.parallel import simulate_rows
 from nbi_plus.problem.simulator import FAILED, SimulationBlock
 from nbi_plus.problem.target import Z_MAX, Evaluation, Target
+from nbi_plus.problem.workers import Job
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -63,6 +65,15 @@ class Ledger:
     def has_likelihood(self) -> bool:
         """Whether draws can be weighed, or only simulated."""
         return self.target.noise.has_likelihood(self.target.data.x_err is not None)
+
+    def check_reuse(self) -> None:
+        """Refuse simulations in the store that another simulator made."""
+        target, store = self.target, self.store
+        if store is not None:
+            check_reuse(
+                target.simulator, store, lambda rows: self._job(store.read(rows, ["z"])["z"]),
+                n_jobs=target.n_jobs, client=target.client, whole=f"the folder {store.path.parent}",
+            )  # fmt: skip
 
     def evaluate(self, z: Tensor, *, keep: bool = False) -> Evaluation:
         """Return what the target is at draws z (1, n, D), simulating those that are not stored.
@@ -125,13 +136,6 @@ class Ledger:
         x = np.full((n, *self.target.simulator.shape), np.nan)
         state = np.full(n, FAILED, np.uint8)
         todo = self._recall(first, z, x, state)
-        prior = self.target.prior
-        theta = prior.complete(prior.from_latent(z))
-        coords, per_row = self._coords()
-
-        def make_rows(rows: NDArray[np.int64]) -> tuple:
-            own = {k: np.repeat(v, len(rows), 0) if k in per_row else v for k, v in coords.items()}
-            return theta[rows], own, per_row
 
         def on_block(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
             x[rows], state[rows] = block.x, block.state
@@ -143,7 +147,7 @@ class Ledger:
                 raise OutOfTime
 
         simulate_rows(
-            self.target.simulator, make_rows, todo, on_block,
+            self.target.simulator, lambda rows: self._job(z[rows]), todo, on_block,
             n_jobs=self.target.n_jobs, client=self.target.client, progress=self.progress,
         )  # fmt: skip
         self._n_rows += n
@@ -170,7 +174,11 @@ class Ledger:
         self.n_reused += len(done)
         return todo
 
-    def _coords(self) -> tuple[dict[str, NDArray], frozenset[str]]:
-        wanted, asked = self.target.data.arguments(), self.target.simulator.arguments
-        coords = {k: v.cpu().numpy() for k, v in wanted.items() if k in asked}
-        return coords, self.target.data.per_object() & set(coords)
+    def _job(self, z: NDArray[np.float64]) -> Job:
+        """Return what the simulator is called with for draws z (n, D)."""
+        prior, data = self.target.prior, self.target.data
+        asked = {k: v for k, v in data.arguments().items() if k in self.target.simulator.arguments}
+        per_row = data.per_object() & set(asked)
+        coords = {k: v.cpu().numpy() for k, v in asked.items()}
+        own = {k: np.repeat(v, len(z), 0) if k in per_row else v for k, v in coords.items()}
+        return prior.complete(prior.from_latent(z)), own, per_row

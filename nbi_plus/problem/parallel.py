@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nbi_plus.problem.probing import same
-from nbi_plus.problem.simulator import BoundSimulator, SimulationBlock, SimulationError
+from nbi_plus.problem.comparing import N_FEW, check_elsewhere, few_of, same
+from nbi_plus.problem.simulator import OK, BoundSimulator, SimulationBlock, SimulationError
 from nbi_plus.problem.workers import (
     Cluster,
     Crew,
@@ -39,6 +39,7 @@ _BLOCK_SECONDS = 0.5
 _BLOCK_ROWS = 4096
 _BLOCK_BYTES = 2**22
 _BAR_SECONDS = 2.0  # a bar is not worth showing for less
+_COMPARED_SECONDS = 0.5  # for rows of other processes that are simulated again in this one
 _PIECES = 8  # a block that killed its worker is tried again in as many pieces
 _MAX_DEATHS = 50
 
@@ -81,7 +82,8 @@ def simulate_rows(
     Raises
     ------
     SimulationError
-        When worker processes keep dying, or cannot run the simulator.
+        When worker processes keep dying, cannot run the simulator, or find other answers than this
+        process; when the answer for a row changes with the rows beside it.
     """
     n_workers = _n_workers(n_jobs, bound.seconds_per_row * len(rows))
     size = _rows_per_block(bound) if block_rows is None else block_rows
@@ -235,6 +237,7 @@ def _drive(
         for rows, job, answer in _collected(crew):
             if isinstance(answer, SimulationBlock):
                 in_a_row = 0
+                _compare(bound, rows, job, answer)
                 finish(rows, job[0], answer)
                 continue
             n_deaths, in_a_row = n_deaths + 1, in_a_row + 1
@@ -245,6 +248,23 @@ def _drive(
             else:
                 suspects.update(rows.tolist())
                 todo.extendleft(np.array_split(rows, min(_PIECES, len(rows)))[::-1])
+
+
+def _compare(
+    bound: BoundSimulator, rows: NDArray[np.int64], job: Job, block: SimulationBlock
+) -> None:
+    """Simulate a few rows of the first block again, here: elsewhere a simulator may differ."""
+    good = np.flatnonzero(block.state == OK)
+    if bound.compared.elsewhere or not bound.repeats or not len(good):
+        return
+    n = int(np.clip(_COMPARED_SECONDS / max(bound.seconds_per_row, 1e-9), 1, N_FEW))
+    few = good[few_of(len(good), n)]
+    theta, coords, per_row = job
+    own = {name: value[few] if name in per_row else value for name, value in coords.items()}
+    here = bound.run(theta[few], own, per_row)
+    ran = here.state == OK  # what fails here alone ran into its time limit, or lacks a file
+    check_elsewhere(rows[few][ran], theta[few][ran], block.x[few][ran], here.x[ran])
+    bound.compared.elsewhere = bool(ran.any())
 
 
 def _collected(crew: Crew) -> list[tuple[NDArray[np.int64], Job, SimulationBlock | str]]:

@@ -17,12 +17,14 @@ from nbi_plus.problem.calling import (
     Call,
     OutputError,
     Rows,
+    SimulationError,
     as_block,
     as_row,
     described,
     limited,
     real_numbers,
 )
+from nbi_plus.problem.comparing import check_beside, same
 from nbi_plus.problem.random import reseed_global_generators
 
 _REPEATS = 1e-12  # the same theta must give the same answer, relative to its largest value
@@ -63,6 +65,8 @@ class Trial:
     seedable : bool
         The same theta gives one answer for one state of the global generators.
     seconds_per_row : float
+    most : int
+        Rows at once whose answers were compared with those of other numbers of rows.
     differentiable : bool
         Its output really requires a gradient with respect to theta.
     """
@@ -73,6 +77,7 @@ class Trial:
     stochastic: bool
     seedable: bool
     seconds_per_row: float
+    most: int
     differentiable: bool = False
 
 
@@ -172,7 +177,7 @@ def _tried(call: Call, probe: Probe, found: Trial | None) -> Trial:
         with torch.no_grad():
             trial = (_try_block if call.vectorized else _try_rows)(call, probe)
     except USER_ERRORS as error:
-        if isinstance(error, RejectedError):
+        if isinstance(error, (RejectedError, SimulationError)):
             raise
         raise RejectedError(described(error, probe.timeout)) from error
     if found is not None and not (found.stochastic or trial.stochastic):
@@ -200,13 +205,17 @@ def _try_block(call: Call, probe: Probe) -> Trial:
     stochastic, seedable = _repeats(lambda: probe.block(call, rows), x, again)
     if not stochastic and not same(x[part], y, _AGREES):
         raise OutputError("its answer for one row changes with the rows beside it")
+    n = many
     if seconds < _QUICK:
         n = max(many, min(_TIMED_ROWS, _TIMED_BYTES // x[0].nbytes))
-        more = rows.take(np.resize(np.arange(many), n))
+        place = np.resize(np.arange(many), n)
+        more = rows.take(place)
         start = time.perf_counter()
-        probe.block(call, more)
-        return Trial(call, rows, x, stochastic, seedable, (time.perf_counter() - start) / n)
-    return Trial(call, rows, x, stochastic, seedable, seconds / many)
+        z = probe.block(call, more)
+        seconds = time.perf_counter() - start
+        if not stochastic:
+            check_beside(range(n), more.theta, z, x[place], n)
+    return Trial(call, rows, x, stochastic, seedable, seconds / n, n)
 
 
 def _first_block(call: Call, probe: Probe, n: int) -> tuple[Rows, NDArray[np.float64]]:
@@ -263,7 +272,7 @@ def _try_rows(call: Call, probe: Probe) -> Trial:
     stochastic, seedable = _repeats(once_more, x[: len(repeated)], once_more())
     warm = spent[1:] or spent  # the first call also imports, compiles and fills caches
     rows = probe.rows.take([*outputs])
-    return Trial(call, rows, x, stochastic, seedable, sum(warm) / len(warm))
+    return Trial(call, rows, x, stochastic, seedable, sum(warm) / len(warm), len(x))
 
 
 def _row_counts(rows: Rows) -> tuple[int, int]:
@@ -289,15 +298,6 @@ def _repeats(
         reseed_global_generators(0)
         seeded.append(outputs())
     return True, same(*seeded, _REPEATS)
-
-
-def same(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> bool:
-    """Tell whether outputs agree, relative to the largest value along the last axis."""
-    finite = np.isfinite(a) & np.isfinite(b)
-    a_finite, b_finite = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-    scale = np.max(np.abs(a_finite), axis=-1, keepdims=True)
-    near = np.abs(a_finite - b_finite) <= tolerance * scale
-    return bool(np.where(finite, near, (a == b) | (np.isnan(a) & np.isnan(b))).all())
 
 
 def _strictly_real(output: object) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.io.store import SimulationStore
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME, shifts
+from nbi_plus.problem.identity import check_reuse
 from nbi_plus.problem.parallel import OnBlock, check_failures, simulate_rows
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_normal
 from nbi_plus.problem.simulator import OK, BoundSimulator, SimulationBlock
 
-_LOG = logging.getLogger("nbi_plus")
-_N_CHECKED = 8  # stored rows simulated again when a store is reused
 _N_LISTED = 100  # failures that an error names
 _UNKNOWN = "failed in an earlier run"
 _NOT_FINITE = "the output is not finite"
@@ -100,8 +98,7 @@ class Campaign:
 
     def fill(self, store: SimulationStore, n: int, max_failed: float) -> None:
         """Simulate what is missing of the first ``n`` rows; raise when too many fail."""
-        if store.n_done and not self.simulator.stochastic:
-            self._check_reuse(store)
+        check_reuse(self.simulator, store, self._make_rows, n_jobs=self.n_jobs, client=self.client)
         missing = store.missing(n)
         done = np.setdiff1d(np.arange(n), missing)
         earlier = store.read(done, ["state"])["state"] != OK
@@ -187,24 +184,6 @@ class Campaign:
         if TIME in per_row and coords[TIME].ndim == 2:
             coords[TIME] = coords[TIME] + self.shifts(rows)[:, None]
         return theta, coords, per_row
-
-    def _check_reuse(self, store: SimulationStore) -> None:
-        """Simulate some stored rows again: an edited simulator must not meet old simulations."""
-        good = store.good_rows(store.capacity)
-        if not len(good):
-            return
-        rows = good[np.linspace(0, len(good) - 1, min(_N_CHECKED, len(good))).astype(int)]
-        old = store.read(rows, ["x"])["x"]
-        block = self.simulator.run(*self._make_rows(rows))
-        size = np.abs(old).max(initial=0.0)
-        if not np.allclose(block.x, old, rtol=1e-6, atol=1e-9 * size):
-            worst = np.abs(block.x - old).max() if np.isfinite(block.x).all() else np.nan
-            raise StoreError(
-                f"{store.path} must hold simulations of this simulator, but {len(rows)} of them, "
-                f"simulated again, differ by up to {worst:g}. Was the simulator edited? Use "
-                "another path, or delete the file."
-            )
-        _LOG.info("using %d stored simulations of %s", store.n_done, store.path)
 
 
 @dataclass

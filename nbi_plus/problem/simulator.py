@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from nbi_plus.problem.calling import (
     Call,
     OutputError,
     Rows,
+    SimulationError,
     TimeLimitError,
     arguments_of,
     as_block,
@@ -27,6 +28,7 @@ from nbi_plus.problem.calling import (
     limited,
     real_numbers,
 )
+from nbi_plus.problem.comparing import Compared, check_beside, few_of
 from nbi_plus.problem.probing import Probe, RejectedError, Trial, choose
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
@@ -35,23 +37,6 @@ FAILED = 1  # raised, or took too long, twice
 NONFINITE = 2  # simulated, but with NaN or infinities in its output
 
 _NO_COORDS: Mapping[str, Any] = MappingProxyType({})
-
-
-class SimulationError(RuntimeError):
-    """A simulator cannot be used, or failed too often.
-
-    Attributes
-    ----------
-    failed : list of dict
-        ``row``, ``theta`` and ``error`` of each failed simulation.
-    """
-
-    def __init__(self, message: str, failed: Iterable[Mapping[str, Any]] = ()) -> None:
-        super().__init__(message)
-        self.failed = [dict(one) for one in failed]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.failed)
 
 
 @dataclass(frozen=True)
@@ -145,6 +130,8 @@ class BoundSimulator:
         from theta, so that the answers at least do not depend on what ran before.
     seedable : bool
         Such a seed fixes the answer; if not, the simulator has randomness of its own.
+    compared : Compared
+        What was found about its answers in use.
     """
 
     call: Call
@@ -155,6 +142,7 @@ class BoundSimulator:
     seconds_per_row: float
     stochastic: bool
     seedable: bool
+    compared: Compared = field(compare=False, repr=False)
 
     @property
     def f(self) -> Callable[..., Any]:
@@ -175,6 +163,11 @@ class BoundSimulator:
     def vectorized(self) -> bool:
         """All rows go in at once."""
         return self.call.vectorized
+
+    @property
+    def repeats(self) -> bool:
+        """A row simulated again gives the same, whatever rows are beside it."""
+        return not self.stochastic or (self.seedable and not self.vectorized)
 
     def shape_for(self, coords: Mapping[str, ArrayLike]) -> tuple[int, int]:
         """Return (C, L) of one row's output for these coordinates."""
@@ -223,6 +216,8 @@ class BoundSimulator:
                     else:
                         tried.add(row)
                         todo.append(part)
+                else:
+                    self._compare(rows, part, x[part])
         state[(state == OK) & ~np.isfinite(x).all((1, 2))] = NONFINITE
         return SimulationBlock(x, state, sorted(errors))
 
@@ -257,7 +252,10 @@ class BoundSimulator:
             if n == 0:
                 return theta.new_zeros((0, *self.shape_for(coords)))
             if self.vectorized:
-                output = as_block(_tensor(self.call.all_rows(_paired(rows))), max(n, 2))[:n]
+                output = as_block(_tensor(self.call.all_rows(rows.paired())), max(n, 2))[:n]
+                if theta.dtype is torch.float64:
+                    plain = replace(rows, theta=rows.theta.detach())
+                    self._compare(plain, np.arange(n), output)
             else:
                 output = torch.stack(
                     [as_row(_tensor(self.call.one_row(rows, i))) for i in range(n)]
@@ -272,7 +270,7 @@ class BoundSimulator:
         seconds = None if self.timeout is None else self.timeout * n
         self._seed(rows.theta[part])
         if self.vectorized:
-            block = _paired(rows if n == len(rows) else rows.take(part))
+            block = (rows if n == len(rows) else rows.take(part)).paired()
             output = as_block(
                 real_numbers(limited(lambda: self.call.all_rows(block), seconds)), len(block)
             )[:n]
@@ -285,6 +283,21 @@ class BoundSimulator:
                 f"{output.shape[-2:]}"
             )
         return output
+
+    def _compare(self, rows: Rows, part: NDArray[np.int64], x: NDArray | Tensor) -> None:
+        """Refuse answers of more rows at once than ever before that a few of them alone change."""
+        n = len(part)
+        if not self.vectorized or self.stochastic or n <= self.compared.rows:
+            return
+        few = few_of(n)
+        block = rows.take(part[few])
+        try:
+            with torch.no_grad():
+                alone = as_block(real_numbers(self.call.all_rows(block)), len(few))
+        except USER_ERRORS:
+            return
+        check_beside(part[few], real_numbers(block.theta), real_numbers(x[few]), alone, n)
+        self.compared.rows = n
 
     def _seed(self, theta: Any) -> None:  # noqa: ANN401  ndarray or Tensor
         """Make a stochastic simulator draw other numbers for other theta, and the same for it."""
@@ -365,6 +378,7 @@ def _bound(trial: Trial, timeout: float | None) -> BoundSimulator:
         seconds_per_row=trial.seconds_per_row,
         stochastic=trial.stochastic,
         seedable=trial.seedable,
+        compared=Compared(trial.most),
     )
 
 
@@ -379,11 +393,6 @@ def _ways(wish: Simulator) -> str:
     batching = {None: "vectorised or row by row", True: "vectorised", False: "row by row"}
     gradient = " and with a gradient in torch" if wish.differentiable else ""
     return batching[wish.vectorized] + gradient
-
-
-def _paired(rows: Rows) -> Rows:
-    """Return at least two rows: vectorised code that squeezes one row away never sees one."""
-    return rows.take([0, 0]) if len(rows) == 1 else rows
 
 
 def _tensor(output: Any) -> Tensor:  # noqa: ANN401

@@ -15,7 +15,7 @@ from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.parallel import simulate_rows
 from nbi_plus.problem.prior import Prior
-from nbi_plus.problem.simulator import FAILED, BoundSimulator, SimulationBlock
+from nbi_plus.problem.simulator import FAILED, BoundSimulator, SimulationBlock, SimulationError
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -228,8 +228,8 @@ class Target:
         """Run a torch simulator on all rows at once, or return None when a row makes it raise."""
         try:
             return self.simulator.torch(theta, coords, per_row)
-        except torch.cuda.OutOfMemoryError:
-            raise  # no row is to blame
+        except (torch.cuda.OutOfMemoryError, SimulationError):
+            raise  # no single row is to blame
         except Exception as error:  # noqa: BLE001 - user code; `_run` finds the row and keeps the error
             _LOG.debug("simulator raised on %d rows, trying them one by one: %r", len(theta), error)
             return None

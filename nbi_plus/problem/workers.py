@@ -24,7 +24,7 @@ from joblib.externals.loky.backend import get_context
 from joblib.parallel import ParallelBackendBase
 from numpy.typing import NDArray
 
-from nbi_plus.problem.simulator import BoundSimulator, SimulationBlock
+from nbi_plus.problem.simulator import BoundSimulator, SimulationBlock, SimulationError
 
 Job = tuple[NDArray[np.float64], Mapping[str, NDArray[Any]], frozenset[str]]
 Answer = SimulationBlock | str  # a text tells how the worker died
@@ -87,6 +87,8 @@ def _serve(pipe: connection.Connection, payload: bytes) -> None:
             job = pipe.recv()
             try:
                 answer = simulator(payload).run(*job)
+            except SimulationError as error:
+                answer = error
             except Exception as error:  # noqa: BLE001  the parent reports it
                 answer = WorkerError(f"{error!r}. {_IMPORTABLE}")
             pipe.send(answer)
@@ -112,7 +114,7 @@ class _Worker:
         theirs.close()  # the worker's end: when it dies, ours reads the end of the file
         return cls(process, ours)
 
-    def answer(self) -> Answer | WorkerError | None:
+    def answer(self) -> Answer | WorkerError | SimulationError | None:
         """Return what has arrived, or None when nothing did."""
         alive = self.process.is_alive()
         try:
@@ -187,7 +189,7 @@ class Processes:
         connection.wait([worker.pipe for worker in busy], _WAKE_SECONDS)
         for worker in busy:
             answer = worker.answer()
-            if isinstance(answer, WorkerError):
+            if isinstance(answer, (WorkerError, SimulationError)):
                 raise answer
             if answer is not None:
                 rows, job = worker.block
@@ -298,6 +300,8 @@ class Cluster:
                 yield rows, job, future.result()
             elif type(error).__name__ == "KilledWorker":  # Dask's, known by name, not imported
                 yield rows, job, f"the worker process died ({error!r:.200})"
+            elif isinstance(error, SimulationError):
+                raise error
             else:
                 raise WorkerError(f"{error!r}. {_IMPORTABLE}") from error
 
