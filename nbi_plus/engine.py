@@ -25,7 +25,12 @@ from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
 from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import NONE_KNOWN, bind_simulator, check_inputs
+from nbi_plus.problem.inputs import (
+    NONE_KNOWN,
+    bind_simulator,
+    check_inputs,
+    check_observations,
+)
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
@@ -132,7 +137,8 @@ class Engine(Predictor, BaseEstimator):
 
     def fit(  # noqa: PLR0913 - the public door
         self,
-        n_sims: int | None = None,
+        n_sims: int | ArrayLike | None = None,
+        x: ArrayLike | str | Path | None = None,
         *,
         n_rounds: int = 1,
         n_epochs: int | None = None,
@@ -140,7 +146,6 @@ class Engine(Predictor, BaseEstimator):
         x_obs: ArrayLike | None = None,
         x_err: ArrayLike | None = None,
         theta: ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
         noise: Noise | ArrayLike | Callable | None = None,
         online: bool = False,
         warm_start: bool = False,
@@ -164,7 +169,8 @@ class Engine(Predictor, BaseEstimator):
         Parameters
         ----------
         n_sims : int
-            Simulations, of each round; with ``online`` as many fresh ones for each epoch.
+            Simulations, of each round; with ``online`` as many fresh ones for each epoch. An array
+            in this place is ``theta``: ``fit(theta, x)``.
         n_rounds : int
             1: one amortized network for all objects. More: a sequential fit of ``x_obs`` alone,
             in at most so many rounds; its answer is ``posterior_``.
@@ -214,14 +220,13 @@ class Engine(Predictor, BaseEstimator):
         Engine
             Itself.
         """
+        n_sims, theta = doors.positional(n_sims, theta, x)
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         goes_on = hasattr(self, "model_") and (sequential or warm_start)
         known = self._conventions() if goes_on else NONE_KNOWN
         given = Given(observations, x_obs, x_err, theta, x, inputs, grid, known)
         self._check_start(sequential, warm_start, n_sims, given)
-        if sequential and grid is not None:
-            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
         if sequential and online:
             raise ValueError("online must be False for a sequential fit, which keeps what it made.")
         options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
@@ -253,6 +258,8 @@ class Engine(Predictor, BaseEstimator):
             self._require_fit("fit(warm_start=True)")
         if sequential and n_sims is None:
             raise ValueError("fit must have n_sims, the simulations of each round.")
+        if sequential and given.grid is not None:
+            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
         elsewhere = given.theta is not None or given.x is not None
         if not sequential and elsewhere == (n_sims is not None):
             raise ValueError("fit must have either n_sims, or theta and x.")
@@ -272,6 +279,8 @@ class Engine(Predictor, BaseEstimator):
                     "sequential fit goes on: give n_rounds too."
                 )
             return False
+        if observations is not None:
+            check_observations(observations)
         n_objects = 1 if x_obs is not None else 0 if observations is None else len(observations)
         if n_objects != 1:
             raise ValueError(

@@ -28,6 +28,7 @@ from nbi_plus.problem.inputs import (
     is_one_object,
     many_objects,
     one_object,
+    only_object,
     with_grid,
 )
 from nbi_plus.problem.joining import shared_again
@@ -280,6 +281,7 @@ class Predictor:
             raise ValueError(
                 f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
             )
+        doors.check_not_swapped(self.simulator, given[0])
         return Prior.coerce(given[0], labels=self.labels)
 
     def _require_fit(self, door: str, *, sequential: bool = False) -> None:
@@ -324,6 +326,9 @@ class Predictor:
         door: str,
     ) -> Observations:
         """Return one object, with what was given to `fit` where nothing is given here."""
+        if isinstance(x_obs, Observations):
+            one = only_object(x_obs, {"x_err": x_err, "mask": mask, **inputs}, door)
+            return self._like_training(one)
         error, known = self._known(x_err, inputs, door)
         return one_object(x_obs, error, mask, known, self._conventions())
 
@@ -340,7 +345,8 @@ class Predictor:
         """Return the objects as the network knows them, with what was given to `fit`."""
         conventions = self._conventions()
         found = with_grid(observations, self.defaults_, conventions).like(*conventions)
-        one_grid = any(v.ndim == 1 for v in self.model_.conditions.coords.values())
+        trained = self.model_.conditions.coords if hasattr(self, "model_") else {}
+        one_grid = any(v.ndim == 1 for v in trained.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
 
     def _known(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -15,13 +16,21 @@ from nbi_plus.data.units import split_unit
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.calling import arguments_of
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import Categories, coordinate
+from nbi_plus.problem.packing import Categories, coordinate, scalar
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 
 _N_PROBES = 16
+# what an object has tells which constructor reads it, the first that fits
+_MADE_OF = {
+    "iloc": "from_table(table, id=, t=, x=, x_err=)",
+    "spectral_axis": "from_spectrum1d(spectra)",
+    "flux": "from_lightkurve(curves)",
+    "columns": "from_table(table, id=, t=, x=, x_err=)",
+    "column_names": "from_table(table, id=, t=, x=, x_err=)",
+}
 # coordinates that a network or a noise model may use though no simulator asks
-_COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
+COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
 
 
 class Conventions(NamedTuple):
@@ -57,6 +66,7 @@ def one_object(
             "Use predict_many with Observations for many objects."
         )
     coords, scalars, units = split_inputs(inputs)
+    _check_lengths(x, coords)
     lift = {"x_err": split_unit("x_err", x_err, unit)[0], "mask": mask}
     lifted = {k: None if v is None else _lift(k, v, x) for k, v in lift.items()}
     found = Observations.from_arrays(
@@ -69,6 +79,24 @@ def one_object(
         **coords,
     )
     return found.like(*known)
+
+
+def only_object(
+    observations: Observations, beside: Mapping[str, ArrayLike | None], door: str
+) -> Observations:
+    """Return observations of one object; refuse many of them, and data given beside them."""
+    if len(observations) != 1:
+        raise ValueError(
+            f"x_obs must be one object for {door}, but is Observations of {len(observations)}. "
+            "Use predict_many for all of them, or observations[0]."
+        )
+    extra = [name for name, value in beside.items() if value is not None]
+    if extra:
+        raise ValueError(
+            f"{extra[0]} must be part of the Observations given to {door}, but was given beside "
+            "them. Make them with it."
+        )
+    return observations
 
 
 def many_objects(
@@ -96,31 +124,47 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     return len(came) == 1
 
 
+def check_observations(observations: Observations) -> None:
+    """Refuse what is not Observations, and say which constructor makes them of it."""
+    if isinstance(observations, Observations):
+        return
+    found = {name for name in _MADE_OF if getattr(observations, name, None) is not None}
+    how = next((way for name, way in _MADE_OF.items() if name in found), "from_arrays(x, x_err)")
+    how = "read(path)" if isinstance(observations, (str, PathLike)) else how
+    raise TypeError(
+        f"observations must be Observations, but are {type(observations).__name__}. "
+        f"Make them with nbi.Observations.{how}."
+    )
+
+
 def with_grid(
     observations: Observations,
     defaults: Mapping[str, NDArray],
     known: Conventions = NONE_KNOWN,
 ) -> Observations:
-    """Return observations that have the coordinates given to `fit` where they had none."""
-    if not isinstance(observations, Observations):
-        raise TypeError(
-            f"observations must be Observations, but are {type(observations).__name__}. "
-            "Make them with Observations.from_arrays."
-        )
+    """Return observations with the coordinates and numbers given to `fit` where they had none."""
+    check_observations(observations)
     grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
     missing = {
         k: coordinate(k, v, known.categories.get(k))
         for k, v in grid.items()
-        if k not in observations.points
+        if k not in observations.points and observations.shared_grid
     }
-    if not (missing and observations.shared_grid):
+    alone = {
+        k: scalar(k, np.full(len(observations), v), len(observations))
+        for k, v in defaults.items()
+        if k != "x_err" and not v.ndim and k not in observations.scalars
+    }
+    if not (missing or alone):
         return observations
+    added = {*missing, *alone}
     return replace(
         observations,
         points=observations.points | {k: v for k, (v, _) in missing.items()},
+        scalars=observations.scalars | alone,
         categories=observations.categories
         | {k: names for k, (_, names) in missing.items() if names is not None},
-        units=observations.units | {k: u for k, u in known.units.items() if k in missing},
+        units=observations.units | {k: u for k, u in known.units.items() if k in added},
     )
 
 
@@ -158,7 +202,7 @@ def check_inputs(
         return
     names = [p.name for p in parameters][1:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = [k for k in inputs if k not in names and k not in _COMMON]
+    unknown = [k for k in inputs if k not in names and k not in COMMON]
     if unknown and not takes_any:
         raise TypeError(
             f"{door} got unexpected keywords {unknown}: they are no option of {door}, and the "
@@ -206,6 +250,17 @@ def _check_points_apart(
             "smoothing over an object's points out of it: nbi.LinearNuisance takes offsets and "
             "scales, and what must be smoothed can be simulated on a grid of its own inside."
         )
+
+
+def _check_lengths(x: NDArray, coords: Mapping[str, NDArray]) -> None:
+    """Refuse data of one object and coordinates that differ in their number of points."""
+    for name, value in coords.items():
+        if value.shape != x.shape[-1:]:
+            raise ValueError(
+                f"x_obs and {name} must have the same number of points, but x_obs has shape "
+                f"{x.shape} and {name} {value.shape}. Give both for the same points "
+                "(what is left out here is what fit was given)."
+            )
 
 
 def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:
