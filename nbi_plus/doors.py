@@ -6,11 +6,14 @@ Short names and dicts (nbi's included) are accepted here and nowhere else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 import featurizers
@@ -23,8 +26,11 @@ from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME, Perturbation
 from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.simulator import Simulator
 
 _LOG = logging.getLogger("nbi_plus")
+_ALIKE_DEVICE = {"gpu": " Did you mean 'cuda'?", "metal": " Did you mean 'mps'?"}
 _NBI_FLOW = {"num_blocks": "n_blocks", "flow_hidden": "hidden"}  # nbi's names for ours
 
 
@@ -32,7 +38,18 @@ def device_of(device: str | torch.device | None) -> torch.device:
     """Return a device that can do float64: CUDA where there is one, unless told otherwise."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be a name that torch knows, as 'cpu', 'cuda' or 'cuda:1', but is "
+            f"{device!r}.{_ALIKE_DEVICE.get(str(device).lower(), '')}"
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device must be there, but torch finds no CUDA for {device!r}. Leave device=None, "
+            "which takes the CPU then, or install torch for your GPU."
+        )
     if chosen.type == "mps":
         _LOG.warning("MPS has no float64, which weights need: using the CPU.")
         return torch.device("cpu")
@@ -75,6 +92,34 @@ def train_config(
     return TrainConfig(**options)
 
 
+def positional(
+    n_sims: int | ArrayLike | None, theta: ArrayLike | None, x: ArrayLike | str | Path | None
+) -> tuple[int | None, ArrayLike | None]:
+    """Return n_sims and theta of the first positional argument of `fit`, which may be either."""
+    if isinstance(n_sims, Observations) or isinstance(x, Observations):
+        raise TypeError(
+            "fit must have n_sims, or theta and x, as its positional arguments, but has "
+            "Observations. Write fit(n_sims, observations=...)."
+        )
+    if np.ndim(n_sims) == 0:
+        return n_sims, theta
+    if theta is not None:
+        raise TypeError("theta must be given once, but came by position and by name.")
+    return None, n_sims
+
+
+def check_not_swapped(
+    simulator: Simulator | Callable | None, prior: Prior | Mapping | list | Callable
+) -> None:
+    """Refuse a prior that stands where the simulator belongs."""
+    if isinstance(simulator, (Prior, Mapping, list, tuple)):
+        raise TypeError(
+            f"simulator must be a function f(theta, ...), but is a {type(simulator).__name__}, and "
+            f"prior is a {type(prior).__name__}. Did you swap simulator and prior? "
+            "Write Engine(simulator, prior)."
+        )
+
+
 def method_for(method: str | None, setup: Setup) -> str:
     """Return the method of a sequential fit that this problem allows."""
     if method is not None and method not in METHODS:
@@ -107,29 +152,33 @@ def featurizer_spec(
     if isinstance(featurizer, nn.Module):
         return FeaturizerSpec("custom", n_channels, length, n_params, {}), featurizer
     if isinstance(featurizer, (list, tuple)):
-        return FeaturizerSpec(MULTI, n_channels, length, n_params, _parts(featurizer, config)), None
-    name, options = _name_and_options(featurizer, config)
+        parts = _parts(featurizer, config, conditions)
+        return FeaturizerSpec(MULTI, n_channels, length, n_params, parts), None
+    name, options = _name_and_options(featurizer, config, conditions)
     return FeaturizerSpec(name, n_channels, length, n_params, options), None
 
 
 def _name_and_options(
-    featurizer: str | Mapping[str, Any], config: EncoderConfig
+    featurizer: str | Mapping[str, Any], config: EncoderConfig, conditions: Batch
 ) -> tuple[str, dict[str, Any]]:
+    wishes = {} if isinstance(featurizer, str) else dict(featurizer)
+    is_transformer = str(wishes.get("type", featurizer)).lower() == "transformer"
+    time = wishes.pop("time", None) if is_transformer else None
     name, options = (
-        (featurizer, {}) if isinstance(featurizer, str) else featurizers.from_nbi(featurizer)
+        (featurizer, {}) if isinstance(featurizer, str) else featurizers.from_nbi(wishes)
     )
     if name not in featurizers.available():
         raise ValueError(
             f"featurizer must be one of {list(featurizers.available())}, a dict, a list of one for "
             f"each channel of the data, or an nn.Module, but is {name!r}."
         )
-    if name == "transformer" and config.own_coords:
-        options = {"time_channel": config.layout[_time_like(config)][0]} | options
+    if is_transformer and (config.own_coords or time):
+        options = {"time_channel": config.layout[_time_like(time, config, conditions)][0]} | options
     return name, dict(options)
 
 
 def _parts(
-    wishes: Sequence[str | Mapping[str, Any]], config: EncoderConfig
+    wishes: Sequence[str | Mapping[str, Any]], config: EncoderConfig, conditions: Batch
 ) -> dict[str, list[dict[str, Any]]]:
     """Return one featurizer for each channel of the data, and the inputs that it sees."""
     if len(wishes) != config.n_channels or config.n_channels < 2:
@@ -142,7 +191,7 @@ def _parts(
     shared = [i for k, channels in layout.items() if k not in (*own, "mask") for i in channels]
     parts = []
     for i, wish in enumerate(wishes):
-        name, options = _name_and_options(wish, config)
+        name, options = _name_and_options(wish, config, conditions)
         data = [layout[k][i] for k in own[:2] if layout[k]]
         channels = [*data, *shared, layout["channel masks"][i]]
         if "time_channel" in options:
@@ -151,9 +200,23 @@ def _parts(
     return {"parts": parts}
 
 
-def _time_like(config: EncoderConfig) -> str:
-    """Return the coordinate that orders an object's points: time, or the first there is."""
-    return TIME if TIME in config.own_coords else config.own_coords[0]
+def _time_like(wish: str | None, config: EncoderConfig, conditions: Batch) -> str:
+    """Return the coordinate that orders a transformer's points; say which, if it is not time."""
+    if wish is not None and wish not in config.coords:
+        raise ValueError(
+            f"featurizer's time must be one of the coordinates in numbers {config.coords}, but is "
+            f"{wish!r}."
+        )
+    # the encoder sorts its coordinates; the data still have them as they were given
+    own = [k for k in conditions.coords if k in config.own_coords]
+    found = wish or next(k for k in (TIME, "wavelength", *own) if k in own)
+    if found != TIME:
+        _LOG.info(
+            "%s orders the points for the transformer. For another coordinate, give "
+            "featurizer={'type': 'transformer', 'time': its name}.",
+            found,
+        )
+    return found
 
 
 def check_continues(start: TrainedModel, conditions: Batch) -> None:

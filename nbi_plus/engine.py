@@ -26,7 +26,12 @@ from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
 from nbi_plus.problem.cadence import Cadences, Perturbation
 from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import NONE_KNOWN, bind_simulator, check_inputs
+from nbi_plus.problem.inputs import (
+    NONE_KNOWN,
+    bind_simulator,
+    check_inputs,
+    check_observations,
+)
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
@@ -133,7 +138,8 @@ class Engine(Predictor, BaseEstimator):
 
     def fit(  # noqa: PLR0913 - the public door
         self,
-        n_sims: int | None = None,
+        n_sims: int | ArrayLike | None = None,
+        x: ArrayLike | str | Path | None = None,
         *,
         n_rounds: int = 1,
         n_epochs: int | None = None,
@@ -143,7 +149,6 @@ class Engine(Predictor, BaseEstimator):
         mask: ArrayLike | None = None,
         bad: ArrayLike | None = None,
         theta: ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
         noise: Noise | ArrayLike | Callable | None = None,
         online: bool = False,
         warm_start: bool = False,
@@ -167,7 +172,8 @@ class Engine(Predictor, BaseEstimator):
         Parameters
         ----------
         n_sims : int
-            Simulations, of each round; with ``online`` as many fresh ones for each epoch.
+            Simulations, of each round; with ``online`` as many fresh ones for each epoch. An array
+            in this place is ``theta``: ``fit(theta, x)``.
         n_rounds : int
             1: one amortized network for all objects. More: a sequential fit of ``x_obs`` alone,
             in at most so many rounds; its answer is ``posterior_``.
@@ -220,6 +226,7 @@ class Engine(Predictor, BaseEstimator):
         Engine
             Itself.
         """
+        n_sims, theta = doors.positional(n_sims, theta, x)
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         goes_on = hasattr(self, "model_") and (sequential or warm_start)
@@ -279,6 +286,8 @@ class Engine(Predictor, BaseEstimator):
                     "sequential fit goes on: give n_rounds too."
                 )
             return False
+        if observations is not None:
+            check_observations(observations)
         n_objects = 1 if x_obs is not None else 0 if observations is None else len(observations)
         if n_objects != 1:
             raise ValueError(

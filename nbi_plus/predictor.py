@@ -305,6 +305,7 @@ class Predictor:
             raise ValueError(
                 f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
             )
+        doors.check_not_swapped(self.simulator, given[0])
         return Prior.coerce(given[0], labels=self.labels)
 
     def _require_fit(self, door: str, *, sequential: bool = False) -> None:
@@ -370,7 +371,8 @@ class Predictor:
         """Return the objects as the network knows them, with what was given to `fit`."""
         conventions = self._conventions()
         found = with_grid(observations, self.defaults_, conventions).like(*conventions)
-        one_grid = any(v.ndim == 1 for v in self.model_.conditions.coords.values())
+        trained = self.model_.conditions.coords if hasattr(self, "model_") else {}
+        one_grid = any(v.ndim == 1 for v in trained.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
 
     def _answerer(

@@ -106,6 +106,7 @@ def nbi_samples(engine, one):
     return engine.predict_many(one)[0].samples
 
 
+@pytest.mark.filterwarnings("ignore::nbi_plus.UncertifiedWarning")  # so small a fit proves nothing
 def test_an_object_of_a_table_is_recognised_after_its_fit_in_rounds():
     one = survey()[0]
     engine = nbi.Engine(steps, PRIOR, featurizer="gru", seed=0)

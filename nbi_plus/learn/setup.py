@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,21 @@ from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import TIME
 from nbi_plus.problem.dense import DenseGrid
 from nbi_plus.problem.inputs import (
+    COMMON,
     NONE_KNOWN,
     Conventions,
     asked_for,
     bind_simulator,
+    check_observations,
     one_object,
     split_inputs,
     with_grid,
 )
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import as_given, coordinate
+from nbi_plus.problem.packing import as_given, coordinate, scalar
 from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.random import generator
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
 
 _LOG = logging.getLogger("nbi_plus")
@@ -57,16 +60,34 @@ class Given:
             return one_object(self.x_obs, self.x_err, self.mask, self.inputs, self.known)
         if self.mask is not None:
             raise ValueError("mask or bad must come with x_obs, whose points they are of.")
-        if self.observations is not None and not isinstance(self.observations, Observations):
-            came = type(self.observations).__name__
-            raise TypeError(f"observations must be Observations, but are {came}.")
-        if self.observations is not None and self.x_err is not None:
-            raise ValueError("x_err must be part of the observations, but was given beside them.")
         if self.observations is None:
             return None
-        grid, _, units = split_inputs(self.inputs)
+        if self.x_err is not None:
+            raise ValueError("x_err must be part of the observations, but was given beside them.")
+        check_observations(self.observations)
+        _check_new(self.inputs, self.observations)
+        coords, scalars, units = self._split()
+        one = {k: v for k, v in scalars.items() if not v.ndim}
+        n = len(self.observations)
+        each = {k: scalar(k, v, n) for k, v in scalars.items() if v.ndim}
+        found = replace(
+            self.observations,
+            scalars=self.observations.scalars | each,
+            units=self.observations.units | {k: u for k, u in units.items() if k in each},
+        )
         own = Conventions(self.known.categories, {**self.known.units, **units})
-        return with_grid(self.observations, grid, own).like(*self.known)
+        return with_grid(found, coords | one, own).like(*self.known)
+
+    def _split(self) -> tuple[dict[str, NDArray], dict[str, NDArray], dict[str, str]]:
+        """Return coordinates, scalars and units of the inputs.
+
+        Beside observations, an array of one number for each object is a scalar.
+        """
+        coords, scalars, units = split_inputs(self.inputs)
+        if self.observations is None:
+            return coords, scalars, units
+        each = {k: v for k, v in coords.items() if _is_each(k, v, self.observations)}
+        return {k: v for k, v in coords.items() if k not in each}, scalars | each, units
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
@@ -74,8 +95,8 @@ class Given:
         grid = {}
         if seen is not None and seen.shared_grid:
             grid = {k: as_given(v, seen.categories.get(k)) for k, v in seen.points.items()}
-        coords, scalars, _ = split_inputs(self.inputs)
-        given = {k: v.astype(np.float64) for k, v in scalars.items()}
+        coords, scalars, _ = self._split()
+        given = {k: v.astype(np.float64) for k, v in scalars.items() if not v.ndim}
         # what is masked was good for this object alone
         whole = {k: v for k, v in coords.items() if not np.ma.getmaskarray(v).any()}
         grid = {k: v for k, v in grid.items() if k in whole or k not in coords}
@@ -211,7 +232,41 @@ def set_up(
             "weights would be silently wrong. Move its noise into noise=, or give a "
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
+    _try_noise(bound_noise, prior, start)
     return Setup(prior, bound, bound_noise, start, columns, grid, seen.units)
+
+
+def _try_noise(noise: Noise, prior: Prior, start: Batch) -> None:
+    """Let a shipped noise see one object: numbers that fit none are told before simulating."""
+    if noise.meta() is None:
+        return
+    one = start.select(slice(1))
+    theta = torch.as_tensor(prior.complete(prior.sample(1, np.random.default_rng(0))))
+    noise.observe(torch.zeros_like(one.x), one, theta, generator(0, "trial of the noise"))
+
+
+def _check_new(inputs: Mapping[str, ArrayLike], observations: Observations) -> None:
+    """Refuse inputs that the observations have themselves."""
+    twice = sorted({*observations.points, *observations.scalars} & set(inputs))
+    if twice:
+        raise ValueError(
+            f"{twice[0]} must be given once, but the observations have it and fit was given "
+            f"{twice[0]}= beside them. Leave out one of the two."
+        )
+
+
+def _is_each(name: str, value: NDArray, observations: Observations) -> bool:
+    """Say whether an array given beside observations has one number for each object."""
+    n, length = len(observations), int(observations.lengths.max(initial=0))
+    each = value.shape == (n,) and name not in COMMON
+    points = observations.shared_grid and value.shape == (length,)
+    if each == points:
+        raise ValueError(
+            f"{name} must be a number for all {n} objects, an array ({n},) of one for each, or one "
+            f"for each point ({length},) that they share, and only one of these, beside "
+            f"observations, but has shape {value.shape}. Give it to the Observations themselves."
+        )
+    return each
 
 
 def _check_points(seen: Observations, bound: BoundSimulator | None, made_elsewhere: bool) -> None:

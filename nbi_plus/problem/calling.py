@@ -340,6 +340,12 @@ def as_row(output: Array) -> Array:
 
 def real_numbers(output: Any) -> NDArray[np.float64]:  # noqa: ANN401
     """Return an output as float64; complex and masked values are NaN, anything else an error."""
+    if output is None or isinstance(output, Mapping):
+        came = "nothing" if output is None else f"a dict of {list(output)}"
+        raise OutputError(
+            f"simulator must return one array, but returned {came}. Return the array that the "
+            "data are compared with"
+        )
     if isinstance(output, Tensor):
         output = output.detach().cpu().numpy()
     try:

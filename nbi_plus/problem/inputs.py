@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -23,8 +24,16 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.simulator import BoundSimulator, Simulator, bind
 
 _N_PROBES = 16
+# what an object has tells which constructor reads it, the first that fits
+_MADE_OF = {
+    "iloc": "from_table(table, id=, t=, x=, x_err=)",
+    "spectral_axis": "from_spectrum1d(spectra)",
+    "flux": "from_lightkurve(curves)",
+    "columns": "from_table(table, id=, t=, x=, x_err=)",
+    "column_names": "from_table(table, id=, t=, x=, x_err=)",
+}
 # coordinates that a network or a noise model may use though no simulator asks
-_COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
+COMMON = ("t", "wavelength", "band", "instrument", "upper_limit")
 
 
 class Conventions(NamedTuple):
@@ -81,6 +90,7 @@ def one_object(
             "Use predict_many with Observations for many objects."
         )
     coords, scalars, units = split_inputs(_without_errors(defaults) | dict(inputs))
+    _check_lengths(x, coords)
     found = Observations.from_arrays(
         x[None],
         None if error is None else _lift("x_err", error, x),
@@ -123,28 +133,26 @@ def _completed(
     """Return the one object of a table with the errors and scalars that it does not hold."""
     if len(held) != 1:
         raise ValueError(
-            f"x_obs must be one object, but the table holds {len(held)}. Make Observations of it "
-            "with Observations.from_table, and use predict_many."
+            f"x_obs must be one object, but holds {len(held)}. Use predict_many for all of them "
+            "(Observations.from_table makes them of a table), or give one."
         )
-    twice = [k for k, v in inputs.items() if k in held.scalars or np.ndim(v)]
-    if mask is not None or twice or (x_err is not None and held.errors is not None):
+    beside = [k for k, v in inputs.items() if k in held.scalars or np.ndim(v)]
+    beside += ["mask"] if mask is not None else []
+    beside += ["x_err"] if x_err is not None and held.errors is not None else []
+    if beside:
         raise ValueError(
-            "x_obs must hold its own errors, mask and coordinates where it is a table, but "
-            f"{twice or ['x_err' if mask is None else 'mask']} came beside it. Put them into its "
-            "columns: data or errors of NaN are left out."
+            f"{beside[0]} must be part of the Observations or table given as x_obs, but came "
+            "beside it. Make it with it; data or errors of NaN are left out."
         )
     if x_err is not None:
         held = _with_error(held, errors_of(x_err, held.units.get("x")))
-    found = with_grid(shared_again(held).like(*known), _without_errors(defaults), known)
+    _, scalars, units = split_inputs(inputs)
+    added = {k: scalar(k, v[None], 1) for k, v in scalars.items()}
+    given = replace(held, scalars=held.scalars | added, units=held.units | units)
+    found = with_grid(shared_again(given).like(*known), defaults, known)
     if found.errors is None and np.ndim(defaults.get("x_err")) == 0 and "x_err" in defaults:
         found = _with_error(found, defaults["x_err"])
-    coords, scalars, units = split_inputs(_without_errors(defaults) | dict(inputs))
-    added = {k: v[None] for k, v in scalars.items() if k not in found.scalars}
-    return replace(
-        found,
-        scalars=found.scalars | {k: scalar(k, v, 1) for k, v in added.items()},
-        units=found.units | {k: units[k] for k in added if k in units},
-    ).like(*known)
+    return found
 
 
 def _with_error(obs: Observations, error: ArrayLike) -> Observations:
@@ -209,31 +217,47 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     return len(came) == 1
 
 
+def check_observations(observations: Observations) -> None:
+    """Refuse what is not Observations, and say which constructor makes them of it."""
+    if isinstance(observations, Observations):
+        return
+    found = {name for name in _MADE_OF if getattr(observations, name, None) is not None}
+    how = next((way for name, way in _MADE_OF.items() if name in found), "from_arrays(x, x_err)")
+    how = "read(path)" if isinstance(observations, (str, PathLike)) else how
+    raise TypeError(
+        f"observations must be Observations, but are {type(observations).__name__}. "
+        f"Make them with nbi.Observations.{how}."
+    )
+
+
 def with_grid(
     observations: Observations,
     defaults: Mapping[str, NDArray],
     known: Conventions = NONE_KNOWN,
 ) -> Observations:
-    """Return observations that have the coordinates given to `fit` where they had none."""
-    if not isinstance(observations, Observations):
-        raise TypeError(
-            f"observations must be Observations, but are {type(observations).__name__}. "
-            "Make them with Observations.from_arrays."
-        )
+    """Return observations with the coordinates and numbers given to `fit` where they had none."""
+    check_observations(observations)
     grid = {k: v for k, v in defaults.items() if k != "x_err" and v.ndim == 1}
     missing = {
         k: coordinate(k, v, known.categories.get(k))
         for k, v in grid.items()
-        if k not in observations.points
+        if k not in observations.points and observations.shared_grid
     }
-    if not (missing and observations.shared_grid):
+    alone = {
+        k: scalar(k, np.full(len(observations), v), len(observations))
+        for k, v in defaults.items()
+        if k != "x_err" and not v.ndim and k not in observations.scalars
+    }
+    if not (missing or alone):
         return observations
+    added = {*missing, *alone}
     return replace(
         observations,
         points=observations.points | {k: v for k, (v, _) in missing.items()},
+        scalars=observations.scalars | alone,
         categories=observations.categories
         | {k: names for k, (_, names) in missing.items() if names is not None},
-        units=observations.units | {k: u for k, u in known.units.items() if k in missing and u},
+        units=observations.units | {k: u for k, u in known.units.items() if k in added and u},
     )
 
 
@@ -274,7 +298,7 @@ def check_inputs(
         return
     names = [p.name for p in parameters][1:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = [k for k in inputs if k not in names and k not in _COMMON]
+    unknown = [k for k in inputs if k not in names and k not in COMMON]
     if unknown and not takes_any:
         raise TypeError(
             f"{door} got unexpected keywords {unknown}: they are no option of {door}, and the "
@@ -325,6 +349,17 @@ def _check_points_apart(
             "smoothing over an object's points out of it: nbi.LinearNuisance takes offsets and "
             "scales, and what must be smoothed can be simulated on a grid of its own inside."
         )
+
+
+def _check_lengths(x: NDArray, coords: Mapping[str, NDArray]) -> None:
+    """Refuse data of one object and coordinates that differ in their number of points."""
+    for name, value in coords.items():
+        if value.shape != x.shape[-1:]:
+            raise ValueError(
+                f"x_obs and {name} must have the same number of points, but x_obs has shape "
+                f"{x.shape} and {name} {value.shape}. Give both for the same points "
+                "(what is left out here is what fit was given)."
+            )
 
 
 def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:

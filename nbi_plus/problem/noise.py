@@ -100,7 +100,7 @@ class ScatterNoise(PointNoise):
             return obs.x_err
         if self.sigma is None:
             raise self._no_errors()
-        return torch.as_tensor(self.sigma, device=model.device, dtype=model.dtype)
+        return _beside("sigma", self.sigma, model)
 
     def scale(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         """Return the scale of each point, broadcastable to the model (..., C, L)."""
@@ -275,10 +275,8 @@ class PoissonNoise(PointNoise):
         }
 
     def _mean(self, model: Tensor) -> Tensor:
-        exposure = torch.as_tensor(self.exposure, device=model.device, dtype=model.dtype)
-        return exposure * model + torch.as_tensor(
-            self.background, device=model.device, dtype=model.dtype
-        )
+        background = _beside("background", self.background, model)
+        return _beside("exposure", self.exposure, model) * model + background
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         mean = self._mean(model).clamp(min=0.0)
@@ -308,3 +306,14 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
             "Give what differs between objects as their x_err."
         )
     return array
+
+
+def _beside(name: str, value: NDArray[np.float64], model: Tensor) -> Tensor:
+    """Return numbers of a noise as a tensor beside a model (..., C, L), which they must fit."""
+    pairs = zip(reversed(value.shape), reversed(model.shape[-2:]), strict=False)
+    if any(own not in (1, of_model) for own, of_model in pairs):
+        raise ValueError(
+            f"{name} must fit the {tuple(model.shape[-2:])} channels and points of the data, but "
+            f"has shape {value.shape}. Give one number, or one for each point."
+        )
+    return torch.as_tensor(value, device=model.device, dtype=model.dtype)
