@@ -65,6 +65,22 @@ def factor(came: str, wanted: str, name: str) -> float:
         ) from error
 
 
+def base_factor(unit: str) -> float:
+    """Return what numbers are multiplied by to be in base units (SI); 1 where there are none.
+
+    Examples
+    --------
+    >>> base_factor("d")
+    86400.0
+    """
+    from astropy.units import Unit
+
+    try:
+        return float(Unit(unit).decompose().scale)
+    except (AttributeError, TypeError, ValueError):  # magnitudes, or no unit of astropy
+        return 1.0
+
+
 def _is_time(value: object) -> bool:
     return getattr(value, "mjd", None) is not None
 

@@ -24,12 +24,16 @@ from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
 from nbi_plus.infer.starts import finite_draws
+from nbi_plus.infer.translated import TranslatedFlow
 from nbi_plus.infer.weights import Gate
 from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
 _N_HINTED = 2048  # draws around the places that the user wants looked at
+_BEYOND = "the posterior can go on where the old prior allowed no draws"
 _ESCALATE = ("auto", "never", "always")
+
+NetworkProposal = FlowProposal | TranslatedFlow
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Ladder:
 
 @torch.no_grad()
 def reweight(
-    proposal: FlowProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder
+    proposal: NetworkProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder
 ) -> Iterator[Outcome]:
     """Yield outcomes that together hold every object once, weighted with the network's draws.
 
@@ -94,7 +98,7 @@ def reweight(
 
     Parameters
     ----------
-    proposal : FlowProposal
+    proposal : FlowProposal or TranslatedFlow
     features : Tensor, shape (B, F)
     keys : Tensor of int64, shape (B,)
         What the randomness of each object is keyed by.
@@ -109,8 +113,8 @@ def reweight(
 
     index = torch.arange(len(features), device=features.device)
     with course.meter.timed(index):
-        first = _graded("reweight", draw(index, ladder.n_draws, "predict"), course)
-    course.trail.note(first)
+        first = _graded("reweight", draw(index, ladder.n_draws, "predict"), course, proposal)
+    course.trail.note(first, otherwise=_BEYOND)
     cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0)
@@ -121,13 +125,13 @@ def reweight(
         if len(rows):
             with course.meter.timed(rows):
                 joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
-                outcome = _graded("top up", joined, course)
-            course.trail.note(outcome)
+                outcome = _graded("top up", joined, course, proposal)
+            course.trail.note(outcome, otherwise=_BEYOND)
             yield outcome
 
 
 def climbers_of(
-    outcome: Outcome, proposal: FlowProposal, features: Tensor, keys: Tensor
+    outcome: Outcome, proposal: NetworkProposal, features: Tensor, keys: Tensor
 ) -> Climbers:
     """Return the objects of an outcome with the network as their first proposal.
 
@@ -135,7 +139,7 @@ def climbers_of(
     ----------
     outcome : Outcome
         Of b objects, of the network's draws.
-    proposal : FlowProposal
+    proposal : FlowProposal or TranslatedFlow
     features : Tensor, shape (b, F)
     keys : Tensor of int64, shape (b,)
     """
@@ -219,13 +223,14 @@ def _has_gradient(group: Climbers, meter: Meter) -> bool:
         return target.log_prob(z, group.index[i][None]).requires_grad
 
 
-def _graded(rung: str, pool: Pool, course: Course) -> Outcome:
+def _graded(rung: str, pool: Pool, course: Course, proposal: NetworkProposal) -> Outcome:
     cleaned, summary = weigh(pool, course.circles, course.seed)
-    return Outcome(rung, pool, cleaned, summary, course.gate.grade(summary))
+    outcome = Outcome(rung, pool, cleaned, summary, course.gate.grade(summary))
+    return outcome.unless(proposal.ends_inside(pool.z, summary.weights, summary.ess))
 
 
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
     """Say which objects more draws of the same proposal can certify (grade B)."""
     s = outcome.summary
     near = (s.efficiency >= gate.eff_min_low) & ~s.heavy_tail
-    return outcome.can_improve & near
+    return outcome.can_improve & near & ~outcome.ends_inside
