@@ -12,7 +12,7 @@ from nbi_plus.io.archive import ArchiveError
 from nbi_plus.io.store import StoreError
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.training import TrainConfig, TrainingError
-from nbi_plus.predictor import UncertifiedWarning
+from nbi_plus.predictor import UncertifiedWarning, UntrustedWarning
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.cadence import Perturbation
 from nbi_plus.problem.custom_noise import CustomNoise
@@ -67,6 +67,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "UncertifiedWarning",
+    "UntrustedWarning",
     "UpperLimits",
     "plots",
     "sbc",

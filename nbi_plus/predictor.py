@@ -18,6 +18,8 @@ from nbi_plus.infer.ladder import Ladder
 from nbi_plus.infer.posterior import Posterior
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.sequential import SequentialFit
+from nbi_plus.infer.status import doubts
+from nbi_plus.infer.translated import Change
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.setup import Given, set_up
 from nbi_plus.problem.custom_noise import as_noise
@@ -42,6 +44,10 @@ from nbi_plus.problem.target import Target
 
 class UncertifiedWarning(UserWarning):
     """The posterior that was asked for passed no gate."""
+
+
+class UntrustedWarning(UncertifiedWarning):
+    """The posterior that was asked for passed no gate, or is doubtful although it did."""
 
 
 class Predictor:
@@ -76,6 +82,7 @@ class Predictor:
         mask: ArrayLike | None = None,
         bad: ArrayLike | None = None,
         modes: Hints | None = None,
+        prior: Prior | Mapping | None = None,
         seed: int | None = None,
         **inputs: ArrayLike,
     ) -> Posterior:
@@ -96,6 +103,8 @@ class Predictor:
         modes : array_like, shape (M, D), or callable, optional
             Places in theta where the ladder looks if the network's draws do not pass: see
             `predict_many`.
+        prior : Prior, optional
+            Another prior on the same parameters, to answer under; default: that of the fit.
         seed : int, optional
             Default: the engine's.
         **inputs : array_like
@@ -111,16 +120,17 @@ class Predictor:
         if own is not None:
             ladder = self.ladder or Ladder()
             n_draws = max(n_samples, ladder.n_draws)
-            posterior = own.predict(n_draws, ladder.gate, chosen_seed, self.n_jobs, self.client)
-        else:
-            answerer = self._answerer("predict", one, modes)
-            posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
-        if not posterior.certified:
-            warnings.warn(
-                f"{posterior.status.name}: {posterior.status.value}",
-                UncertifiedWarning,
-                stacklevel=2,
+            change = None if prior is None else Change(own.prior, Prior.coerce(prior))
+            posterior = own.predict(
+                n_draws, ladder.gate, chosen_seed, self.n_jobs, self.client, change
             )
+        else:
+            answerer = self._answerer("predict", one, modes, prior)
+            posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
+        if not posterior.trusted:
+            reason = posterior.rungs[-1].reason
+            told = doubts(posterior.status, posterior.flags, reason)
+            warnings.warn(told, UntrustedWarning, stacklevel=2)
         return posterior
 
     def predict_many(
@@ -130,6 +140,7 @@ class Predictor:
         n_samples: int = 2000,
         keep: int | None = None,
         modes: Hints | None = None,
+        prior: Prior | Mapping | None = None,
         seed: int | None = None,
     ) -> Posteriors:
         """Return the posteriors of many objects, batched throughout.
@@ -145,6 +156,9 @@ class Predictor:
             Places in theta where the ladder looks for objects whose network draws do not pass, or
             ``modes(observations)``, as the peaks of a periodogram; NaN where a coordinate is not
             known.
+        prior : Prior, optional
+            Another prior on the same parameters. The network's draws are taken over to its latent
+            space, and objects whose posterior can go on beyond the old prior climb the ladder.
         seed : int, optional
             Default: the engine's. The draws of an object depend on the seed and its id alone.
 
@@ -154,7 +168,7 @@ class Predictor:
         """
         self._require_fit("predict_many")
         objects = self._like_training(observations)
-        answerer = self._answerer("predict_many", objects, modes)
+        answerer = self._answerer("predict_many", objects, modes, prior)
         chosen_seed = self.seed if seed is None else seed
         return answerer.posteriors(objects, n_samples, keep, chosen_seed)
 
@@ -376,19 +390,22 @@ class Predictor:
         return shared_again(found) if one_grid and not found.shared_grid else found
 
     def _answerer(
-        self, door: str, objects: Observations | None = None, modes: Hints | None = None
-    ) -> Answerer:
+        self, door: str, objects: Observations | None = None, modes: Hints | None = None,
+        prior: Prior | Mapping | None = None,
+    ) -> Answerer:  # fmt: skip
         self._require_fit(door)
         device = doors.device_of(self.device)
-        looked_at = hints_for(modes, objects, self.prior_, device)
+        change = None if prior is None else Change(self.prior_, Prior.coerce(prior))
+        chosen = self.prior_ if change is None else change.new
         return Answerer(
-            prior=self.prior_,
+            prior=chosen,
             noise=self.noise_,
             simulator=self.simulator_,
             model=self.model_,
             ladder=self.ladder or Ladder(),
             device=device,
-            modes=looked_at,
+            modes=hints_for(modes, objects, chosen, device),
+            change=change,
             n_jobs=self.n_jobs,
             client=self.client,
         )

@@ -146,7 +146,9 @@ FIT = {
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",
     ),
     "sigma of another length, in a wrapper": (
-        lambda: make(noise=nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1.0)).fit(**QUICK),
+        lambda: make(noise=nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1.0)).fit(
+            **QUICK
+        ),
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",
     ),
     "exposure of another length": (

@@ -22,3 +22,19 @@ def factor(came: str, wanted: str, name: str) -> float:
             f"{name} must be in a unit that converts to {wanted!r}, but is in {came!r} ({error}). "
             "Convert it, or give the unit that the data have."
         ) from error
+
+
+def base_factor(unit: str) -> float:
+    """Return what numbers are multiplied by to be in base units (SI); 1 where there are none.
+
+    Examples
+    --------
+    >>> base_factor("d")
+    86400.0
+    """
+    from astropy.units import Unit
+
+    try:
+        return float(Unit(unit).decompose().scale)
+    except (AttributeError, TypeError, ValueError):  # magnitudes, or no unit of astropy
+        return 1.0

@@ -16,12 +16,13 @@ from nbi_plus.infer.ascent import Part, Party, escalate, in_order, merged, settl
 from nbi_plus.infer.batched import join
 from nbi_plus.infer.certificate import unweighted_outcome
 from nbi_plus.infer.climbers import Course
-from nbi_plus.infer.ladder import ROWS_AT_ONCE, Ladder, reweight
+from nbi_plus.infer.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
 from nbi_plus.infer.meter import Meter
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.trail import Trail
+from nbi_plus.infer.translated import Change, TranslatedFlow
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.noise import Noise
@@ -52,6 +53,8 @@ class Answerer:
         How a numpy simulator is run.
     modes : Tensor or None, shape (N, M, D)
         Latent places where the ladder looks, for the objects that are asked for.
+    change : Change or None
+        From the prior of the training, where ``prior`` is another one.
     """
 
     prior: Prior
@@ -63,6 +66,7 @@ class Answerer:
     n_jobs: int | None = None
     client: object | None = None
     modes: Tensor | None = None
+    change: Change | None = None
 
     def posteriors(
         self, observations: Observations, n_samples: int, keep: int | None, seed: int
@@ -77,7 +81,13 @@ class Answerer:
         self.check_grid(observations)
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
         request = verdict.Request(self.prior, keep, ladder.gate, seed)
-        weighted = self._can_weight(observations)
+        reason = self._why_not(observations)
+        weighted = not reason
+        if not weighted and self.change is not None:
+            raise ValueError(
+                f"predict with another prior must weigh its draws, but {reason}. Use "
+                "posterior.reweight(prior)."
+            )
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
         step = max(1, ROWS_AT_ONCE // ladder.n_draws)
         by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
@@ -91,13 +101,13 @@ class Answerer:
                 objects, _, features = self._see(observations[rows])
                 own = Conditioned(proposal, features)
                 z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
-                answer = verdict.amortized(unweighted_outcome(own, z), objects, request)
+                answer = verdict.amortized(unweighted_outcome(own, z), objects, request, reason)
                 parts.append(Part(answer, rows))
             return in_order(parts)
 
     def _weighted(
         self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
-        proposal: FlowProposal, ladder: Ladder, request: verdict.Request,
+        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
     ) -> Iterator[Part]:  # fmt: skip
         """Yield answers; those objects that escalate wait until enough are there to go together."""
         at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
@@ -138,7 +148,7 @@ class Answerer:
 
     def _escalated(
         self, observations: Observations, waiting: list[tuple[Party, Outcome]],
-        proposal: FlowProposal, ladder: Ladder, request: verdict.Request,
+        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
     ) -> Iterator[Part]:  # fmt: skip
         """Yield answers for objects that waited, as one party; those of one rung as one batch."""
         waiting = sorted(waiting, key=lambda own: own[1].rung)
@@ -185,12 +195,13 @@ class Answerer:
         change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).cpu().numpy()
         return latent.cpu().numpy() + change
 
-    def proposal(self, defensive_share: float) -> FlowProposal:
+    def proposal(self, defensive_share: float) -> NetworkProposal:
         """Return the network's flow as a proposal."""
         network = self.model.network
-        return FlowProposal(
+        own = FlowProposal(
             network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width
         )
+        return own if self.change is None else TranslatedFlow(own, self.change)
 
     def features(self, observations: Observations) -> tuple[Batch, Tensor]:
         """Return a batch on the device, and its features (n, F)."""
@@ -235,9 +246,14 @@ class Answerer:
                     "Fit again for these data."
                 )
 
-    def _can_weight(self, observations: Observations) -> bool:
+    def _why_not(self, observations: Observations) -> str:
+        """Return why draws cannot be weighed; nothing where they can."""
+        if self.simulator is None:
+            return "no simulator was given"
+        if self.simulator.stochastic:
+            return "the simulator gives another answer each time"
         known = self.noise.has_likelihood(observations.errors is not None)
-        return self.simulator is not None and not self.simulator.stochastic and known
+        return "" if known else "no likelihood was given"
 
     def _see(
         self, observations: Observations, features: Tensor | None = None
@@ -253,5 +269,6 @@ class Answerer:
             p_value=reference.p_value(features),
             n_masked=observations.n_masked,
             n_valid=batch.mask.sum((1, 2)).cpu().numpy(),
+            hashes=observations.hashes,
         )
         return objects, batch, features

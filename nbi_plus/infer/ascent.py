@@ -13,12 +13,11 @@ from torch import Tensor
 from nbi_plus.infer import verdict
 from nbi_plus.infer.batched import join
 from nbi_plus.infer.climbers import Climbers, Course
-from nbi_plus.infer.ladder import HINTS, Ladder, climb, climbers_of
+from nbi_plus.infer.ladder import HINTS, Ladder, NetworkProposal, climb, climbers_of
 from nbi_plus.infer.meter import Cost, Meter
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.infer.predictive import fit_p_values
-from nbi_plus.infer.proposals import FlowProposal
+from nbi_plus.infer.predictive import checked
 from nbi_plus.infer.status import Rung
 from nbi_plus.infer.trail import Trail
 from nbi_plus.problem.target import Target
@@ -86,14 +85,13 @@ def settled(outcome: Outcome, party: Party, request: verdict.Request) -> Part:
     """Return the answers for objects that go no further."""
     course, index = party.course, outcome.pool.index
     keys = party.objects.keys[index]
-    p_values = fit_p_values(course.meter.target, outcome, keys, request.seed)
-    outcome = replace(outcome, fit_p_value=p_values)
+    outcome = checked(course.meter.target, outcome, keys, request.seed)
     posteriors = verdict.corrected([outcome], party.objects, request, course.trail)
     return Part(posteriors, party.positions[index.cpu().numpy()])
 
 
 def escalate(
-    party: Party, outcomes: Sequence[Outcome], proposal: FlowProposal, ladder: Ladder,
+    party: Party, outcomes: Sequence[Outcome], proposal: NetworkProposal, ladder: Ladder,
     request: verdict.Request,
 ) -> Iterator[Part]:  # fmt: skip
     """Yield the answers for a party after the whole ladder.
@@ -103,7 +101,7 @@ def escalate(
     party : Party
     outcomes : sequence of Outcome
         Of the network's draws; together they hold every object of the party once.
-    proposal : FlowProposal
+    proposal : FlowProposal or TranslatedFlow
     ladder : Ladder
     request : verdict.Request
     """

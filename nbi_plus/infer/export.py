@@ -9,13 +9,14 @@ from astropy import units
 from astropy.table import QTable
 from numpy.typing import NDArray
 
+from nbi_plus.infer.moments import LEVELS
 from nbi_plus.infer.status import Status
 
 if TYPE_CHECKING:
     from nbi_plus.infer.posterior import Posterior
     from nbi_plus.infer.posteriors import Posteriors
 
-_LEVELS = {"q16": 0.16, "median": 0.5, "q84": 0.84}
+_LEVELS = dict(zip(("q16", "median", "q84"), LEVELS, strict=True))
 
 
 def parameter_table(posterior: Posterior) -> QTable:
@@ -38,6 +39,7 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
     table = QTable({"id": posteriors.ids})
     table["status"] = [s.name for s in posteriors.status]
     table["certified"] = posteriors.certified
+    table["trusted"] = posteriors.trusted
     table["flags"] = [" ".join(sorted(f.name for f in flags)) for flags in posteriors.flags]
     for name in posteriors.NUMBERS:
         table[name] = getattr(posteriors, name)
@@ -48,6 +50,19 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
         columns |= {k: posteriors.quantiles[:, j, i] for j, k in enumerate(_LEVELS)}
         for kind, values in columns.items():
             table[f"{name}_{kind}"] = _with_unit(np.where(hide, np.nan, values), unit)
+    return table
+
+
+def long_table(posteriors: Posteriors) -> QTable:
+    """Return one row per object and parameter; moments of uncertified objects are NaN."""
+    names, n = posteriors.parameters.names, len(posteriors)
+    hide = ~posteriors.certified[:, None]
+    moments = {"mean": posteriors.mean, "std": posteriors.std}
+    moments |= {k: posteriors.quantiles[:, i] for i, k in enumerate(_LEVELS)}
+    table = QTable({"id": np.repeat(posteriors.ids, len(names)), "parameter": list(names) * n})
+    for kind, values in moments.items():
+        table[kind] = np.where(hide, np.nan, values).ravel()
+    table["unit"] = [posteriors.parameters.units.get(name, "") for name in names] * n
     return table
 
 

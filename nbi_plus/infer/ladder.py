@@ -25,13 +25,17 @@ from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.proposals import Conditioned, FlowProposal
 from nbi_plus.infer.refine import FlowRung, RefineConfig, refine
 from nbi_plus.infer.starts import finite_draws
+from nbi_plus.infer.translated import TranslatedFlow
 from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.problem.target import Evaluation
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
 HINTS = "hints"  # the rung of the network's draws and those around given places
 _N_HINTED = 2048  # draws around the places that the user wants looked at
+_BEYOND = "the posterior can go on where the old prior allowed no draws"
 _ESCALATE = ("auto", "never", "always")
+
+NetworkProposal = FlowProposal | TranslatedFlow
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Ladder:
 
 @torch.no_grad()
 def reweight(
-    proposal: FlowProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder,
+    proposal: NetworkProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder,
     modes: Tensor | None = None,
 ) -> Iterator[Outcome]:  # fmt: skip
     """Yield outcomes that together hold every object once, weighted with the network's draws.
@@ -98,7 +102,7 @@ def reweight(
 
     Parameters
     ----------
-    proposal : FlowProposal
+    proposal : FlowProposal or TranslatedFlow
     features : Tensor, shape (B, F)
     keys : Tensor of int64, shape (B,)
         What the randomness of each object is keyed by.
@@ -119,8 +123,8 @@ def reweight(
         if modes is not None:
             pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, course)
         rung, family = ("reweight", "network") if modes is None else (HINTS, "mixture")
-        first = _graded(rung, family, pool, course)
-    course.trail.note(first)
+        first = _graded(rung, family, pool, course, proposal)
+    course.trail.note(first, otherwise=_BEYOND)
     cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and modes is None)
@@ -131,13 +135,13 @@ def reweight(
         if len(rows):
             with course.meter.timed(rows):
                 joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
-                outcome = _graded("top up", "network", joined, course)
-            course.trail.note(outcome)
+                outcome = _graded("top up", "network", joined, course, proposal)
+            course.trail.note(outcome, otherwise=_BEYOND)
             yield outcome
 
 
 def climbers_of(
-    outcome: Outcome, proposal: FlowProposal, features: Tensor, keys: Tensor,
+    outcome: Outcome, proposal: NetworkProposal, features: Tensor, keys: Tensor,
     modes: Tensor | None = None,
 ) -> Climbers:  # fmt: skip
     """Return the objects of an outcome with the network as their first proposal.
@@ -146,7 +150,7 @@ def climbers_of(
     ----------
     outcome : Outcome
         Of b objects, from `reweight` with the same arguments.
-    proposal : FlowProposal
+    proposal : FlowProposal or TranslatedFlow
     features : Tensor, shape (b, F)
     keys : Tensor of int64, shape (b,)
     modes : Tensor, shape (b, M, D), optional
@@ -241,14 +245,17 @@ def _has_gradient(group: Climbers, meter: Meter) -> bool:
         return target.log_prob(z, group.index[i][None]).requires_grad
 
 
-def _graded(rung: str, family: str, pool: Pool, course: Course) -> Outcome:
+def _graded(
+    rung: str, family: str, pool: Pool, course: Course, proposal: NetworkProposal
+) -> Outcome:
     cleaned, summary = weigh(pool, course.circles, course.seed)
     grade = gate_of(family, course.gate).grade(summary)
-    return Outcome(rung, family, pool, cleaned, summary, grade)
+    outcome = Outcome(rung, family, pool, cleaned, summary, grade)
+    return outcome.unless(proposal.ends_inside(pool.z, summary.weights, summary.ess))
 
 
 def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
     """Say which objects more draws of the same proposal can certify (grade B)."""
     s = outcome.summary
     near = (s.efficiency >= gate.eff_min_low) & ~s.heavy_tail
-    return outcome.can_improve & near
+    return outcome.can_improve & near & ~outcome.ends_inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,7 +81,9 @@ class Outcome:
     """What a rung found for its objects: draws, weights and grades, and chains where it had any.
 
     ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`).
-    ``fit_p_value`` (b,) says how well the model describes the data; None before anybody looked.
+    ``fit_p_value`` (b,) says how well the model describes the data, ``misfit`` (b,) where it does
+    not; None before anybody looked. ``beyond`` (b,) says where the proposal of another prior ends
+    inside the posterior; None where there is no other prior.
     """
 
     rung: str
@@ -92,6 +94,8 @@ class Outcome:
     grade: Tensor
     chains: Chains | None = None
     fit_p_value: Tensor | None = None
+    misfit: Tensor | None = None
+    beyond: Tensor | None = None
 
     @property
     def passed(self) -> Tensor:
@@ -112,6 +116,20 @@ class Outcome:
         """Which objects another rung may help: a broken simulator is no matter of draws."""
         settled = (self.grade > Grade.F) & self.cut_off
         return ~self.passed & ~settled & (self.cleaned.failure != Failure.SIMULATOR)
+
+    @property
+    def ends_inside(self) -> Tensor:
+        """Whose posterior can go on beyond the proposal's end, bool (b,)."""
+        return (
+            torch.zeros_like(self.grade, dtype=torch.bool) if self.beyond is None else self.beyond
+        )
+
+    def unless(self, beyond: Tensor | None) -> Outcome:
+        """Return the outcome with nothing certified for those whose proposal ends too early."""
+        if beyond is None:
+            return self
+        grade = torch.where(beyond, torch.zeros_like(self.grade), self.grade)
+        return replace(self, grade=grade, beyond=beyond)
 
     def select(self, rows: Tensor) -> Outcome:
         """Return some of the objects."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer import export
 from nbi_plus.infer.resample import systematic_resample
-from nbi_plus.infer.status import Flag, Rung, Status
-from nbi_plus.infer.weights import summarise
+from nbi_plus.infer.reweighting import reweighted
+from nbi_plus.infer.status import Flag, Rung, Status, is_trusted
+from nbi_plus.infer.weights import Gate
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 
 if TYPE_CHECKING:
@@ -43,16 +44,17 @@ NUMBERS = (*WEIGHT_NUMBERS, "ood_p_value", "fit_p_value")
 
 @dataclass(frozen=True)
 class Parameters:
-    """Names (D,), display labels (D,) and units of the parameters."""
+    """Names (D,), display labels (D,), units and periods (D,) of the parameters."""
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
     units: Mapping[str, str] = field(default_factory=dict)
+    periods: tuple[float | None, ...] = ()
 
     @classmethod
     def of(cls, prior: Prior) -> Parameters:
         """Return those of a prior."""
-        return cls(tuple(prior.names), tuple(prior.labels), dict(prior.units))
+        return cls(tuple(prior.names), tuple(prior.labels), dict(prior.units), prior.periods)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,14 @@ class Posterior:
     id : str
     chains : ndarray, shape (C, N, D), or None
         Markov chains, where the object was escalated to them.
+    support : ndarray, shape (D, 2), or None
+        The edges that the prior sets to ``samples``; infinite where there is none (as on a circle),
+        NaN or None where they are not known.
+    gate : Gate
+    family : {"network", "mixture", "flow", "chains"}
+        By which rules, and as draws of what, the weights were judged.
+    data_hash : str
+        Of data, errors, mask, coordinates and scalars: the same for the same data of an object.
     """
 
     parameters: Parameters
@@ -113,12 +123,24 @@ class Posterior:
     derived: dict[str, Array] = field(default_factory=dict)
     id: str = "0"
     chains: Array | None = None
+    support: Array | None = None
+    gate: Gate = Gate()
+    family: str = "network"
+    data_hash: str = ""
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.samples, self.weights))
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __getitem__(self, name: str) -> Array:
+        """Return the draws (S,) of a parameter or a derived quantity."""
+        if name in self.names:
+            return self.samples[:, self.names.index(name)]
+        if name in self.derived:
+            return self.derived[name]
+        raise KeyError(f"{name!r} must be one of {[*self.names, *self.derived]}.")
 
     def __repr__(self) -> str:
         flags = " ".join(sorted(f.name for f in self.flags)) or "none"
@@ -139,11 +161,15 @@ class Posterior:
         return self.status.certified
 
     @property
+    def trusted(self) -> bool:
+        """Whether it is certified, and no flag says that the model or the draws are wrong."""
+        return is_trusted(self.status, self.flags)
+
+    @property
     def best(self) -> Array:
         """The draw of highest posterior density, shape (D,); NaN when there is none."""
-        score = (
-            self.log_q if self.status is Status.AMORTIZED else self.log_prior + self.log_likelihood
-        )
+        exact = self.log_prior + self.log_likelihood
+        score = self.log_q + self.log_weights if self.status is Status.AMORTIZED else exact
         score = np.where(self.weights > 0, score, -np.inf)
         if not np.isfinite(score).any():
             return np.full(len(self.names), np.nan)
@@ -185,32 +211,32 @@ class Posterior:
         return self.samples[rng.permutation(picked)]
 
     def reweight(self, new_prior: Prior) -> Posterior:
-        """Return the posterior under another prior on the same parameters.
+        """Return the posterior under another prior on the same parameters, judged anew.
 
-        The draws stay; ESS, k-hat, evidence and the verdict are judged anew by the caller's eye:
-        a prior that moves the mass to where few draws are lowers ``ess`` and raises ``k_hat``.
+        The draws stay, and no simulation is made. Weights, ``ess``, ``k_hat``, evidence, the flags
+        that are about weights, the verdict and the report are those of the new weights; k-hat of
+        the second moments is taken in the latent space of the new prior. Flags about the data or
+        the simulator stay, and so does ``fit_p_value``, an average over the posterior as it was.
+
+        The gate is the one that the answer was judged by (``gate``, ``family``). Draws of the
+        network need its efficiency as before. Pools of fitted proposals hold the draws of early
+        rounds, too, which a certificate of fresh draws had left aside; chains, resampled draws and
+        uncorrected draws of a network are draws of the answer already. Of these the gate asks the
+        same efficiency of the change of prior alone: new effective draws for each old one. Answers
+        that pass keep their status (``AMORTIZED`` among them, which stays uncorrected for the
+        likelihood), others become ``UNCERTIFIED``; nothing that was not certified becomes so.
+
+        So do posteriors of which more than 1 % can lie where the old prior allowed no draws, with
+        the flag ``SUPPORT``: see `nbi_plus.infer.support.missing_share` for the rule. Draws on a
+        circle are moved to the new prior's side of its cut. Chains are left out: they are of the
+        old prior. Where this fails, `Engine.predict` with ``prior=`` draws anew.
+
+        Raises
+        ------
+        ValueError
+            For other parameters, units or circles, or where the old prior has no density of theta.
         """
-        if tuple(new_prior.names) != self.names:
-            raise ValueError(
-                f"new_prior must be of parameters {self.names}, but is of {new_prior.names}."
-            )
-        log_prior = np.asarray(new_prior.log_prob(self.samples))
-        ratio = np.where(np.isfinite(self.log_weights), log_prior - self.log_prior, -np.inf)
-        log_weights = np.where(np.isneginf(ratio), -np.inf, self.log_weights + np.nan_to_num(ratio))
-        s = summarise(log_weights[None])
-        return replace(
-            self,
-            log_prior=log_prior,
-            log_weights=log_weights,
-            weights=s.weights[0].numpy(),
-            ess=float(s.ess),
-            ess_low=float(s.ess_low),
-            efficiency=float(s.efficiency),
-            k_hat=float(s.k_hat),
-            log_evidence=float(s.log_evidence),
-            log_evidence_err=float(s.log_evidence_err),
-            evidence_reliable=bool(s.evidence_reliable),
-        )
+        return reweighted([self], new_prior)[0]
 
     def to_arviz(self) -> Any:  # noqa: ANN401 - arviz is optional
         """Return an arviz InferenceData of resampled draws; chains keep their own group."""
@@ -225,7 +251,7 @@ class Posterior:
         """Return the posterior as JSON and numbers."""
         arrays = {k: getattr(self, k) for k in _ARRAYS}
         arrays |= {f"derived/{k}": v for k, v in self.derived.items()}
-        arrays |= {} if self.chains is None else {"chains": self.chains}
+        arrays |= {k: v for k in _EXTRA if (v := getattr(self, k)) is not None}
         return Archive(self._meta(), arrays)
 
     @classmethod
@@ -246,6 +272,8 @@ class Posterior:
         expected = {k: (n,) for k in _ARRAYS} | {"samples": (n, d)}
         if posterior.chains is not None:
             expected["chains"] = (*posterior.chains.shape[:2], d)
+        if posterior.support is not None:
+            expected["support"] = (d, 2)
         for array_name, shape in expected.items():
             array = getattr(posterior, array_name)
             if array.shape != shape or array.dtype != np.float64:
@@ -261,14 +289,17 @@ class Posterior:
         derived = {k[8:]: v for k, v in archive.arrays.items() if k.startswith("derived/")}
         p = meta.pop("parameters")
         return cls(
-            parameters=Parameters(tuple(p["names"]), tuple(p["labels"]), p["units"]),
+            parameters=Parameters(
+                tuple(p["names"]), tuple(p["labels"]), p["units"], tuple(p.get("periods", ()))
+            ),
             **{k: archive.arrays[k] for k in _ARRAYS},
             status=Status[meta.pop("status")],
             flags=frozenset(Flag[f] for f in meta.pop("flags")),
             rungs=tuple(Rung(**_floats(r)) for r in meta.pop("rungs")),
             derived=derived,
             id=meta.pop("id"),
-            chains=archive.arrays.get("chains"),
+            gate=Gate(**_floats(meta.pop("gate", {}))),
+            **{k: archive.arrays.get(k) for k in _EXTRA},
             **_floats(meta),
         )
 
@@ -279,11 +310,15 @@ class Posterior:
                 "names": list(p.names),
                 "labels": list(p.labels),
                 "units": dict(p.units),
+                "periods": list(p.periods),
             },
             "status": self.status.name,
             "flags": sorted(f.name for f in self.flags),
             "rungs": [_plain({f.name: getattr(r, f.name) for f in fields(r)}) for r in self.rungs],
             "id": self.id,
+            "gate": _plain(vars(self.gate)),
+            "family": self.family,
+            "data_hash": self.data_hash,
             **_plain({k: getattr(self, k) for k in NUMBERS}),
         }
 
@@ -297,6 +332,7 @@ class Posterior:
 
 
 _ARRAYS = ("samples", "log_weights", "weights", "log_q", "log_prior", "log_likelihood")
+_EXTRA = ("chains", "support")
 
 
 def weighted_quantile(values: Array, weights: Array, levels: Array) -> Array:

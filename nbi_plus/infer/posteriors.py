@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.infer import export
+from nbi_plus.infer.moments import LEVELS
 from nbi_plus.infer.posterior import NUMBERS, Parameters, Posterior
-from nbi_plus.infer.status import Flag, Rung, Status
+from nbi_plus.infer.reweighting import reweighted
+from nbi_plus.infer.status import Flag, Rung, Status, is_trusted
 
 if TYPE_CHECKING:
     from astropy.table import QTable
 
     from nbi_plus.infer.ascent import Unfinished
+    from nbi_plus.problem.prior import Prior
 
 Array = NDArray[np.float64]
 
@@ -50,6 +53,8 @@ class Posteriors:
     unfinished : tuple, or None
         Where each object stands that no rung certified, for `Engine.retry` to go on from; None
         for the others. None altogether when not all draws were kept.
+    data_hash : ndarray of str, shape (N,)
+        As for `Posterior`.
     """
 
     NUMBERS: ClassVar[tuple[str, ...]] = (
@@ -57,6 +62,9 @@ class Posteriors:
     )  # fmt: skip
 
     LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs")
+    ARRAYS: ClassVar[tuple[str, ...]] = (
+        "ids", "data_hash", "mean", "std", "quantiles", *NUMBERS,
+    )  # fmt: skip
 
     parameters: Parameters
     ids: NDArray
@@ -81,6 +89,11 @@ class Posteriors:
     quantiles: Array
     draws: tuple[Posterior, ...] | None = None
     unfinished: tuple[Unfinished | None, ...] | None = None
+    data_hash: NDArray[np.str_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.data_hash is None:
+            object.__setattr__(self, "data_hash", np.full(len(self), ""))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,9 +111,7 @@ class Posteriors:
             return self.draws[index]
         chosen = np.arange(len(self))[index]
         lists = {k: tuple(getattr(self, k)[i] for i in chosen) for k in self.LISTS}
-        arrays = {
-            k: getattr(self, k)[chosen] for k in ("ids", "mean", "std", "quantiles", *self.NUMBERS)
-        }
+        arrays = {k: getattr(self, k)[chosen] for k in self.ARRAYS}
         kept = {
             k: None if getattr(self, k) is None else tuple(getattr(self, k)[i] for i in chosen)
             for k in ("draws", "unfinished")
@@ -118,6 +129,44 @@ class Posteriors:
         """Which objects passed a gate, shape (N,)."""
         return np.array([s.certified for s in self.status], bool)
 
+    @property
+    def trusted(self) -> NDArray[np.bool_]:
+        """Which are certified, with no flag against model or draws, shape (N,)."""
+        each = zip(self.status, self.flags, strict=True)
+        return np.array([is_trusted(status, flags) for status, flags in each], bool)
+
+    def summary(self) -> QTable:
+        """Return one row per object and parameter: mean, std, quantiles, unit.
+
+        Moments of objects that passed no gate are NaN, as in `to_table`.
+        """
+        return export.long_table(self)
+
+    def reweight(self, new_prior: Prior) -> Posteriors:
+        """Return the posteriors under another prior: see `Posterior.reweight`.
+
+        All objects with as many draws are judged together. The draws must have been kept.
+        """
+        if self.draws is None:
+            raise ValueError(
+                "posteriors must have kept their draws to be reweighted, but kept summaries only "
+                "(keep=0). Predict with keep=None, or with prior=."
+            )
+        draws = tuple(reweighted(self.draws, new_prior))
+        shown = [p.weights.sum() > 0 and p.status is not Status.FAILED for p in draws]
+        nothing = np.full(len(self.parameters.names), np.nan)
+        return replace(
+            self, draws=draws, unfinished=None,
+            **{k: tuple(getattr(p, k) for p in draws) for k in self.LISTS},
+            **{k: np.array([getattr(p, k) for p in draws]) for k in NUMBERS},
+            mean=np.stack([p.mean() if s else nothing for p, s in zip(draws, shown, strict=True)]),
+            std=np.stack([p.std() if s else nothing for p, s in zip(draws, shown, strict=True)]),
+            quantiles=np.stack([
+                p.quantile(LEVELS) if s else np.tile(nothing, (len(LEVELS), 1))
+                for p, s in zip(draws, shown, strict=True)
+            ]),
+        )  # fmt: skip
+
     def to_table(self, uncertified: str = "nan") -> QTable:
         """Return one row per object.
 
@@ -133,8 +182,7 @@ class Posteriors:
         """Join posteriors of the same parameters."""
         first = parts[0]
         lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
-        names = ("ids", "mean", "std", "quantiles", *cls.NUMBERS)
-        arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in names}
+        arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in cls.ARRAYS}
         kept = {
             k: None if getattr(first, k) is None else sum((getattr(p, k) for p in parts), ())
             for k in ("draws", "unfinished")

@@ -91,6 +91,9 @@ class FlowProposal:
         """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
         return self._log_prob(z, features, self.share)
 
+    def ends_inside(self, z: Tensor, weights: Tensor, ess: Tensor) -> None:  # noqa: ARG002
+        """Say nothing: these draws reach wherever their prior does."""
+
     def _log_prob(self, z: Tensor, features: Tensor, share: float) -> Tensor:
         if not share:
             return torch.cat([self.exact.log_prob(z[i], features[i]) for i in _pieces(z)])

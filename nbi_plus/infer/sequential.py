@@ -23,12 +23,13 @@ from nbi_plus.infer.hints import latent_hints
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.predictive import fit_p_values
+from nbi_plus.infer.predictive import checked, with_tails
 from nbi_plus.infer.progress import Rounds
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.rounds import Search
 from nbi_plus.infer.status import Rung
 from nbi_plus.infer.tape import Tape
+from nbi_plus.infer.translated import Change, Translated
 from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.fitting import Ingredients
@@ -107,11 +108,20 @@ class SequentialFit:
         return _key(self.observations).to(self.device)
 
     def predict(
-        self, n: int, gate: Gate, seed: int, n_jobs: int | None, client: object | None
-    ) -> Posterior:
-        """Return the posterior of ``n`` fresh draws of the frozen proposal."""
+        self, n: int, gate: Gate, seed: int, n_jobs: int | None, client: object | None,
+        change: Change | None = None,
+    ) -> Posterior:  # fmt: skip
+        """Return the posterior of ``n`` fresh draws of the frozen proposal.
+
+        ``change`` leads to another prior.
+        """
         key, data = self._key, self.observations.batch().to(self.device)
         if not self.noise.has_likelihood(data.x_err is not None):
+            if change is not None:
+                raise ValueError(
+                    "predict with another prior must weigh its draws, but no likelihood was "
+                    "given. Use posterior.reweight(prior)."
+                )
             outcome = unweighted_outcome(self.frozen, self.frozen.draw(key, n, seed, "predict"))
             return _posterior(outcome, self.observations, self.prior, gate, seed)
         if self.simulator is None:
@@ -119,14 +129,19 @@ class SequentialFit:
                 "predict must have the simulator to weigh fresh draws with, but the engine was "
                 "loaded without. Call Engine.load(path, simulator=...), or use posterior_."
             )
-        target = Target(self.prior, self.simulator, self.noise, data, n_jobs, client)
-        z = self.frozen.draw(key, n, seed, "predict")
+        prior = self.prior if change is None else change.new
+        frozen = self.frozen if change is None else Translated(self.frozen, change)
+        target = Target(prior, self.simulator, self.noise, data, n_jobs, client)
+        z = frozen.draw(key, n, seed, "predict")
         found = target.evaluate(z, torch.zeros_like(key))
         outcome = fresh_outcome(
-            self.frozen, z, found, gate_of(self.family, gate),
-            circles=circular_columns(self.prior.periods), seed=seed,
+            frozen, z, found, gate_of(self.family, gate),
+            circles=circular_columns(prior.periods), seed=seed,
         )  # fmt: skip
-        outcome = replace(outcome, fit_p_value=fit_p_values(target, outcome, key, seed))
+        if change is not None:
+            s = outcome.summary
+            outcome = outcome.unless(change.ends_inside(z, s.weights, s.ess))
+        outcome = checked(target, outcome, key, seed)
         return _posterior(outcome, self.observations, target.prior, gate, seed)
 
 
@@ -186,7 +201,8 @@ class SequentialRun:
                 _key(observations).to(parts.device),
                 parts.seed,
             )(first)
-        posterior = _posterior(answer.outcome, observations, setup.prior, self.gate, parts.seed)
+        outcome = _checked(answer.outcome, ledger)
+        posterior = _posterior(outcome, observations, setup.prior, self.gate, parts.seed)
         return SequentialFit(
             observations=observations,
             posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior)),
@@ -260,6 +276,14 @@ class SequentialRun:
         return self.run.folder / f"sequential-{digest.hexdigest()[:16]}"
 
 
+def _checked(outcome: Outcome, ledger: Ledger) -> Outcome:
+    """Return the outcome with p-values of the data from the simulations of the fit."""
+    if outcome.rung == AMORTIZED:
+        return outcome
+    tails = outcome.summary.weights @ ledger.tails(outcome.pool.z[0])
+    return with_tails(outcome, torch.where(outcome.summary.ess[:, None] > 0, tails, torch.nan))
+
+
 def _posterior(
     outcome: Outcome, observations: Observations, prior: Prior, gate: Gate, seed: int
 ) -> Posterior:
@@ -272,10 +296,11 @@ def _posterior(
         p_value=torch.full((1,), torch.nan, device=device),
         n_masked=observations.n_masked,
         n_valid=valid,
+        hashes=observations.hashes,
     )
     request = verdict.Request(prior, None, gate, seed)
     if outcome.rung == AMORTIZED:
-        return verdict.amortized(outcome, objects, request)[0]
+        return verdict.amortized(outcome, objects, request, "no likelihood was given")[0]
     return verdict.corrected([outcome], objects, request)[0]
 
 

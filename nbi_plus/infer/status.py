@@ -11,7 +11,7 @@ import numpy as np
 class Status(Enum):
     """How the posterior of one object was found; the value is the sentence to read."""
 
-    AMORTIZED = "Network draws, not corrected: no likelihood was given."
+    AMORTIZED = "Network draws, not corrected: nothing could weigh them; see report."
     REWEIGHTED = "Network draws, corrected by importance weights that passed the gate."
     REFINED = "Draws of a proposal adapted to this object; their weights passed the gate."
     HMC = "Importance weights were unreliable; refined by HMC."
@@ -42,6 +42,9 @@ class Flag(str, Enum):
     SOURCES_DISAGREE = "SOURCES_DISAGREE"
     DIVERGENCES = "DIVERGENCES"
     BAD_INPUT = "BAD_INPUT"
+    MODE_MISSED = "MODE_MISSED"
+    UNCALIBRATED = "UNCALIBRATED"
+    SUPPORT = "SUPPORT"
 
     @property
     def sentence(self) -> str:
@@ -59,12 +62,34 @@ _FLAG_SENTENCES = {
     "EVIDENCE_SOFT": "The error of the evidence was widened, or its bias removed.",
     "MULTIMODAL": "The posterior has separate modes.",
     "EDGE": "A share of the posterior lies at the edge of the prior.",
-    "MISFIT": "The model does not describe the data.",
+    "MISFIT": "The model does not describe the data: residuals are too large or too small.",
     "SIM_ERRORS": "The simulator failed, or was not finite, for some draws.",
     "SOURCES_DISAGREE": "Two certified methods disagree.",
     "DIVERGENCES": "HMC trajectories diverged.",
     "BAD_INPUT": "The data cannot be used: no valid point.",
+    "MODE_MISSED": "A mode was found that the draws do not hold.",
+    "UNCALIBRATED": "Answers like this one did not hold the truth as often as they said.",
+    "SUPPORT": "A part of the posterior can lie where an earlier prior allowed no draws.",
 }
+
+# what a certificate of the weights knows nothing of
+_DOUBTS = frozenset({Flag.MISFIT, Flag.MODE_MISSED, Flag.UNCALIBRATED, Flag.SUPPORT})
+
+
+def is_trusted(status: Status, flags: frozenset[Flag]) -> bool:
+    """Say whether an answer is certified, and nothing else is known to stand against it."""
+    return status.certified and not flags & _DOUBTS
+
+
+def doubts(status: Status, flags: frozenset[Flag], reason: str) -> str:
+    """Return why an answer is not to be trusted, in words.
+
+    ``reason`` is what the last rung said; it counts where nothing was certified.
+    """
+    told = [f"{status.name}: {status.value}"]
+    told += [f"{f.name}: {f.sentence}" for f in sorted(flags & _DOUBTS)]
+    told += [f"({reason})"] if reason and not status.certified else []
+    return " ".join(told)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.assemble import Failure
-from nbi_plus.infer.circles import circular_columns, unwrapped
-from nbi_plus.infer.modes import separate_modes
+from nbi_plus.infer.circles import circular_columns
+from nbi_plus.infer.flags import raised, weight_rules
+from nbi_plus.infer.moments import moments
 from nbi_plus.infer.outcome import Outcome, Pool
 from nbi_plus.infer.posterior import NUMBERS, WEIGHT_NUMBERS, Parameters, Posterior
 from nbi_plus.infer.posteriors import Posteriors
@@ -23,9 +24,6 @@ from nbi_plus.infer.weights import Gate
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
-_EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
-_DOMINATED = 0.5
-_MISFIT = 1e-3  # p-value of data that the model does not describe
 _STATUS = {
     "reweight": Status.REWEIGHTED,
     "hints": Status.REWEIGHTED,
@@ -39,7 +37,14 @@ _STATUS = {
     "ensemble": Status.ENSEMBLE,
     "ensemble weights": Status.ENSEMBLE,
 }
-_LEVELS = (0.16, 0.5, 0.84)
+_FAMILY = {
+    "amortized": "network",
+    "reweight": "network",
+    "top up": "network",
+    "flow": "flow",
+    "hmc": "chains",
+    "ensemble": "chains",
+}  # of the proposal whose draws were judged; mixtures for all other rungs
 _REASONS = {
     Failure.SIMULATOR: "FAIL_SIMULATOR",
     Failure.NUMERIC: "FAIL_NUMERIC",
@@ -58,6 +63,8 @@ class Objects:
     ood, p_value : Tensor, shape (N,)
         Flag and p-value of the feature distance.
     n_masked, n_valid : ndarray of int, shape (N,)
+    hashes : ndarray of str, shape (N,)
+        Of their data.
     """
 
     ids: NDArray
@@ -66,6 +73,7 @@ class Objects:
     p_value: Tensor
     n_masked: NDArray[np.int64]
     n_valid: NDArray[np.int64]
+    hashes: NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,8 @@ def corrected(
     return Posteriors.concatenate([_weighted(o, objects, request, trail) for o in outcomes])
 
 
-def amortized(outcome: Outcome, objects: Objects, request: Request) -> Posteriors:
-    """Return the network's own posteriors, status AMORTIZED."""
+def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str) -> Posteriors:
+    """Return the network's own posteriors, status AMORTIZED, with the reason in the report."""
     pool = outcome.pool
     n, n_draws = pool.log_q.shape
     weights = torch.full_like(pool.log_q, 1.0 / n_draws)
@@ -114,7 +122,7 @@ def amortized(outcome: Outcome, objects: Objects, request: Request) -> Posterior
         "n_failed": np.zeros(n, np.int64),
     }
     rungs = tuple(
-        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False),) for _ in valid
+        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason),) for _ in valid
     )
     verdicts = status, flags, rungs
     return _collect(
@@ -186,35 +194,25 @@ def _flags(
     outcome: Outcome, objects: Objects, rows: NDArray[np.int64], request: Request
 ) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each object: every rule is evaluated for all objects at once."""
-    s, pool, gate = outcome.summary, outcome.pool, request.gate
+    pool = outcome.pool
     circles = circular_columns(request.prior.periods)
-    whole = unwrapped(pool.z, outcome.cleaned.log_weights, circles)
-    at_edge = (s.weights[..., None] * (pool.z.abs() > _EDGE_Z)).sum(1)
-    at_edge[:, list(circles)] = 0.0  # a circle has no edge
-    nothing = s.ess <= 0
-    rules = {
+    rules = weight_rules(
+        outcome.summary, pool.z, outcome.cleaned.log_weights, request.gate, circles
+    ) | {
         Flag.OOD: objects.ood[pool.index],
-        Flag.LOW_EFF: (s.efficiency < gate.eff_min) & ~nothing,
-        Flag.LOW_ESS: s.ess < gate.ess_min,
-        Flag.HIGH_KHAT: s.heavy_tail,
-        Flag.TAIL: (s.k_hat_moment > gate.k_hat_moment_max) & ~nothing,
-        Flag.DOMINATED: s.max_share > _DOMINATED,
-        Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
-        Flag.MULTIMODAL: separate_modes(whole, s.weights) & (s.ess >= gate.ess_min),
-        Flag.EDGE: at_edge.amax(-1) > _EDGE_MASS,
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
         Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
     }
-    if outcome.fit_p_value is not None:
-        rules[Flag.MISFIT] = outcome.fit_p_value < _MISFIT
+    if outcome.misfit is not None:
+        rules[Flag.MISFIT] = outcome.misfit
+    if outcome.beyond is not None:
+        rules[Flag.SUPPORT] = outcome.beyond
     if outcome.chains is not None:
         rules[Flag.SOURCES_DISAGREE] = outcome.chains.disagree
         rules[Flag.DIVERGENCES] = outcome.chains.divergent
-    table = torch.stack(list(rules.values()), 1).tolist()
-    names = list(rules)
-    return tuple(frozenset(n for n, on in zip(names, row, strict=True) if on) for row in table)
+    return raised(rules)
 
 
 def _collect(
@@ -231,12 +229,12 @@ def _collect(
     rows = pool.index.cpu().numpy()
     theta = request.prior.from_latent(pool.bounded)
     status, flags, rungs = verdicts
-    mean, std, quantiles = _moments(theta, weights)
+    mean, std, quantiles = (_numpy(v) for v in moments(theta, weights))
     # a failed object has no moments, not those of whatever draws came last
     failed = np.array([s is Status.FAILED for s in status])[:, None]
     result = Posteriors(
         parameters=Parameters.of(request.prior), ids=objects.ids[rows],
-        status=status, flags=flags, rungs=rungs,
+        data_hash=objects.hashes[rows], status=status, flags=flags, rungs=rungs,
         **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
@@ -267,6 +265,8 @@ def _draws(
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
             # one object at a time: a derived curve for every draw of all would fill the memory
             derived=request.prior.derive(samples[i]), chains=chains[i],
+            support=request.prior.support, gate=request.gate,
+            family=_FAMILY.get(outcome.rung, "mixture"), data_hash=str(result.data_hash[i]),
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))
@@ -299,26 +299,6 @@ def _in_theta(pool: Pool, theta: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
     inside = torch.isfinite(pool.log_prior)
     latent = prior.log_prob_latent(pool.z)
     return torch.where(inside, log_prior, -torch.inf), pool.log_q + log_prior - latent
-
-
-def _moments(theta: Tensor, weights: Tensor) -> tuple[NDArray, NDArray, NDArray]:
-    """Return weighted mean and std (b, D) and quantiles (b, 3, D) of all objects."""
-    finite = torch.where(weights[..., None] > 0, theta, 0.0)
-    mean = (weights[..., None] * finite).sum(1)
-    var = (weights[..., None] * (finite - mean[:, None]).square()).sum(1)
-    ordered, order = theta.transpose(1, 2).sort(-1)
-    steps = weights[:, None].expand_as(ordered).gather(-1, order)
-    middle = steps.cumsum(-1) - 0.5 * steps
-    levels = (
-        torch.tensor(_LEVELS, dtype=theta.dtype, device=theta.device)
-        * weights.sum(-1)[:, None, None]
-    )
-    right = torch.searchsorted(middle, levels.expand(*ordered.shape[:2], -1).contiguous())
-    right = right.clamp(1, ordered.shape[-1] - 1)
-    low, high = ordered.gather(-1, right - 1), ordered.gather(-1, right)
-    a, b = middle.gather(-1, right - 1), middle.gather(-1, right)
-    share = ((levels - a) / (b - a).clamp(min=1e-300)).clamp(0.0, 1.0)
-    return _numpy(mean), _numpy(var.sqrt()), _numpy((low + share * (high - low)).transpose(1, 2))
 
 
 def _numpy(tensor: Tensor) -> NDArray:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.problem.batch import Batch
+from nbi_plus.problem.hashing import data_hashes
 
 Index = int | slice | Sequence[int] | NDArray[np.integer]
 Some = TypeVar("Some", bound="FlatData")
@@ -124,6 +125,11 @@ class FlatData:
         """A number for each object that depends on its id alone, shape (N,)."""
         digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in self.ids.tolist()]
         return np.frombuffer(b"".join(digests), np.int64).copy()
+
+    @property
+    def hashes(self) -> NDArray[np.str_]:
+        """A short text for each object that depends on its data alone, not its id, shape (N,)."""
+        return data_hashes(self)
 
     @property
     def x(self) -> NDArray[np.float64]:

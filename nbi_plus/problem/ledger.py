@@ -14,11 +14,14 @@ from torch import Tensor
 from nbi_plus.io.store import SimulationStore, StoreError
 from nbi_plus.problem.identity import check_reuse
 from nbi_plus.problem.parallel import simulate_rows
+from nbi_plus.problem.random import generator, preserved_random_state
 from nbi_plus.problem.simulator import FAILED, SimulationBlock
 from nbi_plus.problem.target import Z_MAX, Evaluation, Target
 from nbi_plus.problem.workers import Job
 
 _LOG = logging.getLogger("nbi_plus")
+_ROWS_CHECKED = 1024  # models whose p-values are computed at once
+_N_SETS = 4  # of other data for each, where p-values have no closed form
 
 
 class OutOfTime(Exception):  # noqa: N818 - an expected end
@@ -55,6 +58,7 @@ class Ledger:
     _n_rows: int = 0
     _z: list[Tensor] = field(default_factory=list)
     _models: list[Tensor] = field(default_factory=list)
+    _tails: dict[bytes, tuple[float, float]] = field(default_factory=dict)
 
     @staticmethod
     def columns(target: Target) -> dict[str, tuple[int, ...]]:
@@ -123,12 +127,37 @@ class Ledger:
         self._z.clear()
         self._models.clear()
 
+    def tails(self, z: Tensor) -> Tensor:
+        """Return the p-values (S, 2) of the data for the models of draws z (S, D) made here.
+
+        See `Noise.p_values`; they were found when the models were, for these are not kept. 0 where
+        there was no model.
+        """
+        found = [self._tails[row.tobytes()] for row in z.double().cpu().numpy()]
+        return torch.tensor(found, dtype=torch.float64, device=z.device)
+
     def _judge(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
         if self.has_likelihood:
+            self._note_tails(z[0], models[0])
             return self.target.judge(z, models, failed)
         inside = (z.abs() <= Z_MAX).all(-1)
         log_prior = self.target.prior.log_prob_latent(z).masked_fill(~inside, -np.inf)
         return Evaluation(log_prior, torch.full_like(log_prior, np.nan), failed)
+
+    def _note_tails(self, z: Tensor, models: Tensor) -> None:
+        """Note the p-values of models (n, C, L) of draws z (n, D)."""
+        prior, noise = self.target.prior, self.target.noise
+        theta = prior.complete(prior.from_latent(z))
+        rng = generator(self.n_simulated, "fit", z.device)  # a step's own, also after resuming
+        n_sets = 1 if noise.exact_p_value else _N_SETS
+        with preserved_random_state(), torch.no_grad():
+            for rows in torch.arange(len(z), device=z.device).split(_ROWS_CHECKED):
+                data = self.target.data.select(torch.zeros_like(rows))
+                own = theta[rows], models[rows], data, rng
+                sets = [torch.stack(noise.p_values(*own), 1) for _ in range(n_sets)]
+                tails = torch.stack(sets).mean(0).nan_to_num(nan=0.0).tolist()
+                keys = [row.tobytes() for row in z[rows].double().cpu().numpy()]
+                self._tails.update(zip(keys, map(tuple, tails), strict=True))
 
     def _simulate(self, z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
         """Return models (n, C, L) and states (n,) of draws z (n, D)."""

@@ -60,6 +60,11 @@ class MixtureTransport(Transport):
         """None is circular."""
         return (None,) * self.n_dim
 
+    @property
+    def support(self) -> tuple[tuple[float, float], ...]:
+        """The whole line."""
+        return ((-math.inf, math.inf),) * self.n_dim
+
     def _on(self, device: torch.device) -> MixtureTransport:
         parts = (self.shift, self.whitening, self.log_weights, self.means, self.factors)
         return MixtureTransport(*(part.to(device) for part in parts))

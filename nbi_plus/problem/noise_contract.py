@@ -21,6 +21,7 @@ from nbi_plus.problem.observations import Observations
 
 Data = Batch | Observations
 Array = TypeVar("Array", Tensor, NDArray)
+_TIE = 1e-10  # relative to a log-likelihood
 
 
 class Noise(ABC):
@@ -107,9 +108,28 @@ class Noise(ABC):
         -------
         Tensor of float64, shape (n,)
         """
+        return self.p_values(theta, model, obs, rng)[0]
+
+    def p_values(
+        self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the probabilities that other data would be no likelier, and no less likely.
+
+        Of data that can be equally likely (counts) they add up to more than one. Arguments as for
+        `p_value`, each result of shape (n,).
+        """
+        if self.exact_p_value:
+            upper = self.p_value(theta, model, obs, rng)
+            return upper, 1.0 - upper
         other = self.observe(model, obs, theta, rng)
-        seen, again = (self.log_likelihood(theta, model, data) for data in (obs, other))
-        return (again <= seen).to(torch.float64)
+        seen, again = (self.log_likelihood(theta, model, data).double() for data in (obs, other))
+        excess = again - seen
+        # the same counts in another order differ by rounding
+        level = _TIE * (1.0 + seen.nan_to_num(neginf=0.0).abs())
+        known = ~excess.isnan()
+        both = (excess <= level, excess >= -level)
+        upper, lower = (torch.where(known, side.double(), torch.nan) for side in both)
+        return upper, lower
 
     def has_likelihood(self, has_errors: bool) -> bool:  # noqa: ARG002 - subclasses need it
         """Say whether `log_likelihood` can be evaluated for data with or without errors."""

@@ -199,6 +199,11 @@ class Prior:
         return self.transport.periods
 
     @property
+    def support(self) -> Array:
+        """Edges (D, 2) of a box that holds all theta, NaN where unknown; a circle has none."""
+        return np.array(self.transport.support)
+
+    @property
     def has_inverse(self) -> bool:
         """Whether `to_latent` and `log_prob` exist: not for a prior_transform."""
         return self.transport.has_inverse

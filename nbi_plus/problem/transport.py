@@ -42,6 +42,11 @@ class Transport(ABC):
     def periods(self) -> tuple[float | None, ...]:
         """The circumferences of circular parameters, None for the others."""
 
+    @property
+    @abstractmethod
+    def support(self) -> tuple[tuple[float, float], ...]:
+        """The least and largest value of each parameter, NaN where they are not known."""
+
     @abstractmethod
     def from_latent(self, z: Tensor) -> Tensor:
         """Return theta of z."""
@@ -84,6 +89,12 @@ class Independent(Transport):
     def periods(self) -> tuple[float | None, ...]:
         """The circumferences of the `Circular` ones."""
         return tuple(family.period for family in self.families)
+
+    @property
+    def support(self) -> tuple[tuple[float, float], ...]:
+        """The edges of the distributions; a circle has none."""
+        line = (-math.inf, math.inf)
+        return tuple(line if f.period else f.marginal.support for f in self.families)
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Map each column."""
@@ -144,6 +155,11 @@ class PriorTransform(Transport):
     def periods(self) -> tuple[float | None, ...]:
         """Nothing is known of circles."""
         return (None,) * self.n_dim
+
+    @property
+    def support(self) -> tuple[tuple[float, float], ...]:
+        """Nothing is known of edges."""
+        return ((math.nan, math.nan),) * self.n_dim
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Return ``f(Phi(z))``, with a graph if the function keeps one."""
