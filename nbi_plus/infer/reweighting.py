@@ -15,7 +15,7 @@ from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.flags import raised, weight_rules
 from nbi_plus.infer.status import Flag, Rung, Status
 from nbi_plus.infer.support import MISSING_MAX, box_of, missing_share
-from nbi_plus.infer.weights import Grade, WeightSummary, summarise
+from nbi_plus.infer.weights import Grade, WeightSummary, gate_of, summarise
 from nbi_plus.problem.prior import Prior
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def _judged(group: _Group, prior: Prior) -> list[Posterior]:
     s = summarise(new, unwrapped(z, new, circles))
     s, share = _numbers(group, s)
     first = group.answers[0]
-    grade = first.gate.grade(replace(s, efficiency=share), first.family in ("mixture", "flow"))
-    why = first.gate.reasons(replace(s, efficiency=share), first.family in ("mixture", "flow"))
+    gate, seen = gate_of(first.family, first.gate), replace(s, efficiency=share)
+    grade, why = gate.grade(seen), gate.reasons(seen)
     weights = s.weights.numpy()
     missing = missing_share(group.samples, weights, s.ess.numpy(), group.edges, prior) > MISSING_MAX
     flags = raised(weight_rules(s, z, new, first.gate, circles))

@@ -37,14 +37,6 @@ _STATUS = {
     "ensemble": Status.ENSEMBLE,
     "ensemble weights": Status.ENSEMBLE,
 }
-_FAMILY = {
-    "amortized": "network",
-    "reweight": "network",
-    "top up": "network",
-    "flow": "flow",
-    "hmc": "chains",
-    "ensemble": "chains",
-}  # of the proposal whose draws were judged; mixtures for all other rungs
 _REASONS = {
     Failure.SIMULATOR: "FAIL_SIMULATOR",
     Failure.NUMERIC: "FAIL_NUMERIC",
@@ -266,7 +258,7 @@ def _draws(
             # one object at a time: a derived curve for every draw of all would fill the memory
             derived=request.prior.derive(samples[i]), chains=chains[i],
             support=request.prior.support, gate=request.gate,
-            family=_FAMILY.get(outcome.rung, "mixture"), data_hash=str(result.data_hash[i]),
+            family=outcome.family, data_hash=str(result.data_hash[i]),
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))
