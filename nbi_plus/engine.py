@@ -395,6 +395,7 @@ class Engine(Predictor, BaseEstimator):
                 setup.conditions, setup.fixed, perturbation, setup.grid, custom is None
             ),
             units=setup.units,
+            window=setup.window,
             featurizer=spec,
             custom=custom,
             flow=doors.flow_config(self.flow, prior.n_dim),

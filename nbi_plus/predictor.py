@@ -126,6 +126,7 @@ class Predictor:
             )
         else:
             answerer = self._answerer("predict", one, modes, prior)
+            answerer.check_times(one)
             posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
         if not posterior.trusted:
             reason = posterior.rungs[-1].reason

@@ -31,7 +31,9 @@ from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator import BoundSimulator
 from nbi_plus.problem.target import Target
+from nbi_plus.problem.window import strangers
 
+_SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
 # more objects at once are no faster on a CPU, which 16 of them fill
 _ESCALATED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 
@@ -119,8 +121,9 @@ class Answerer:
                             request.seed)  # fmt: skip
             party = Party(objects, rows, features, course)
             for outcome in reweight(proposal, features, objects.keys, course, ladder, modes):
-                # no rung can make up for data without a point
-                goes_on = ladder.goes_on(outcome) & batch.mask.any((1, 2))[outcome.pool.index]
+                # no rung can make up for data that cannot be used
+                usable = torch.as_tensor(objects.usable, device=self.device)
+                goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]
                 if not goes_on.all():
                     yield settled(outcome.select((~goes_on).nonzero()[:, 0]), party, request)
                 if goes_on.any():
@@ -240,10 +243,12 @@ class Answerer:
                 raise ValueError(
                     f"{name} must be given as one grid of shape ({shape[1]},), as in training."
                 )
-            if not np.allclose(observations.points[name], values.numpy()):
+            came, grid = observations.points[name], values.numpy()
+            if not np.allclose(came, grid, rtol=0.0, atol=_SAME_GRID * np.ptp(grid)):
                 raise ValueError(
-                    f"{name} must be the grid of the training, but differs from it. "
-                    "Fit again for these data."
+                    f"{name} must be the grid of the training, {grid.min():.10g} to "
+                    f"{grid.max():.10g}, but differs from it: {came.min():.10g} to "
+                    f"{came.max():.10g}. Fit again for these data."
                 )
 
     def _why_not(self, observations: Observations) -> str:
@@ -254,6 +259,22 @@ class Answerer:
             return "the simulator gives another answer each time"
         known = self.noise.has_likelihood(observations.errors is not None)
         return "" if known else "no likelihood was given"
+
+    def check_times(self, observations: Observations) -> None:
+        """Refuse an object in other times than those of the training, where that matters."""
+        for reason in self._strangers(observations):
+            if reason:
+                raise ValueError(reason)
+
+    def _strangers(self, observations: Observations) -> NDArray[np.str_]:
+        model = self.model
+        return strangers(observations, model.window, self.simulator, self.prior, model.conditions)
+
+    def _refusals(self, observations: Observations) -> NDArray[np.str_]:
+        """Return why the data of each object (N,) cannot be used, "" where they can."""
+        away = self._strangers(observations)
+        reasons = np.where(away == "", "", np.char.add(f"{verdict.BAD_INPUT}: ", away))
+        return np.where(observations.n_points > 0, reasons, f"{verdict.BAD_INPUT}: no valid point.")
 
     def _see(
         self, observations: Observations, features: Tensor | None = None
@@ -268,7 +289,7 @@ class Answerer:
             ood=reference.flag(features, batch),
             p_value=reference.p_value(features),
             n_masked=observations.n_masked,
-            n_valid=batch.mask.sum((1, 2)).cpu().numpy(),
+            refusals=self._refusals(observations),
             hashes=observations.hashes,
         )
         return objects, batch, features

@@ -287,7 +287,6 @@ def _checked(outcome: Outcome, ledger: Ledger) -> Outcome:
 def _posterior(
     outcome: Outcome, observations: Observations, prior: Prior, gate: Gate, seed: int
 ) -> Posterior:
-    valid = observations.batch().mask.sum((1, 2)).cpu().numpy()
     device = outcome.pool.z.device
     objects = verdict.Objects(
         ids=observations.ids,
@@ -295,7 +294,7 @@ def _posterior(
         ood=torch.zeros(1, dtype=torch.bool, device=device),
         p_value=torch.full((1,), torch.nan, device=device),
         n_masked=observations.n_masked,
-        n_valid=valid,
+        refusals=np.where(observations.n_points > 0, "", f"{verdict.BAD_INPUT}: no valid point."),
         hashes=observations.hashes,
     )
     request = verdict.Request(prior, None, gate, seed)

@@ -66,7 +66,7 @@ _FLAG_SENTENCES = {
     "SIM_ERRORS": "The simulator failed, or was not finite, for some draws.",
     "SOURCES_DISAGREE": "Two certified methods disagree.",
     "DIVERGENCES": "HMC trajectories diverged.",
-    "BAD_INPUT": "The data cannot be used: no valid point.",
+    "BAD_INPUT": "The data cannot be used: the report says why.",
     "MODE_MISSED": "A mode was found that the draws do not hold.",
     "UNCALIBRATED": "Answers like this one did not hold the truth as often as they said.",
     "SUPPORT": "A part of the posterior can lie where an earlier prior allowed no draws.",

@@ -37,6 +37,7 @@ _STATUS = {
     "ensemble": Status.ENSEMBLE,
     "ensemble weights": Status.ENSEMBLE,
 }
+BAD_INPUT = "FAIL_INPUT"
 _REASONS = {
     Failure.SIMULATOR: "FAIL_SIMULATOR",
     Failure.NUMERIC: "FAIL_NUMERIC",
@@ -54,7 +55,9 @@ class Objects:
     keys : Tensor of int64, shape (N,)
     ood, p_value : Tensor, shape (N,)
         Flag and p-value of the feature distance.
-    n_masked, n_valid : ndarray of int, shape (N,)
+    n_masked : ndarray of int, shape (N,)
+    refusals : ndarray of str, shape (N,)
+        Why the data cannot be used; "" where they can.
     hashes : ndarray of str, shape (N,)
         Of their data.
     """
@@ -64,8 +67,13 @@ class Objects:
     ood: Tensor
     p_value: Tensor
     n_masked: NDArray[np.int64]
-    n_valid: NDArray[np.int64]
+    refusals: NDArray[np.str_]
     hashes: NDArray[np.str_]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Whose data can be used, shape (N,)."""
+        return self.refusals == ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
     pool = outcome.pool
     n, n_draws = pool.log_q.shape
     weights = torch.full_like(pool.log_q, 1.0 / n_draws)
-    valid = objects.n_valid > 0
+    valid = objects.usable
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
     flags = tuple(
         frozenset({Flag.OOD} if o else set()) | (set() if v else {Flag.BAD_INPUT})
@@ -114,7 +122,8 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
         "n_failed": np.zeros(n, np.int64),
     }
     rungs = tuple(
-        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason),) for _ in valid
+        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False, refusal or reason),)
+        for refusal in objects.refusals.tolist()
     )
     verdicts = status, flags, rungs
     return _collect(
@@ -133,9 +142,8 @@ def _weighted(
     numbers["fit_p_value"] = _numpy(p_value)
     numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
-    failure = [
-        r if v else "FAIL_INPUT" for r, v in zip(failure, objects.n_valid[rows] > 0, strict=True)
-    ]
+    refusals = objects.refusals[rows].tolist()
+    failure = [own or other for own, other in zip(refusals, failure, strict=True)]
     passed = _STATUS[outcome.rung]
     status = tuple(
         Status.FAILED if reason else passed if good else Status.UNCERTIFIED
@@ -151,7 +159,7 @@ def _weighted(
         numbers["n_simulated"], numbers["n_gradients"] = _numpy(cost.calls), _numpy(cost.gradients)
         rungs = trail.reports(rows, failure)
     flags = _flags(outcome, objects, rows, request)
-    valid = torch.as_tensor(objects.n_valid[rows] > 0, device=s.weights.device)[:, None]
+    valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
     weights = torch.where(valid, s.weights, 0.0)
     log_weights = torch.where(valid, cleaned.log_weights, -torch.inf)
     verdicts = status, flags, rungs
@@ -195,7 +203,7 @@ def _flags(
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
-        Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
+        Flag.BAD_INPUT: torch.as_tensor(~objects.usable[rows], device=pool.z.device),
     }
     if outcome.misfit is not None:
         rules[Flag.MISFIT] = outcome.misfit

@@ -62,6 +62,8 @@ class Ingredients:
         Float64, on the CPU.
     units : dict of str
         Of the observations.
+    window : tuple of float, or None
+        Their first and last time.
     featurizer : FeaturizerSpec
     custom : nn.Module or None
         The user's own featurizer.
@@ -77,6 +79,7 @@ class Ingredients:
     noise: Noise
     cadences: Cadences
     units: dict[str, str]
+    window: tuple[float, float] | None
     featurizer: FeaturizerSpec
     custom: nn.Module | None
     flow: FlowConfig
@@ -201,6 +204,7 @@ def fit(
         reference=_reference(network, problem, parts),
         conditions=parts.conditions,
         units=parts.units,
+        window=parts.window,
         history=(start.history if start is not None else []) + history,
         n_sims=material.n_sims,
     )

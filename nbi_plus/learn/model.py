@@ -79,6 +79,8 @@ class TrainedModel:
         one object.
     units : dict of str
         Of the observations trained for.
+    window : tuple of float, or None
+        Their first and last time.
     history : list of dict
     n_sims : int
         Simulations trained on and validated with.
@@ -91,6 +93,7 @@ class TrainedModel:
     history: History
     n_sims: int
     units: dict[str, str] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,6 +123,8 @@ class TrainedModel:
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"reference/{k}": v for k, v in self.reference.arrays().items()}
         tensors |= {"conditions/x": c.x, "conditions/mask": c.mask}
+        if self.window is not None:
+            tensors["conditions/window"] = torch.tensor(self.window, dtype=torch.float64)
         tensors |= {} if c.x_err is None else {"conditions/x_err": c.x_err}
         tensors |= {f"coords/{k}": v for k, v in c.coords.items()}
         tensors |= {f"scalars/{k}": v for k, v in c.scalars.items()}
@@ -147,6 +152,7 @@ class TrainedModel:
         network.load_state_dict(part["network"])
         history = part["history"]
         conditions = part["conditions"]
+        window = conditions.get("window")
         return cls(
             network=network.to(device).eval(),
             featurizer=spec,
@@ -164,6 +170,7 @@ class TrainedModel:
             ],
             n_sims=meta["n_sims"],
             units=meta["units"],
+            window=tuple(window.tolist()) if window is not None else None,
         )
 
 

@@ -33,6 +33,7 @@ from nbi_plus.problem.packing import as_given, coordinate, scalar
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import generator
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.window import window_of
 
 _LOG = logging.getLogger("nbi_plus")
 _BANK_NUMBERS = 2**22  # padded data of the objects that simulations imitate
@@ -174,6 +175,8 @@ class Setup:
         Where simulations are made, if not at the objects' own points.
     units : dict of str
         Of the observations.
+    window : tuple of float, or None
+        Their first and last time.
     """
 
     prior: Prior
@@ -183,6 +186,7 @@ class Setup:
     columns: dict[str, NDArray] | None
     grid: DenseGrid | None = None
     units: dict[str, str] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
 
     @property
     def simulated_at(self) -> Batch:
@@ -233,7 +237,7 @@ def set_up(
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
     _try_noise(bound_noise, prior, start)
-    return Setup(prior, bound, bound_noise, start, columns, grid, seen.units)
+    return Setup(prior, bound, bound_noise, start, columns, grid, seen.units, window_of(seen))
 
 
 def _try_noise(noise: Noise, prior: Prior, start: Batch) -> None:
