@@ -106,10 +106,15 @@ class Outcome:
     def cut_off(self) -> Tensor:
         """Whose posterior would go on where the latent space ends, bool (b,).
 
-        The data want parameters that the prior all but excludes, by eight standard deviations.
+        The data want parameters that the prior all but excludes, by eight standard deviations. A
+        long thin tail is enough: with a hundredth of the variance there, much of it may be missing.
         """
-        far = (self.pool.z.abs() > Z_MAX - _RIM).any(-1)
-        return (self.summary.weights * far).sum(1) > _RIM_MASS
+        z, weights = self.pool.bounded, self.summary.weights[..., None]
+        far = z.abs() > Z_MAX - _RIM
+        square = weights * (z - (weights * z).sum(1, keepdim=True)).square()
+        spread = (square * far).sum(1) / square.sum(1).clamp(min=1e-300)
+        mass = (weights * far.any(-1, keepdim=True)).sum(1)
+        return torch.cat([mass, spread], 1).amax(1) > _RIM_MASS
 
     @property
     def can_improve(self) -> Tensor:

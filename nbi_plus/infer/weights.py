@@ -232,11 +232,11 @@ class Gate:
     ess_min: float = 400.0
     eff_min: float = 0.2
     eff_min_mix: float = 0.3
-    k_hat_moment_max: float = 1.0
+    k_hat_moment_max: float = 0.7
     eff_min_low: float = 0.1
     draws_min_low: int = 16384
     ess_min_low: float = 1000.0
-    k_hat_moment_max_flow: float = 0.5
+    k_hat_moment_max_flow: float = 0.4
     family: str = "network"
 
     def __post_init__(self) -> None:
@@ -314,7 +314,7 @@ def gate_of(family: str, gate: Gate) -> Gate:
     Examples
     --------
     >>> gate_of("flow", Gate()).moment_max
-    0.5
+    0.4
     """
     return replace(gate, family=family)
 
