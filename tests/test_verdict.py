@@ -13,7 +13,7 @@ from scipy.stats import norm, truncnorm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.infer.posterior import Parameters
-from nbi_plus.infer.predictive import MISFIT
+from nbi_plus.infer.predictive import MISFIT, averaged
 from nbi_plus.infer.reweighting import RUNG
 from nbi_plus.infer.status import Flag, Status
 from nbi_plus.infer.support import missing_share
@@ -106,7 +106,7 @@ def test_a_pass_keeps_the_status_and_equals_its_closed_form(inside, low, high):
     log_z += np.log((min(high, 1) - max(low, 0)) / (high - low))
     assert abs(new.mean()[0] - mean) < 4 * sd / np.sqrt(new.ess)
     assert abs(new.log_evidence - log_z) < 4 * new.log_evidence_err
-    np.testing.assert_array_equal(new.support, [[max(low, 0.0), min(high, 1.0)]])
+    np.testing.assert_allclose(new.support, [[max(low, 0.0), min(high, 1.0)]])
 
 
 def test_reweighting_to_the_same_prior_changes_nothing(inside):
@@ -235,7 +235,7 @@ def test_many_are_reweighted_as_each(engine):
     ("prior", "message"),
     [
         (nbi.Prior({"b": norm(0, 1)}), "must be of parameters"),
-        (nbi.Prior({"a": norm(0, 1)}, units={"a": "d"}), "as the posterior"),
+        (nbi.Prior({"a": norm(0, 1)}, units={"a": "d"}), "as before"),
     ],
 )
 def test_priors_of_something_else_are_refused(inside, prior, message):
@@ -266,7 +266,7 @@ def test_data_hash_is_of_the_data_however_they_are_laid_out():
     make = nbi.Observations.from_arrays
     hashes = make(x, 0.1, t=t, band=band, scalars={"z": [1.0, 2, 3]}).hashes
     assert len(set(hashes)) == 3
-    lists = make(list(x), [0.1] * 3, t=list(t), band=list(band), ids=["u", "v", "w"],
+    lists = make(list(x), list(0 * x + 0.1), t=list(t), band=list(band), ids=["u", "v", "w"],
                  scalars={"z": [1.0, 2, 3]}, categories={"band": ["r", "i", "g"]})  # fmt: skip
     padded = make(np.hstack([x, np.full((3, 2), np.nan)]), 0.1, t=np.hstack([t, t[:, :2]]),
                   band=np.hstack([band, band[:, :2]]), scalars={"z": [1.0, 2, 3]})  # fmt: skip
@@ -377,9 +377,9 @@ def long_engine():
 
 def test_errors_that_are_too_large_are_a_misfit(long_engine):
     rng = np.random.default_rng(8)
-    level, noise = rng.normal(size=(60, 1)), rng.normal(size=(60, 50))
+    level, noise = rng.normal(size=(200, 1)), rng.normal(size=(200, 50))
     make = nbi.Observations.from_arrays
-    assert misfits(long_engine, make(level + noise / 1.6, 1.0)).mean() > 0.75
+    assert misfits(long_engine, make(level + noise / 1.6, 1.0)).mean() > 0.8  # 90 % at best
     assert misfits(long_engine, make(level + noise / 2.5, 1.0)).all()  # variances for errors
     assert misfits(long_engine, make(level + noise * 1.6, 1.0)).mean() > 0.9
     assert misfits(long_engine, make(level + noise, 1.0)).sum() <= 1
@@ -396,9 +396,9 @@ def test_false_misfits_are_as_rare_as_they_should_be(n_points):
     chi2 = ((x - x.mean(1, keepdims=True)) ** 2).sum(1)[:, None]
     chi2 = chi2 + n_points * (theta - x.mean(1, keepdims=True)) ** 2
     upper = torch.special.gammaincc(torch.tensor(n_points / 2.0), torch.as_tensor(chi2 / 2))
-    mean = upper.double().mean(1).numpy()
-    for tail in (mean, 1 - mean):
-        assert (tail < MISFIT).mean() < 1.6 * MISFIT  # three standard errors above
+    tails = torch.stack([upper, 1 - upper], -1).double()
+    found = averaged(tails, torch.full((n, 100), 0.01), exact=True)
+    assert (found < MISFIT).double().mean(0).max() < 1.6 * MISFIT  # three standard errors above
 
 
 def test_counts_that_cannot_be_likelier_are_no_misfit():
@@ -416,24 +416,16 @@ def test_counts_that_cannot_be_likelier_are_no_misfit():
 
 def test_sequential_answer_has_its_misfit_from_the_simulations_there_are(tmp_path):
     prior = nbi.Prior({"a": norm(0, 1)})
-    calls = []
-
-    def simulator(theta):
-        calls.append(len(theta))
-        return np.repeat(theta, N_POINTS, 1)
-
     for factor, wanted in ((1.0, False), (0.25, True), (3.0, True)):
-        engine = nbi.Engine(simulator, prior, noise=SIGMA, featurizer="resnet", path=tmp_path)
+        engine = nbi.Engine(level, prior, noise=SIGMA, featurizer="resnet", path=tmp_path)
         x = data_of_mean(0.4, factor * SIGMA)
-        engine.fit(n_sims=400, n_rounds=4, x_obs=x, n_epochs=5)
+        engine.fit(n_sims=600, n_rounds=5, x_obs=x, n_epochs=5)
         p = engine.posterior_
         assert p.certified
         assert (Flag.MISFIT in p.flags) is wanted
-        before = sum(calls)
-        again = nbi.Engine(simulator, prior, noise=SIGMA, featurizer="resnet", path=tmp_path)
-        again.fit(n_sims=400, n_rounds=4, x_obs=x, n_epochs=5)
+        again = nbi.Engine(level, prior, noise=SIGMA, featurizer="resnet", path=tmp_path)
+        again.fit(n_sims=600, n_rounds=5, x_obs=x, n_epochs=5)
         assert again.posterior_.fit_p_value == pytest.approx(p.fit_p_value)
-        assert sum(calls) - before < 100  # all others were stored
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", nbi.UncertifiedWarning)
             assert abs(engine.predict(x).fit_p_value - p.fit_p_value) < 0.05

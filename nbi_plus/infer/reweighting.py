@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -93,6 +93,16 @@ def reweighted(answers: Sequence[Posterior], prior: Prior) -> list[Posterior]:
     return [found[i] for i in range(len(answers))]
 
 
+def refuse_other_units(known: Mapping[str, str], prior: Prior) -> None:
+    """Refuse a prior that has parameters in other units than are known; none is any unit."""
+    for name in prior.full_names:
+        was, now = known.get(name), prior.units.get(name)
+        if was and now and was != now:
+            raise ValueError(
+                f"prior must have {name} in {was!r}, as before, but has it in {now!r}."
+            )
+
+
 def _check(answer: Posterior, prior: Prior) -> None:
     """Refuse a prior of other parameters, and answers whose densities are not of theta."""
     own = answer.parameters
@@ -100,12 +110,7 @@ def _check(answer: Posterior, prior: Prior) -> None:
         raise ValueError(
             f"new_prior must be of parameters {own.names}, but is of {tuple(prior.names)}."
         )
-    for name in own.names:
-        was, now = own.units.get(name), prior.units.get(name)
-        if was and now and was != now:
-            raise ValueError(
-                f"new_prior must have {name} in {was!r}, as the posterior, but has it in {now!r}."
-            )
+    refuse_other_units(own.units, prior)
     for name, was, now in zip(own.names, own.periods, prior.periods, strict=False):
         if was and now and not np.isclose(was, now):
             raise ValueError(

@@ -23,7 +23,7 @@ from nbi_plus.infer.hints import latent_hints
 from nbi_plus.infer.outcome import Outcome
 from nbi_plus.infer.plan import First, RoundsConfig
 from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.predictive import checked, with_tails
+from nbi_plus.infer.predictive import averaged, checked, with_tails
 from nbi_plus.infer.progress import Rounds
 from nbi_plus.infer.proposals import LatentProposal
 from nbi_plus.infer.rounds import Search
@@ -201,7 +201,7 @@ class SequentialRun:
                 _key(observations).to(parts.device),
                 parts.seed,
             )(first)
-        outcome = _checked(answer.outcome, ledger)
+        outcome = _checked(answer.outcome, ledger, exact=setup.noise.exact_p_value)
         posterior = _posterior(outcome, observations, setup.prior, self.gate, parts.seed)
         return SequentialFit(
             observations=observations,
@@ -276,12 +276,12 @@ class SequentialRun:
         return self.run.folder / f"sequential-{digest.hexdigest()[:16]}"
 
 
-def _checked(outcome: Outcome, ledger: Ledger) -> Outcome:
+def _checked(outcome: Outcome, ledger: Ledger, *, exact: bool) -> Outcome:
     """Return the outcome with p-values of the data from the simulations of the fit."""
     if outcome.rung == AMORTIZED:
         return outcome
-    tails = outcome.summary.weights @ ledger.tails(outcome.pool.z[0])
-    return with_tails(outcome, torch.where(outcome.summary.ess[:, None] > 0, tails, torch.nan))
+    tails = ledger.tails(outcome.pool.z[0])[None]
+    return with_tails(outcome, averaged(tails, outcome.summary.weights, exact=exact))
 
 
 def _posterior(

@@ -49,7 +49,7 @@ def missing_share(samples: Array, weights: Array, ess: Array, edges: Array, prio
         z = prior.to_latent(samples)
     for d in range(samples.shape[2]):
         for side, sign in ((0, 1.0), (1, -1.0)):
-            beyond = sign * (edges[:, d, side] - reach[d, side]) > 0
+            beyond = sign * edges[:, d, side] > sign * reach[d, side]
             rows = np.flatnonzero(beyond & np.isfinite(edges[:, d, side]) & (weights.sum(1) > 0))
             for i in rows:  # few objects have an edge to look at, and sorting is all there is to do
                 at_edge = samples[i].copy()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.proposals import Draws, FlowProposal, LatentProposal
+from nbi_plus.infer.reweighting import refuse_other_units
 from nbi_plus.infer.support import MISSING_MAX, missing_share
 from nbi_plus.problem.prior import Prior
 
@@ -37,6 +38,7 @@ class Change:
                 f"prior must be of the parameters {old.full_names} with fixed values {old.fixed}, "
                 f"as in training, but is of {new.full_names} with {new.fixed}."
             )
+        refuse_other_units(old.units, new)
         if not (old.has_inverse and new.has_inverse):
             raise ValueError(
                 "prior must have an inverse, as that of the training, for draws to be translated, "

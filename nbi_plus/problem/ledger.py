@@ -130,8 +130,8 @@ class Ledger:
     def tails(self, z: Tensor) -> Tensor:
         """Return the p-values (S, 2) of the data for the models of draws z (S, D) made here.
 
-        See `Noise.p_values`; they were found when the models were, for these are not kept. 0 where
-        there was no model.
+        See `Noise.p_values`; they were found when the models were, for these are not kept. NaN
+        where there was no model.
         """
         found = [self._tails[row.tobytes()] for row in z.double().cpu().numpy()]
         return torch.tensor(found, dtype=torch.float64, device=z.device)
@@ -155,7 +155,7 @@ class Ledger:
                 data = self.target.data.select(torch.zeros_like(rows))
                 own = theta[rows], models[rows], data, rng
                 sets = [torch.stack(noise.p_values(*own), 1) for _ in range(n_sets)]
-                tails = torch.stack(sets).mean(0).nan_to_num(nan=0.0).tolist()
+                tails = torch.stack(sets).mean(0).tolist()
                 keys = [row.tobytes() for row in z[rows].double().cpu().numpy()]
                 self._tails.update(zip(keys, map(tuple, tails), strict=True))
 
