@@ -35,6 +35,10 @@ def make(simulator=F, prior=PRIOR, **options):
     )
 
 
+def fit_with(noise):
+    return make(noise=noise).fit(**QUICK)
+
+
 def survey(n=5, length=8, **options):
     x = np.random.default_rng(1).normal(size=(n, length))
     return nbi.Observations.from_arrays(x, np.full((n, length), 0.5), **options)
@@ -142,17 +146,15 @@ FIT = {
         "Did you swap simulator and prior",
     ),
     "sigma of another length": (
-        lambda: make(noise=np.ones(7)).fit(**QUICK),
+        lambda: fit_with(np.ones(7)),
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",
     ),
     "sigma of another length, in a wrapper": (
-        lambda: make(noise=nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1.0)).fit(
-            **QUICK
-        ),
+        lambda: fit_with(nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1.0)),
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",
     ),
     "exposure of another length": (
-        lambda: make(noise=nbi.PoissonNoise(exposure=np.ones(7))).fit(**QUICK),
+        lambda: fit_with(nbi.PoissonNoise(exposure=np.ones(7))),
         r"exposure must fit the \(1, 8\)",
     ),
     "simulator returns a dict": (
