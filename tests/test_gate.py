@@ -210,8 +210,11 @@ def log_of_first(theta):
 
 
 def objects(n):
-    nothing, none = torch.zeros(n), np.zeros(n, int)
-    return verdict.Objects(np.arange(n), torch.arange(n), nothing.bool(), nothing, none, none + 1)
+    nothing, fine = torch.zeros(n), np.full(n, "")
+    return verdict.Objects(
+        ids=np.arange(n), keys=torch.arange(n), ood=nothing.bool(), p_value=nothing,
+        n_masked=np.zeros(n, int), refusals=fine, hashes=fine,
+    )  # fmt: skip
 
 
 def test_sequential_fit_outlives_draws_whose_parameters_overflow():

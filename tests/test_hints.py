@@ -90,6 +90,9 @@ class Network:
     def log_prob(self, z, features):  # noqa: ARG002
         return self.proposal.log_prob(z)
 
+    def ends_inside(self, z, weights, ess):  # noqa: ARG002
+        return None
+
 
 def answered(target, modes, n=30):
     """Return the outcomes of ``n`` objects after the first rung, and at the end of the ladder."""

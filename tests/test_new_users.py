@@ -152,7 +152,9 @@ UNITS = {
     "degrees with their unit": Case(
         "right", lambda e: of_waves(PHASE * u.rad, np.rad2deg(PHASE) * u.deg), truth={"wave": True}
     ),
-    "degrees for radians": doubted(lambda e: of_waves(PHASE, np.rad2deg(PHASE))),
+    "degrees for radians": refused(
+        lambda e: of_waves(PHASE, np.rad2deg(PHASE)), "phase must be the grid of the training, 0 to"
+    ),
 }
 
 MASKS = {
@@ -220,10 +222,10 @@ TIMES = {
     "Time in MJD": right(lambda e: e.predict(X, E, t=Time(T, format="mjd"))),
     "Time in words": right(lambda e: e.predict(X, E, t=Time(Time(T, format="mjd").isot))),
     "Time in JD": refused(
-        lambda e: e.predict(X, E, t=Time(T + 2400000.5, format="jd")), r"t .*2460000.*60000"
+        lambda e: e.predict(X, E, t=Time(T + 2400000.5, format="jd")), r"t .*60000.* to .*2460000"
     ),
-    "JD for MJD": refused(lambda e: e.predict(X, E, t=T + 2400000.5), r"t .*2460000.*60000"),
-    "BTJD for MJD": refused(lambda e: e.predict(X, E, t=T - 56999.5), r"t .*3000.*60000"),
+    "JD for MJD": refused(lambda e: e.predict(X, E, t=T + 2400000.5), r"t .*60000.* to .*2460000"),
+    "BTJD for MJD": refused(lambda e: e.predict(X, E, t=T - 56999.5), r"t .*60000.* to .*3000"),
     "days since the first point": refused(lambda e: e.predict(X, E, t=T - T[0]), "t .*60000"),
     "unsorted times": right(lambda e: e.predict(X[ORDER], E[ORDER], t=T[ORDER])),
     "times from last to first": right(lambda e: e.predict(X[::-1], E[::-1], t=T[::-1])),
