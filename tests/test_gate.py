@@ -38,6 +38,9 @@ class Stub:
     def wanted_ess(self, n_draws, n_dim):  # noqa: ARG002
         return 100.0
 
+    def gate(self, gate):
+        return gate_of(self.name, gate)
+
     def fit(self, z, weights, keys, seed, stage):  # noqa: ARG002
         return Normal(self.mean.expand(len(z), 1, -1), torch.full_like(z[:, :1], self.sd))
 
@@ -51,6 +54,8 @@ def test_families_name_the_gate_that_judges_them():
     assert limits == {"network": (0.1, 0.9), "mixture": (0.3, 0.9), "flow": (0.3, 0.4),
                       "chains": (0.3, 0.9)}  # fmt: skip
     assert gate_of("network", gate_of("flow", gate)) == gate
+    for family in (MixtureFamily(), FlowFamily(), OnCircles(FlowFamily(), (0,))):
+        assert family.gate(gate) == gate_of(family.name, gate)
     with pytest.raises(ValueError, match="family must be one of"):
         gate_of("spline", gate)
 

@@ -17,7 +17,7 @@ from nbi_plus.infer.circles import Cut, CutProposal
 from nbi_plus.infer.mixtures import MixtureConfig, fit_mixture, temper
 from nbi_plus.infer.proposals import Blend, LatentProposal, Separate, free_flow
 from nbi_plus.infer.streams import Evaluate, Stream
-from nbi_plus.infer.weights import effective_sample_size, normalise
+from nbi_plus.infer.weights import Gate, effective_sample_size, gate_of, normalise
 from nbi_plus.learn.density import DensityConfig, fit_density
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
@@ -25,9 +25,12 @@ _WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square 
 
 
 class Family(Protocol):
-    """A kind of density that can be fitted to weighted draws; its ``name`` is that of its gate."""
+    """A kind of density that can be fitted to weighted draws."""
 
     name: str
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate that draws of its fits must pass, here and everywhere."""
 
     @property
     def wider(self) -> Family | None:
@@ -57,6 +60,10 @@ class MixtureFamily:
     wide: MixtureConfig | None = None
     name = "mixture"
 
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate of mixtures."""
+        return gate_of(self.name, gate)
+
     @property
     def wider(self) -> MixtureFamily:
         """The family of the wide part."""
@@ -82,6 +89,10 @@ class FlowFamily:
     width: float = 2.0
     name = "flow"
     wider = None  # flows bring their own wide part
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate of flows."""
+        return gate_of(self.name, gate)
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """Return how many effective draws a fit wants: flows learn fewer by heart."""
@@ -116,6 +127,10 @@ class OnCircles:
     def name(self) -> str:
         """As the inner family."""
         return self.inner.name
+
+    def gate(self, gate: Gate) -> Gate:
+        """As the inner family."""
+        return self.inner.gate(gate)
 
     @property
     def wider(self) -> OnCircles | None:

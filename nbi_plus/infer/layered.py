@@ -22,7 +22,7 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals import LatentProposal
-from nbi_plus.infer.weights import Grade, gate_of, summarise
+from nbi_plus.infer.weights import Grade, summarise
 from nbi_plus.problem.target import Evaluation
 
 _MANY_SIGMA = 4.0  # between the means of two methods
@@ -124,7 +124,7 @@ def _weigh(
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
     found = course.meter.evaluate(fresh, climbers.index)
     outcome = fresh_outcome(
-        proposal, fresh, found, gate_of(family.name, course.gate), circles=course.circles, seed=seed
+        proposal, fresh, found, family.gate(course.gate), circles=course.circles, seed=seed
     )
     pool = replace(outcome.pool, index=climbers.index)
     nothing = torch.full_like(log_target, torch.nan)

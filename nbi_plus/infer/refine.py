@@ -14,7 +14,7 @@ from nbi_plus.infer.climbers import Climbers, Course
 from nbi_plus.infer.mixtures import COARSE, MixtureConfig
 from nbi_plus.infer.proposals import PriorProposal
 from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import Gate, gate_of, summarise
+from nbi_plus.infer.weights import Gate, summarise
 from nbi_plus.learn.density import DensityConfig
 
 
@@ -109,7 +109,7 @@ def refine(
         Its name in the report.
     """
     family = OnCircles(config.family(climbers.n_dim), course.circles)
-    gate = gate_of(family.name, course.gate)
+    gate = family.gate(course.gate)
     begins = (climbers.pair.ess >= config.ess_min) & course.can_afford(climbers.index, "calls")
     if not begins.all():
         yield climbers.where(~begins)
