@@ -474,13 +474,20 @@ def test_a_prior_of_something_else_is_refused(engine):
 def test_a_sequential_fit_answers_under_another_prior():
     prior = nbi.Prior({"a": uniform(0, 1)})
     engine = nbi.Engine(level, prior, noise=SIGMA, featurizer="resnet")
-    engine.fit(n_sims=400, n_rounds=4, x_obs=data_of_mean(0.5), n_epochs=5)
-    p = engine.predict(data_of_mean(0.5), prior=nbi.Prior({"a": norm(0.3, 0.2)}))
+    engine.fit(n_sims=600, n_rounds=5, x_obs=data_of_mean(0.5), n_epochs=5)
+    new_prior = nbi.Prior({"a": norm(0.3, 0.2)})
     se = SIGMA / np.sqrt(N_POINTS)
     var = 1 / (1 / se**2 + 1 / 0.04)
     mean = var * (0.5 / se**2 + 0.3 / 0.04)
     own = truncnorm((0 - mean) / var**0.5, (1 - mean) / var**0.5, mean, var**0.5)
-    assert abs(p.mean()[0] - own.mean()) < 4 * own.std() / np.sqrt(p.ess) + 0.01
+    fresh = engine.predict(data_of_mean(0.5), prior=new_prior)
+    pooled = engine.posterior_.reweight(new_prior)
+    for p in (fresh, pooled):
+        assert p.certified
+        assert abs(p.mean()[0] - own.mean()) < 4 * own.std() / np.sqrt(p.ess)
+        assert abs(p.std()[0] / own.std() - 1) < 4 / np.sqrt(2 * p.ess) + 0.01
+    error = np.hypot(fresh.log_evidence_err, pooled.log_evidence_err)
+    assert abs(fresh.log_evidence - pooled.log_evidence) < 4 * error
     edge = nbi.Engine(level, prior, noise=SIGMA, featurizer="resnet")
     edge.fit(n_sims=400, n_rounds=4, x_obs=data_of_mean(1.1), n_epochs=5)
     with pytest.warns(nbi.UntrustedWarning, match="SUPPORT"):
