@@ -145,7 +145,7 @@ FIT = {
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",
     ),
     "sigma of another length, in a wrapper": (
-        lambda: make(noise=nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset")).fit(
+        lambda: make(noise=nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1)).fit(
             **QUICK
         ),
         r"sigma must fit the \(1, 8\) .* shape \(7,\)",

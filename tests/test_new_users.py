@@ -152,7 +152,9 @@ UNITS = {
     "degrees with their unit": Case(
         "right", lambda e: of_waves(PHASE * u.rad, np.rad2deg(PHASE) * u.deg), truth={"wave": True}
     ),
-    "degrees for radians": doubted(lambda e: of_waves(PHASE, np.rad2deg(PHASE))),
+    "degrees for radians": refused(
+        lambda e: of_waves(PHASE, np.rad2deg(PHASE)), "phase must be the grid of the training"
+    ),
 }
 
 MASKS = {
