@@ -237,6 +237,7 @@ class Answerer:
             ood=reference.flag(features, batch),
             p_value=reference.p_value(features),
             n_masked=observations.n_masked,
+            n_duplicates=observations.n_duplicates,
             n_valid=batch.mask.sum((1, 2)).cpu().numpy(),
         )
         return objects, batch, features

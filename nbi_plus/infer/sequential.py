@@ -269,6 +269,7 @@ def _posterior(
         ood=torch.zeros(1, dtype=torch.bool, device=device),
         p_value=torch.full((1,), torch.nan, device=device),
         n_masked=observations.n_masked,
+        n_duplicates=observations.n_duplicates,
         n_valid=valid,
     )
     request = verdict.Request(prior, None, gate, seed)

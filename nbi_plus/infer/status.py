@@ -42,6 +42,7 @@ class Flag(str, Enum):
     SOURCES_DISAGREE = "SOURCES_DISAGREE"
     DIVERGENCES = "DIVERGENCES"
     BAD_INPUT = "BAD_INPUT"
+    DUPLICATES = "DUPLICATES"
 
     @property
     def sentence(self) -> str:
@@ -64,6 +65,7 @@ _FLAG_SENTENCES = {
     "SOURCES_DISAGREE": "Two certified methods disagree.",
     "DIVERGENCES": "HMC trajectories diverged.",
     "BAD_INPUT": "The data cannot be used: no valid point.",
+    "DUPLICATES": "Points seen twice were merged.",
 }
 
 

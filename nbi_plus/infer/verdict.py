@@ -56,7 +56,7 @@ class Objects:
     keys : Tensor of int64, shape (N,)
     ood, p_value : Tensor, shape (N,)
         Flag and p-value of the feature distance.
-    n_masked, n_valid : ndarray of int, shape (N,)
+    n_masked, n_valid, n_duplicates : ndarray of int, shape (N,)
     """
 
     ids: NDArray
@@ -65,6 +65,7 @@ class Objects:
     p_value: Tensor
     n_masked: NDArray[np.int64]
     n_valid: NDArray[np.int64]
+    n_duplicates: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ def amortized(outcome: Outcome, objects: Objects, request: Request) -> Posterior
     valid = objects.n_valid > 0
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
     flags = tuple(
-        frozenset({Flag.OOD} if o else set()) | (set() if v else {Flag.BAD_INPUT})
-        for o, v in zip(objects.ood.tolist(), valid, strict=True)
+        frozenset({Flag.OOD} if o else set())
+        | (set() if v else {Flag.BAD_INPUT})
+        | ({Flag.DUPLICATES} if d else set())
+        for o, v, d in zip(objects.ood.tolist(), valid, objects.n_duplicates > 0, strict=True)
     )
     nan = np.full(n, np.nan)
     numbers = {
@@ -205,6 +208,7 @@ def _flags(
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
         Flag.BAD_INPUT: torch.as_tensor(objects.n_valid[rows] == 0, device=pool.z.device),
+        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates[rows] > 0, device=pool.z.device),
     }
     if outcome.fit_p_value is not None:
         rules[Flag.MISFIT] = outcome.fit_p_value < _MISFIT
