@@ -218,7 +218,7 @@ def objects(n):
     nothing, fine = torch.zeros(n), np.full(n, "")
     return verdict.Objects(
         ids=np.arange(n), keys=torch.arange(n), ood=nothing.bool(), p_value=nothing,
-        n_masked=np.zeros(n, int), refusals=fine, hashes=fine,
+        n_masked=np.zeros(n, int), n_duplicates=np.zeros(n, int), refusals=fine, hashes=fine,
     )  # fmt: skip
 
 

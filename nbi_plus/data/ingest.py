@@ -106,7 +106,12 @@ def report_left_out(valid: NDArray[np.bool_]) -> None:
 def _opened(name: str, value: Any) -> tuple[NDArray, NDArray | None, str | None]:  # noqa: ANN401
     """Return the bare values, what of them is masked, and the unit of any one object."""
     if is_time(value):
-        return _of_time(name, value)
+        days, bad, unit, form = times(value)
+        real = days if bad is None else days[~bad]
+        if form is not None and real.size:
+            _LOG.info("%s: times from %.10g to %.10g (%s).", name, np.nanmin(real),
+                      np.nanmax(real), form)  # fmt: skip
+        return days, bad, unit
     unit, array = unit_of(value), _values_of(name, value)
     bad = _mask_of(value)
     if array.dtype.kind == "O":
@@ -132,20 +137,19 @@ def unit_of(value: object) -> str | None:
     return None if unit is None else str(unit)
 
 
-def _of_time(name: str, value: Any) -> tuple[NDArray, NDArray | None, str]:  # noqa: ANN401
-    """Return the numbers of a Time as they are, or MJD where its format has none."""
+def times(value: Any) -> tuple[NDArray, NDArray | None, str, str | None]:  # noqa: ANN401
+    """Return the numbers of a Time, what is masked, their unit and the format they are of.
+
+    They are those of its own format, or MJD where that has none; a span of time has no format.
+    """
     bad = _mask_of(value)
     if getattr(value, "mjd", None) is None:  # a span
-        return np.asarray(np.ma.getdata(_plain(value.jd)), np.float64), bad, "d"
+        return np.asarray(np.ma.getdata(_plain(value.jd)), np.float64), bad, "d", None
     shown = _plain(value.value)
     form = value.format if np.asarray(shown).dtype.kind in "fiu" else "mjd"
     days = np.asarray(np.ma.getdata(_plain(value.value if form == value.format else value.mjd)),
                       np.float64)  # fmt: skip
-    real = days if bad is None else days[~bad]
-    if real.size:
-        _LOG.info("%s: times from %.10g to %.10g (%s).", name, np.nanmin(real), np.nanmax(real),
-                  form)  # fmt: skip
-    return days, bad, "s" if form in _SECONDS else "yr" if form in _YEARS else "d"
+    return days, bad, "s" if form in _SECONDS else "yr" if form in _YEARS else "d", form
 
 
 def _mask_of(value: Any) -> NDArray[np.bool_] | None:  # noqa: ANN401

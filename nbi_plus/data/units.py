@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 
+def is_flux_density(unit: str) -> bool:
+    """Say whether a unit is one of light that is calibrated, and not of counts.
+
+    Examples
+    --------
+    >>> is_flux_density("mJy"), is_flux_density("electron / s")
+    (True, False)
+    """
+    from astropy.units import Unit
+
+    return "flux" in str(Unit(unit, parse_strict="silent").physical_type)
+
+
 def factor(came: str, wanted: str, name: str) -> float:
     """Return what numbers in one unit are multiplied by to be in another.
 

@@ -289,6 +289,7 @@ class Answerer:
             ood=reference.flag(features, batch),
             p_value=reference.p_value(features),
             n_masked=observations.n_masked,
+            n_duplicates=observations.n_duplicates,
             refusals=self._refusals(observations),
             hashes=observations.hashes,
         )

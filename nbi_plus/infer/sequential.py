@@ -294,6 +294,7 @@ def _posterior(
         ood=torch.zeros(1, dtype=torch.bool, device=device),
         p_value=torch.full((1,), torch.nan, device=device),
         n_masked=observations.n_masked,
+        n_duplicates=observations.n_duplicates,
         refusals=np.where(observations.n_points > 0, "", f"{verdict.BAD_INPUT}: no valid point."),
         hashes=observations.hashes,
     )

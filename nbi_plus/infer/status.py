@@ -45,6 +45,7 @@ class Flag(str, Enum):
     MODE_MISSED = "MODE_MISSED"
     UNCALIBRATED = "UNCALIBRATED"
     SUPPORT = "SUPPORT"
+    DUPLICATES = "DUPLICATES"
 
     @property
     def sentence(self) -> str:
@@ -70,6 +71,7 @@ _FLAG_SENTENCES = {
     "MODE_MISSED": "A mode was found that the draws do not hold.",
     "UNCALIBRATED": "Answers like this one did not hold the truth as often as they said.",
     "SUPPORT": "A part of the posterior can lie where an earlier prior allowed no draws.",
+    "DUPLICATES": "Points seen twice were merged.",
 }
 
 # what a certificate of the weights knows nothing of

@@ -55,7 +55,7 @@ class Objects:
     keys : Tensor of int64, shape (N,)
     ood, p_value : Tensor, shape (N,)
         Flag and p-value of the feature distance.
-    n_masked : ndarray of int, shape (N,)
+    n_masked, n_duplicates : ndarray of int, shape (N,)
     refusals : ndarray of str, shape (N,)
         Why the data cannot be used; "" where they can.
     hashes : ndarray of str, shape (N,)
@@ -67,6 +67,7 @@ class Objects:
     ood: Tensor
     p_value: Tensor
     n_masked: NDArray[np.int64]
+    n_duplicates: NDArray[np.int64]
     refusals: NDArray[np.str_]
     hashes: NDArray[np.str_]
 
@@ -104,8 +105,10 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
     valid = objects.usable
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
     flags = tuple(
-        frozenset({Flag.OOD} if o else set()) | (set() if v else {Flag.BAD_INPUT})
-        for o, v in zip(objects.ood.tolist(), valid, strict=True)
+        frozenset({Flag.OOD} if o else set())
+        | (set() if v else {Flag.BAD_INPUT})
+        | ({Flag.DUPLICATES} if d else set())
+        for o, v, d in zip(objects.ood.tolist(), valid, objects.n_duplicates > 0, strict=True)
     )
     nan = np.full(n, np.nan)
     numbers = {
@@ -204,6 +207,7 @@ def _flags(
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
         Flag.BAD_INPUT: torch.as_tensor(~objects.usable[rows], device=pool.z.device),
+        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates[rows] > 0, device=pool.z.device),
     }
     if outcome.misfit is not None:
         rules[Flag.MISFIT] = outcome.misfit

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.data.ingest import ingest, is_time, times
+
 _NO_TEXT = ("", "None", "nan", "NaN", "<NA>", "--")
-_MJD_0 = np.datetime64("1858-11-17")
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class Column:
     texts : ndarray of str or None
         The different texts of the column, sorted.
     unit : str or None
+    clock : str or None
+        What its times count from, as formats of astropy's Time are called, where the column knows.
     """
 
     values: NDArray
     missing: NDArray[np.bool_]
     texts: NDArray[np.str_] | None = None
     unit: str | None = None
+    clock: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,32 +77,32 @@ class Table:
 def column(
     name: str, values: ArrayLike, missing: ArrayLike | None = None, unit: str | None = None
 ) -> Column:
-    """Return a column of an array: numbers, flags, texts, or dates, which become days (MJD).
+    """Return a column of numbers, flags, texts, or times, with or without a unit and a mask.
+
+    Dates become days (MJD), a ``Time`` the numbers of its format.
 
     Examples
     --------
     >>> column("band", ["r", "g", "r"]).values
     array([1, 0, 1])
     """
-    array = np.asarray(values)
+    array, bad, unit, clock = _opened(name, values, unit)
     if array.ndim != 1:
         raise ValueError(
             f"column {name!r} must hold one value a row, but has shape {array.shape}. Lay it out "
             "as one row for each point."
         )
     gaps = np.zeros(len(array), bool) if missing is None else np.asarray(missing, bool)
-    if array.dtype.kind == "O":
-        array = _plain(name, array)
+    gaps = gaps if bad is None else gaps | bad
     if array.dtype.kind in "SU":
         return _of_texts(array, gaps, unit)
-    if array.dtype.kind == "M":
-        return Column((array - _MJD_0) / np.timedelta64(1, "D"), gaps | np.isnat(array), unit="d")
     if array.dtype.kind not in "fiub":
         raise TypeError(
             f"column {name!r} must hold numbers, flags or texts, but has type {array.dtype}."
         )
     gaps = gaps | np.isnan(array) if array.dtype.kind == "f" else gaps
-    return Column(array.astype(array.dtype.newbyteorder("="), copy=False), gaps, unit=unit)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return Column(native, gaps, unit=unit, clock=clock)
 
 
 def coded(codes: NDArray, texts: ArrayLike, missing: NDArray, unit: str | None = None) -> Column:
@@ -119,14 +123,19 @@ def _of_texts(array: NDArray, missing: NDArray, unit: str | None) -> Column:
     return coded(codes[np.cumsum(new) - 1], texts, missing, unit)
 
 
-def _plain(name: str, array: NDArray) -> NDArray:
-    """Return an array of objects as texts, if any is a text, or else as numbers."""
-    if {str, bytes} & set(map(type, array)):
-        return array.astype(str)
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"column {name!r} must hold numbers, flags or texts, but holds objects ({error}). "
-            "Convert it first."
-        ) from error
+def _opened(
+    name: str, values: ArrayLike, unit: str | None
+) -> tuple[NDArray, NDArray[np.bool_] | None, str | None, str | None]:
+    """Return the bare array, what is masked in it, its unit and its clock."""
+    if is_time(values):
+        return times(values)
+    array, came = ingest(name, values)
+    bad = None if np.ma.getmask(array) is np.ma.nomask else np.ma.getmaskarray(array)
+    clock = "mjd" if came == "d" and _are_dates(values) else None
+    return np.asarray(np.ma.getdata(array)), bad, unit or came or None, clock
+
+
+def _are_dates(values: ArrayLike) -> bool:
+    kind = getattr(getattr(values, "dtype", None), "kind", "O")
+    first = next((v for v in values if v is not None), None) if kind == "O" else None
+    return kind == "M" or callable(getattr(first, "isoformat", None))

@@ -49,6 +49,10 @@ _KNOWN = {
     "upper_limit": (("upperlimit", "isupperlimit", "isupper", "uplim"),),
     "wavelength": (("wavelength", "wave", "lambda", "wl", "spectralaxis"),),
 }
+_ZERO_POINTS = (("zp",), ("zeropoint",), ("zeropt",), ("zpdiff",), ("magzpsci",))
+_SYSTEMS = (("zpsys", "zpsystem", "magsys"),)
+_CALIBRATED = "fluxcal"  # of SNANA: at 27.5, whatever the ZEROPT of the image beside it
+_NO_FLUX = (*"yubgvrijhk", "vel", "mnvel", "rv")  # OGLE's magnitudes, and velocities
 _ERROR_OF = ("{}err", "{}error", "{}unc", "{}uncertainty", "e{}", "err{}", "sig{}", "sigma{}")
 _ERRORS = ("xerr", "yerr", "err", "error", "e", "sigma", "sig", "uncertainty", "unc")
 _ERRORS_OF_OTHERS = {"mnvel": "errvel", "magpsf": "sigmapsf", "psfmag": "psfmagerr"}
@@ -116,6 +120,26 @@ def find_roles(names: Sequence[str], given: Mapping[str, Names]) -> Roles:
     return Roles(found["id"], x, _errors(names, x, given.get("x_err")), coords)
 
 
+def zero_points(names: Sequence[str], x: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the columns of the zero points of fluxes ``x`` and of their systems, if any."""
+    calibrated = _CALIBRATED in map(key, x)
+    lines = [line for line in _ZERO_POINTS if not (calibrated and line == ("zeropt",))]
+    return _first("zp", lines, names), _first("zpsys", _SYSTEMS, names)
+
+
+def is_flux(name: str) -> bool | None:
+    """Say whether a column of data is a flux by its name; None where the name leaves it open."""
+    called = key(name)
+    if "mag" in called or called in _NO_FLUX:
+        return False
+    return True if "flux" in called or called in ("f", "fnu") else None
+
+
+def telling(names: Sequence[str]) -> list[str]:
+    """Return the columns of bands and instruments, of which one may have no role."""
+    return [n for n in names if any(key(n) in line for line in _KNOWN["band"])]
+
+
 def curve_columns(table: Table) -> dict[str, Names]:
     """Return the columns of a light curve of lightkurve, which has errors of NaN for none."""
     has_errors = "flux_err" in table.names
@@ -128,10 +152,10 @@ def curve_columns(table: Table) -> dict[str, Names]:
 
 def _check_keywords(names: Sequence[str], given: Mapping[str, Names]) -> None:
     """Refuse columns that are not there, and other words for roles that are not given."""
-    roles = {_key(alias): role for role, lines in _KNOWN.items() for line in lines
+    roles = {key(alias): role for role, lines in _KNOWN.items() for line in lines
              for alias in line} | dict.fromkeys(_ERRORS, "x_err")  # fmt: skip
     for role, came in given.items():
-        meant = roles.get(_key(role), "x_err" if _key(role).endswith("err") else role)
+        meant = roles.get(key(role), "x_err" if key(role).endswith("err") else role)
         free = role in (*_KNOWN, "x_err", "instrument")
         if not free and meant != role and given.get(meant) is None:
             raise TypeError(f"from_table got the keyword {role!r}. Give {meant}={came!r} instead.")
@@ -158,9 +182,10 @@ def _errors(names: Sequence[str], x: tuple[str, ...], came: Names) -> tuple[str,
 
 def _error_of(x: str, names: Sequence[str]) -> str | None:
     """Return the column of errors that belongs to the column ``x``."""
-    key = _key(x)
-    own = re.sub(r"^(x)(\d+)$", r"\1err\2", key)  # as Observations.write calls channels
-    likely = [(_ERRORS_OF_OTHERS.get(key, own),), tuple(one.format(key) for one in _ERROR_OF)]
+    called = key(x)
+    own = re.sub(r"^(x)(\d+)$", r"\1err\2", called)  # as Observations.write calls channels
+    found = tuple(one.format(called) for one in _ERROR_OF)
+    likely = [(_ERRORS_OF_OTHERS.get(called, own),), found]
     rest = [n for n in names if n != x]
     return _first("x_err", [*likely, _ERRORS], rest)
 
@@ -178,7 +203,7 @@ def _guess(role: str, names: Sequence[str]) -> str | None:
 def _first(role: str, lines: Sequence[Sequence[str]], names: Sequence[str]) -> str | None:
     """Return the column that fits the first line that any fits."""
     for line in lines:
-        found = [n for n in names if _key(n) in line]
+        found = [n for n in names if key(n) in line]
         if len(found) > 1:
             raise ValueError(
                 f"{role} must be one column, but may be any of {found}. Say which: "
@@ -195,7 +220,8 @@ def _listed(came: Names) -> tuple[str, ...]:
     return (came,) if isinstance(came, str) else tuple(came)
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
+    """Return a name as names are compared."""
     return re.sub(r"[\s_.\-]", "", name.lower())
 
 

@@ -88,7 +88,7 @@ def of_arrays(data: Mapping[str, ArrayLike]) -> Table:
 
     def load(names: Sequence[str]) -> dict[str, Column]:
         full = {k: data[k] if k in sizes else np.full(n, data[k]) for k in names}
-        return {k: of_array(k, v) for k, v in full.items()}
+        return {k: column(k, v) for k, v in full.items()}
 
     return Table(tuple(map(str, data)), n, load)
 
@@ -100,24 +100,10 @@ def of_astropy(table: astropy.table.Table, layout: Mapping[str, object] | None =
     return Table(
         names,
         len(table),
-        lambda wanted: {name: of_array(name, table[name]) for name in wanted},
+        lambda wanted: {name: column(name, table[name]) for name in wanted},
         label=label,
         layout=layout or {},
     )
-
-
-def of_array(name: str, value: ArrayLike) -> Column:
-    """Return a column of an array that may have a unit, a mask, or be times (in days, MJD)."""
-    days = getattr(value, "mjd", getattr(value, "jd", None))  # a span of time has no mjd
-    if days is not None:
-        found = of_array(name, days)
-        return Column(found.values, found.missing, unit="d")
-    unit = getattr(value, "unit", None)
-    bare = getattr(value, "unmasked", None)  # of astropy's masked quantities
-    mask = np.ma.getmaskarray(value) if bare is None else value.mask
-    bare = value if bare is None else bare
-    array = np.asarray(bare if unit is None else getattr(bare, "value", bare))
-    return column(name, array, mask, None if unit is None or str(unit) == "" else str(unit))
 
 
 def _of_pandas(frame: pandas.DataFrame) -> Table:

@@ -49,6 +49,8 @@ class FlatData:
         Units of ``x``, coordinates and scalars, where they are known.
     origins : ndarray, shape (N,)
         What was subtracted from the times of each object; zeros when not given.
+    n_duplicates : ndarray of int, shape (N,)
+        How many points of a table were left out for being others again; zeros when not given.
     """
 
     values: NDArray[np.float64]
@@ -63,10 +65,13 @@ class FlatData:
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     origins: NDArray[np.float64] | None = None
+    n_duplicates: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.origins is None:
             object.__setattr__(self, "origins", np.zeros(len(self)))
+        if self.n_duplicates is None:
+            object.__setattr__(self, "n_duplicates", np.zeros(len(self), np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -87,6 +92,7 @@ class FlatData:
             ids=self.ids[chosen],
             n_masked=self.n_masked[chosen],
             origins=self.origins[chosen],
+            n_duplicates=self.n_duplicates[chosen],
         )
 
     def __iter__(self: Some) -> Iterator[Some]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.data.ingest import ingest
 from nbi_plus.data.units import factor
 from nbi_plus.problem.flat import FlatData, Some
-from nbi_plus.problem.packing import Categories, coordinate
+from nbi_plus.problem.packing import Categories, coordinate, scalar
 
 
 def alike(obs: Some, categories: Categories, units: Mapping[str, str]) -> Some:
@@ -78,7 +79,18 @@ def concatenate(parts: Sequence[Some]) -> Some:
         shared_grid=shared,
         n_masked=np.concatenate([part.n_masked for part in same]),
         origins=np.concatenate([part.origins for part in same]),
+        n_duplicates=np.concatenate([part.n_duplicates for part in same]),
     )
+
+
+def with_scalars(obs: Some, scalars: Mapping[str, ArrayLike], units: Mapping[str, str]) -> Some:
+    """Return objects with more numbers of their own, or other ones, in the units wanted."""
+    found, noted = dict(obs.scalars), dict(obs.units)
+    for name, value in scalars.items():
+        bare, unit = ingest(name, value, units.get(name))
+        found[name] = scalar(name, bare, len(obs))
+        noted |= {} if unit is None else {name: unit}
+    return replace(obs, scalars=found, units=noted)
 
 
 def joint(parts: Mapping[str, Some]) -> Some:
@@ -112,6 +124,7 @@ def joint(parts: Mapping[str, Some]) -> Some:
         categories=categories,
         units=units | agreed,
         n_masked=sum(part.n_masked for part in every),
+        n_duplicates=sum(part.n_duplicates for part in every),
     )
 
 

@@ -10,27 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.data.units import factor
+from nbi_plus.io.clocks import are_dates, on_clock, with_clock
 from nbi_plus.io.columns import Column, Table
 from nbi_plus.io.surveys import Names, Roles, find_roles
+from nbi_plus.problem.flat import FlatData
 from nbi_plus.problem.grouping import Grouping, group, group_by, one_group
 from nbi_plus.problem.magnitudes import to_flux
 from nbi_plus.problem.packing import Categories, Packed
+from nbi_plus.problem.repeats import Points, check_way, find_repeats, report_repeats
+from nbi_plus.problem.zero_points import ZeroPoints, find_zero_points, scaling
 
 ORIGIN = "t_origin"
 _LOG = logging.getLogger("nbi_plus")
 
 
 class Wishes(NamedTuple):
-    """What a reader asks for: scalars (name to column), categories, units, and a zero point."""
+    """What a reader asks for: scalars (name to column), categories, units, a zero point, ..."""
 
     scalars: Mapping[str, str]
     categories: Categories
     units: Mapping[str, str]
-    zero_point: float | None
+    zero_point: float | None = None
+    zp: str | bool | None = None
+    time: str | None = None
+    duplicates: str | None = None
 
 
 class LongFormat(NamedTuple):
-    """What `Observations` are made of, and the rows dropped of each object (N,)."""
+    """What `Observations` are made of, and the rows dropped of and repeated in each object (N,)."""
 
     packed: Packed
     scalars: dict[str, NDArray[np.float64]]
@@ -38,6 +45,8 @@ class LongFormat(NamedTuple):
     categories: dict[str, Sequence[str]]
     units: dict[str, str]
     dropped: NDArray[np.int64]
+    repeated: NDArray[np.int64]
+    clock: str | None
     origins: NDArray[np.float64] | None = None
 
 
@@ -54,18 +63,24 @@ def unstack(table: Table, given: Mapping[str, Names], wishes: Wishes) -> LongFor
     Returns
     -------
     LongFormat
-        Rows without a finite coordinate or without a band are dropped.
+        Rows without a finite coordinate or without a band are dropped, and so are repeats unless
+        they are to be kept; those of what we wrote ourselves are, by default.
     """
+    check_way(wishes.duplicates)
     if not table.n_rows:
         raise ValueError("table must have at least one row, but has none.")
     roles = find_roles(table.names, given)
     _check_wishes(wishes, roles, table.names)
     origin = [ORIGIN] if table.layout and ORIGIN in table.names else []
-    columns = table.load([*dict.fromkeys((*roles.columns, *wishes.scalars.values(), *origin))])
+    zero = _zero_points(table, roles, wishes)
+    named = (*roles.columns, *wishes.scalars.values(), *origin, *zero.columns)
+    columns = _timed(roles, table.load([*dict.fromkeys(named)]), wishes.time)
     objects = _objects(table, roles, columns)
     if given.get("id") is None:
         _report_guess(roles.id, len(objects.ids), table)
-    x, x_err, units = _data(roles, columns, wishes)
+    band = columns.get(roles.coords.get("band"))
+    scale = scaling(zero, columns, roles.x, band, wishes.zero_point)
+    x, x_err, units = _data(roles, columns, wishes, scale)
     coords, categories, keep = _coordinates(roles, columns, wishes, units)
     scalars = {
         k: objects.one_each(k, _number(k, c, columns[c], wishes.units.get(k), units))
@@ -74,6 +89,9 @@ def unstack(table: Table, given: Mapping[str, Names], wishes: Wishes) -> LongFor
     times = [_number(c, c, columns[c], units.get("t"), {}) for c in origin]
     by = None if table.layout else coords.get("t", coords.get("wavelength"))
     rows = objects.in_order(by, keep)  # what we wrote keeps the order that it had
+    way = wishes.duplicates or ("keep" if table.layout else "merge")
+    again = find_repeats(table, roles, objects, Points(x, x_err, coords, rows), way)
+    rows = rows[~again[rows]]
     packed = Packed(
         x=x[:, rows],
         x_err=None if x_err is None else x_err[:, rows],
@@ -83,12 +101,25 @@ def unstack(table: Table, given: Mapping[str, Names], wishes: Wishes) -> LongFor
         shared_grid=False,
     )
     origins = [objects.one_each(ORIGIN, values) for values in times]
-    lost = objects.count(~keep)
-    return LongFormat(packed, scalars, objects.ids, categories, units, lost, *origins)
+    lost, repeated = objects.count(~keep), objects.count(again)
+    clock = columns[roles.coords["t"]].clock if "t" in coords else None
+    return LongFormat(
+        packed, scalars, objects.ids, categories, units, lost, repeated, clock, *origins
+    )
 
 
-def report(n_points: int, n_masked: int, n_dropped: int) -> None:
-    """Log how much of a table is not used, if anything."""
+def report(n_points: int, n_dropped: int, obs: FlatData, clock: str | None) -> None:
+    """Log what times were read, and how much of a table is not used, if anything."""
+    if obs.points.get("t", np.zeros(0)).size:
+        first, last = obs.points["t"].min(), obs.points["t"].max()
+        by = clock or "bare numbers"
+        if obs.units.get("t", "d") != "d" or are_dates(first, last, by):
+            _LOG.info("t: times from %.10g to %.10g (%s).", first, last, by)
+        else:
+            _LOG.warning("t: times from %.10g to %.10g (%s) are no dates that people observe at. "
+                         "Do the numbers count from something else?", first, last, by)  # fmt: skip
+    report_repeats(obs.n_duplicates)
+    n_masked = int(obs.n_masked.sum()) - n_dropped
     if n_masked or n_dropped:
         _LOG.warning(
             "Of %d points, %d are masked (data or error not finite, or error not positive) and "
@@ -115,11 +146,29 @@ def _objects(table: Table, roles: Roles, columns: Mapping[str, Column]) -> Group
     return one_group(table.label or table.source or 0, table.n_rows)
 
 
+def _zero_points(table: Table, roles: Roles, wishes: Wishes) -> ZeroPoints:
+    """Return the columns of zero points among those without another meaning."""
+    taken = {*roles.columns, *wishes.scalars.values()}
+    came = False if table.layout and wishes.zp is None else wishes.zp
+    return find_zero_points([n for n in table.names if n not in taken], roles.x, came)
+
+
+def _timed(roles: Roles, columns: dict[str, Column], wanted: str | None) -> dict[str, Column]:
+    """Return the columns with the times by the clock that is wanted, or their own."""
+    name = roles.coords.get("t")
+    if name is None and wanted is not None:
+        raise ValueError(f"time={wanted!r} must be asked of times, but there are none. Give t=.")
+    if name is None or columns[name].texts is not None:
+        return columns
+    times = with_clock(name, columns[name])
+    return columns | {name: times if wanted is None else on_clock(name, times, wanted)}
+
+
 def _data(
-    roles: Roles, columns: Mapping[str, Column], wishes: Wishes
+    roles: Roles, columns: Mapping[str, Column], wishes: Wishes, scale: NDArray | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, dict[str, str]]:
-    """Return data and errors (C, n) in one unit, and that unit."""
-    is_mag = wishes.zero_point is not None
+    """Return data and errors (C, n) in one unit, and that unit; fluxes by a scale, if given."""
+    is_mag = wishes.zero_point is not None and scale is None
     units: dict[str, str] = {}
     wanted = "mag" if is_mag else wishes.units.get("x")
     x = np.array([_number("x", c, columns[c], wanted or units.get("x"), units) for c in roles.x])
@@ -133,6 +182,8 @@ def _data(
     if is_mag:
         x, x_err = to_flux(x, x_err, wishes.zero_point)
         units = {"x": wishes.units["x"]} if "x" in wishes.units else {}
+    if scale is not None:
+        x, x_err = x * scale, None if x_err is None else x_err * scale
     return x, x_err, units
 
 

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.data.ingest import errors_of, ingest, point_mask, report_left_out
 from nbi_plus.io.columns import Table
-from nbi_plus.io.spectra import of_spectrum
+from nbi_plus.io.spectra import of_spectrum, redshifts
 from nbi_plus.io.surveys import Names, curve_columns
 from nbi_plus.io.table_files import read_table, write_table
 from nbi_plus.io.tables import as_table
 from nbi_plus.problem.flat import FlatData, Index
-from nbi_plus.problem.joining import alike, concatenate, joint, shared_again
+from nbi_plus.problem.joining import alike, concatenate, joint, shared_again, with_scalars
 from nbi_plus.problem.long_format import Wishes, report, unstack
 from nbi_plus.problem.packing import (
     Categories,
@@ -154,6 +154,9 @@ class Observations(FlatData):
         categories: Categories | None = None,
         units: Mapping[str, str] | None = None,
         zero_point: float | None = None,
+        zp: str | bool | None = None,
+        time: str | None = None,
+        duplicates: str | None = None,
         **columns: Names,
     ) -> Observations:
         """Make Observations of a table in the long format: one row for each point.
@@ -173,7 +176,20 @@ class Observations(FlatData):
         units : mapping of str, optional
             Units wanted, as ``{"t": "d", "x": "mJy"}``; errors get the unit of x.
         zero_point : float, optional
-            The magnitude of flux 1: x holds magnitudes, to be made fluxes.
+            The magnitude of flux 1: x holds magnitudes, to be made fluxes, or fluxes that have a
+            column of zero points, to be scaled to this one.
+        zp : str or False, optional
+            The column of zero points, by default guessed. Fluxes whose zero points differ are
+            scaled to one: `zero_point`, else the most common; without one they are masked. False
+            leaves them as they are.
+        time : {"mjd", "jd", "btjd", "bkjd"}, optional
+            What times are to count from. By default they keep their numbers: dates and texts of a
+            ``Time`` are MJD. Constants are added, which needs a ``Time``, dates, or a column called
+            such as ``mjd`` or ``hjd``.
+        duplicates : {"merge", "keep", "refuse"}, optional
+            What becomes of points that repeat another: same object, time, wavelength, band,
+            instrument, data and error. By default they are merged and counted in
+            ``n_duplicates``; only of files that `write` made they are kept.
         **columns : str
             The columns of ``id``, ``t``, ``x``, ``x_err``, ``band``, ``upper_limit``,
             ``wavelength`` and, under any other name, further coordinates. By default (None) the
@@ -193,13 +209,17 @@ class Observations(FlatData):
         ([7, 5], [[[5.0, 3.0]]])
         """
         own = scalars if isinstance(scalars, Mapping) else {name: name for name in scalars}
-        wishes = Wishes(own, categories or {}, units or {}, zero_point)
-        return cls._from_columns(as_table(table), columns, wishes)
+        wishes = Wishes(own, categories or {}, units or {}, zero_point, zp, time, duplicates)
+        opened = as_table(table)
+        obs, n_dropped, clock = cls._from_columns(opened, columns, wishes)
+        report(opened.n_rows, n_dropped, obs, clock)
+        return obs
 
     @classmethod
     def _from_columns(
         cls, table: Table, columns: Mapping[str, Names], wishes: Wishes
-    ) -> Observations:
+    ) -> tuple[Observations, int, str | None]:
+        """Return what a table holds, how many rows were dropped, and the clock of its times."""
         known = table.layout
         given = {**known.get("columns", {}), **{k: v for k, v in columns.items() if v is not None}}
         wishes = wishes._replace(
@@ -210,9 +230,10 @@ class Observations(FlatData):
         obs = cls.from_flat(
             found.packed, found.scalars, found.ids, found.categories, found.units, coded=True
         )
-        report(table.n_rows, int(obs.n_masked.sum()), int(found.dropped.sum()))
-        obs = replace(obs, n_masked=obs.n_masked + found.dropped, origins=found.origins)
-        return shared_again(obs) if known.get("shared_grid") else obs
+        obs = replace(obs, n_masked=obs.n_masked + found.dropped, origins=found.origins,
+                      n_duplicates=found.repeated)  # fmt: skip
+        obs = shared_again(obs) if known.get("shared_grid") else obs
+        return obs, int(found.dropped.sum()), found.clock
 
     @classmethod
     def read(cls, path: Path | str, **keywords: Any) -> Observations:  # noqa: ANN401 - passed on
@@ -252,20 +273,30 @@ class Observations(FlatData):
         cls,
         curves: Any,  # noqa: ANN401 - an object of lightkurve, or several
         *,
+        scalars: Mapping[str, ArrayLike] | None = None,
         ids: Sequence[object] | None = None,
         units: Mapping[str, str] | None = None,
+        time: str | None = None,
+        duplicates: str | None = None,
     ) -> Observations:
         """Make Observations of a lightkurve ``LightCurve``, or of a collection or list of them.
 
         Parameters
         ----------
         curves : LightCurve or iterable of LightCurve
-            Read are the columns ``time`` (as MJD), ``flux`` and ``flux_err``, and the ``LABEL``,
-            ``OBJECT`` or ``TARGETID`` of ``meta``, which names the object.
+            Read are the columns ``time``, ``flux`` and ``flux_err``, and the ``LABEL``, ``OBJECT``
+            or ``TARGETID`` of ``meta``, which names the object.
+        scalars : mapping of name to array_like of shape (N,), optional
+            One number per object.
         ids : sequence, optional
             Other names; needed where two curves are of one object.
         units : mapping of str, optional
             Units wanted, as ``{"x": "electron / s"}``.
+        time : {"mjd", "jd", "btjd", "bkjd"}, optional
+            What times are to count from. By default they keep the numbers of their format, which
+            must then be the same for all.
+        duplicates : {"merge", "keep", "refuse"}, optional
+            See `from_table`.
 
         Returns
         -------
@@ -274,16 +305,28 @@ class Observations(FlatData):
         one = getattr(curves, "flux", None) is not None
         tables = [as_table(curve) for curve in ([curves] if one else curves)]
         names = ids if ids is not None else [t.label or i for i, t in enumerate(tables)]
-        wishes = Wishes({}, {}, units or {}, None)
+        numbered, wanted = scalars or {}, units or {}
+        of_points = {k: v for k, v in wanted.items() if k not in numbered}
+        wishes = Wishes({}, {}, of_points, None, zp=False, time=time, duplicates=duplicates)
         parts = [cls._from_columns(table, curve_columns(table), wishes) for table in tables]
+        clocks = sorted({str(clock) for _, _, clock in parts})
+        if len(clocks) > 1:
+            raise ValueError(
+                f"curves must count their times alike, but are of the formats {clocks}. Give for "
+                'example time="mjd".'
+            )
         named = zip(parts, names, strict=True)
-        return concatenate([replace(part, ids=np.array([name])) for part, name in named])
+        made = concatenate([replace(part, ids=np.array([name])) for (part, *_), name in named])
+        report(sum(table.n_rows for table in tables), sum(n for _, n, _ in parts), made,
+               parts[0][2])  # fmt: skip
+        return with_scalars(made, numbered, wanted)
 
     @classmethod
     def from_spectrum1d(
         cls,
         spectra: Any,  # noqa: ANN401 - an object of specutils, or several
         *,
+        scalars: Mapping[str, ArrayLike] | None = None,
         ids: Sequence[object] | None = None,
         units: Mapping[str, str] | None = None,
     ) -> Observations:
@@ -292,8 +335,11 @@ class Observations(FlatData):
         Parameters
         ----------
         spectra : Spectrum or iterable of Spectrum
-            Read are ``flux``, ``uncertainty``, ``mask``, ``meta`` and ``spectral_axis``, which
-            becomes the coordinate ``wavelength``. Fluxes (n, L) are n objects.
+            Read are ``flux``, ``uncertainty``, ``mask`` and ``spectral_axis``, which becomes the
+            ascending coordinate ``wavelength``; and ``redshift``, which becomes a scalar where any
+            is other than 0. Fluxes (n, L) are n objects.
+        scalars : mapping of name to array_like of shape (N,), optional
+            One number per object; a ``redshift`` given here wins.
         ids : sequence, optional
             Names of the objects; 0, 1, ... when not given.
         units : mapping of str, optional
@@ -311,7 +357,9 @@ class Observations(FlatData):
                             ids=np.arange(start, stop), wavelength=part.wavelength)
             for part, start, stop in zip(parts, counts, counts[1:], strict=False)
         ]  # fmt: skip
-        joined = concatenate(made)
+        joined, given = concatenate(made), scalars or {}
+        own = {} if "redshift" in given else redshifts(parts)
+        joined = with_scalars(joined, own | dict(given), units or {})
         return joined if ids is None else replace(joined, ids=different(ids, len(joined)))
 
     @staticmethod
