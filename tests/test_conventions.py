@@ -85,6 +85,7 @@ def test_units_of_errors_alone_or_of_some_objects_are_refused():
         nbi.Observations.from_arrays([np.ones(2), np.ones(3) * u.mJy])
 
 
+@pytest.mark.filterwarnings("ignore::nbi_plus.UncertifiedWarning")  # no level fits both bands
 def test_bands_with_numbers_for_names_are_told_by_name_at_every_door():
     table = {"oid": [0] * 4 + [1] * 4, "mjd": np.arange(8.0), "flux": np.ones(8),
              "fluxerr": np.full(8, 0.1), "fid": [1, 2, 1, 2, 2, 2, 1, 1]}  # fmt: skip
