@@ -302,10 +302,11 @@ def test_spectra_keep_their_redshift_and_take_scalars(caplog):
     )
     assert (np.diff(obs.points["wavelength"]) > 0).all()
     assert obs.values[0].tolist() == [6.0, 5.0, 4.0]  # as frequencies descend
-    many = spectrum(np.arange(6.0).reshape(2, 3), redshift=[0.1, 0.2],
-                    mask=[[True, False, False], [False, False, False]])  # fmt: skip
+    shape = {"redshift": 0.1, "spectral_axis_index": 0}  # one object a column
+    many = spectrum(np.arange(6.0).reshape(3, 2), mask=np.arange(6).reshape(3, 2) == 0, **shape)
     obs = Observations.from_spectrum1d([many, far])
-    assert obs.scalars["redshift"] == pytest.approx([0.1, 0.2, 0.5])
+    assert obs.scalars["redshift"] == pytest.approx([0.1, 0.1, 0.5])
+    assert obs.values[0].tolist() == [4.0, 2.0, 0.0, 5.0, 3.0, 1.0, 6.0, 5.0, 4.0]
     assert obs.valid[0].tolist() == [True, True, False] + [True] * 6
     assert not caplog.text
     mixed = Observations.from_spectrum1d([plain, far])
@@ -388,8 +389,14 @@ def as_nested(c, gap):
     return nested.NestedFrame.from_flat(frame, base_columns=[], on="id", name="lc")
 
 
-KINDS = [as_arrays, as_lists, as_astropy, as_quantities, as_series, as_frame, as_nullable,
-         as_arrow_frame, as_decimals, as_arrow, as_nested]  # fmt: skip
+def as_columns(c, gap):
+    pa, frame = pytest.importorskip("pyarrow"), as_nullable(c, gap)
+    whole = [None if bad else int(v) for v, bad in zip(c["fid"], gap["fid"], strict=True)]
+    return {k: frame[k] for k in c} | {"fid": pa.array(whole), "flux_err": c["flux_err"].tolist()}
+
+
+KINDS = [as_columns, as_arrays, as_lists, as_astropy, as_quantities, as_series, as_frame,
+         as_nullable, as_arrow_frame, as_decimals, as_arrow, as_nested]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)

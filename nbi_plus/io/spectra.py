@@ -36,10 +36,10 @@ def of_spectrum(spectrum: Any) -> Spectrum:  # noqa: ANN401 - an object of specu
     axis = spectrum.spectral_axis
     if axis.unit.physical_type != "length":
         axis = axis.to("Angstrom")
-    flux = spectrum.flux.reshape(-1, len(axis))
+    flux = _in_rows(spectrum.flux, spectrum)
     bad = np.asarray(False if spectrum.mask is None else spectrum.mask, bool)
     error = None if spectrum.uncertainty is None else _deviations(spectrum)
-    good = ~np.broadcast_to(bad, spectrum.flux.shape).reshape(flux.shape)
+    good = ~_in_rows(np.broadcast_to(bad, spectrum.flux.shape), spectrum)
     rows = np.argsort(axis.value, kind="stable")
     error = None if error is None else error[:, rows]
     return Spectrum(flux[:, rows], error, good[:, rows], axis[rows], _redshifts(spectrum, flux))
@@ -72,4 +72,11 @@ def _deviations(spectrum: Any) -> Any:  # noqa: ANN401 - a Quantity
         )
     good = np.where(np.isfinite(values) & (values > 0), values, np.nan).astype(np.float64)
     unit = (1.0 * spectrum.uncertainty.unit) ** power
-    return (good**power * unit).reshape(-1, len(spectrum.spectral_axis)).to(spectrum.flux.unit)
+    return _in_rows(good**power * unit, spectrum).to(spectrum.flux.unit)
+
+
+def _in_rows(values: Any, spectrum: Any) -> Any:  # noqa: ANN401 - arrays, and of specutils
+    """Return values (n, L), whichever axis of the spectrum is that of its pixels."""
+    axis = getattr(spectrum, "spectral_axis_index", None)
+    length = len(spectrum.spectral_axis)
+    return np.moveaxis(values, -1 if axis is None else axis, -1).reshape(-1, length)
