@@ -23,7 +23,8 @@ def with_clock(name: str, column: Column) -> Column:
 
     Examples
     --------
-    >>> with_clock("HJD", Column(np.array([2450000.5]), np.array([False]))).clock
+    >>> from nbi_plus.io.columns import column
+    >>> with_clock("HJD", column("HJD", [2450000.5])).clock
     'jd'
     """
     since = _SINCE.match(column.unit or "")
