@@ -95,8 +95,7 @@ class Posterior:
         The edges that the prior sets to ``samples``; infinite where there is none (as on a circle),
         NaN or None where they are not known.
     gate : Gate
-    family : {"network", "mixture", "flow", "chains"}
-        By which rules, and as draws of what, the weights were judged.
+        By which rules, and as draws of what family, the weights were judged.
     data_hash : str
         Of data, errors, mask, coordinates and scalars: the same for the same data of an object.
     """
@@ -125,7 +124,6 @@ class Posterior:
     chains: Array | None = None
     support: Array | None = None
     gate: Gate = Gate()
-    family: str = "network"
     data_hash: str = ""
 
     def __iter__(self) -> Iterator[Array]:
@@ -218,7 +216,7 @@ class Posterior:
         the second moments is taken in the latent space of the new prior. Flags about the data or
         the simulator stay, and so does ``fit_p_value``, an average over the posterior as it was.
 
-        The gate is the one that the answer was judged by (``gate``, ``family``). Draws of the
+        The gate is the one that the answer was judged by (``gate``). Draws of the
         network need its efficiency as before. Pools of fitted proposals hold the draws of early
         rounds, too, which a certificate of fresh draws had left aside; chains, resampled draws and
         uncorrected draws of a network are draws of the answer already. Of these the gate asks the
@@ -317,7 +315,6 @@ class Posterior:
             "rungs": [_plain({f.name: getattr(r, f.name) for f in fields(r)}) for r in self.rungs],
             "id": self.id,
             "gate": _plain(vars(self.gate)),
-            "family": self.family,
             "data_hash": self.data_hash,
             **_plain({k: getattr(self, k) for k in NUMBERS}),
         }

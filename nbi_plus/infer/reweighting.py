@@ -15,7 +15,7 @@ from nbi_plus.infer.circles import circular_columns, unwrapped
 from nbi_plus.infer.flags import raised, weight_rules
 from nbi_plus.infer.status import Flag, Rung, Status
 from nbi_plus.infer.support import MISSING_MAX, box_of, missing_share
-from nbi_plus.infer.weights import Grade, WeightSummary, gate_of, summarise
+from nbi_plus.infer.weights import Grade, WeightSummary, summarise
 from nbi_plus.problem.prior import Prior
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def reweighted(answers: Sequence[Posterior], prior: Prior) -> list[Posterior]:
         _check(answer, prior)
     alike: dict[tuple, list[int]] = {}
     for i, p in enumerate(answers):
-        alike.setdefault((len(p), p.gate, p.family), []).append(i)
+        alike.setdefault((len(p), p.gate), []).append(i)
     found: dict[int, Posterior] = {}
     for rows in alike.values():
         group = _Group.of([answers[i] for i in rows], prior)
@@ -132,7 +132,7 @@ def _judged(group: _Group, prior: Prior) -> list[Posterior]:
     s = summarise(new, unwrapped(z, new, circles))
     s, share = _numbers(group, s)
     first = group.answers[0]
-    gate, seen = gate_of(first.family, first.gate), replace(s, efficiency=share)
+    gate, seen = first.gate, replace(s, efficiency=share)
     grade, why = gate.grade(seen), gate.reasons(seen)
     weights = s.weights.numpy()
     missing = missing_share(group.samples, weights, s.ess.numpy(), group.edges, prior) > MISSING_MAX
@@ -174,7 +174,9 @@ def _numbers(group: _Group, s: WeightSummary) -> tuple[WeightSummary, Tensor]:
     err = group.column("log_evidence_err").square() - before.log_evidence_err.square()
     err = torch.where(plain, err, err.nan_to_num(nan=0.0)).clamp(min=0.0)
     err = (s.log_evidence_err.square() + err).sqrt()
-    fresh = group.answers[0].family == "network"  # all draws are of the proposal that was judged
+    fresh = (
+        group.answers[0].gate.family == "network"
+    )  # all draws are of the proposal that was judged
     judged = torch.where(plain | (not fresh), share, s.efficiency)
     summary = replace(
         s, ess=s.ess * kept, ess_low=s.ess_low * kept,
@@ -189,7 +191,7 @@ def _numbers(group: _Group, s: WeightSummary) -> tuple[WeightSummary, Tensor]:
 
 def _line(p: Posterior, s: WeightSummary, i: int, passed: bool, why: str, missing: bool) -> Rung:
     """Return the line of the report."""
-    told = f"judged as {_JUDGED_AS[p.family]}"
+    told = f"judged as {_JUDGED_AS[p.gate.family]}"
     reasons = [told, *([why] if why and not passed else []), *([_OUTSIDE] if missing else [])]
     figures = (float(getattr(s, k)[i]) for k in ("ess", "efficiency", "k_hat"))
     return Rung(RUNG, len(p), *figures, passed, "; ".join(reasons))

@@ -20,7 +20,7 @@ from nbi_plus.infer.posteriors import Posteriors
 from nbi_plus.infer.resample import systematic_resample
 from nbi_plus.infer.status import Flag, Rung, Status
 from nbi_plus.infer.trail import Trail
-from nbi_plus.infer.weights import Gate
+from nbi_plus.infer.weights import Gate, gate_of
 from nbi_plus.problem.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
@@ -269,8 +269,8 @@ def _draws(
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
             # one object at a time: a derived curve for every draw of all would fill the memory
             derived=request.prior.derive(samples[i]), chains=chains[i],
-            support=request.prior.support, gate=request.gate,
-            family=outcome.family, data_hash=str(result.data_hash[i]),
+            support=request.prior.support, gate=gate_of(outcome.family, request.gate),
+            data_hash=str(result.data_hash[i]),
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )
         for i in range(len(samples))
