@@ -20,6 +20,7 @@ from nbi_plus.problem.gaussian_process import GaussianProcessNoise
 from nbi_plus.problem.kernels import DampedRandomWalk, Harmonic
 from nbi_plus.problem.linear_nuisance import LinearNuisance
 from nbi_plus.problem.noise import GaussianNoise, PoissonNoise, StudentTNoise
+from nbi_plus.problem.noise_check import check_noise
 from nbi_plus.problem.noise_contract import Noise, PointNoise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.outliers import OutlierNoise
@@ -69,6 +70,7 @@ __all__ = [
     "UncertifiedWarning",
     "UntrustedWarning",
     "UpperLimits",
+    "check_noise",
     "plots",
     "sbc",
 ]

@@ -21,7 +21,7 @@ from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
-from nbi_plus.learn.setup import Given, Setup, set_up
+from nbi_plus.learn.setup import Given, Setup, check_noise_of, set_up
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
 from nbi_plus.problem.cadence import Cadences, Perturbation
@@ -248,6 +248,7 @@ class Engine(Predictor, BaseEstimator):
             if start is not None:
                 doors.check_continues(start, setup.conditions)
             parts = self._ingredients(setup, config, doors.perturbation(perturb, observations))
+            check_noise_of(setup, parts.device)
             if not sequential:
                 return self._keep_many(run(setup, parts, start), setup, given)
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)

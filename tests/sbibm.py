@@ -91,8 +91,7 @@ def crescent_log_density(theta, model, obs):
 
     1 / r is what the angle's density becomes in the plane.
     """
-    data = obs.x if model.ndim == 3 else obs.x[:, None]
-    point = (data - model)[..., 0, :]
+    point = (obs.x - model)[..., 0, :]
     right, up = point[..., 0] - _CENTRE, point[..., 1]
     radius = torch.hypot(right, up)
     pull = (radius - _RADIUS) / _WIDTH
@@ -127,8 +126,7 @@ def one_of_two(model, obs, theta, rng):
 
 def one_of_two_log_density(theta, model, obs):
     """Return the log-density of both halves of `one_of_two` together."""
-    data = obs.x if model.ndim == 3 else obs.x[:, None]
-    square, n = (data - model).square().sum((-2, -1)), model.shape[-1]
+    square, n = (obs.x - model).square().sum((-2, -1)), model.shape[-1]
     halves = [-0.5 * square / s**2 - n * math.log(s * math.sqrt(2 * math.pi)) for s in _SCALES]
     return torch.logaddexp(*halves) - math.log(2)
 

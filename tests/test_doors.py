@@ -147,15 +147,15 @@ FIT = {
     ),
     "sigma of another length": (
         lambda: fit_with(np.ones(7)),
-        r"sigma must fit the \(1, 8\) .* shape \(7,\)",
+        r"sigma must have a shape that fits x \(C, L\) = \(1, 8\), but has \(7,\)",
     ),
     "sigma of another length, in a wrapper": (
         lambda: fit_with(nbi.LinearNuisance(nbi.GaussianNoise(np.ones(7)), "offset", sd=1.0)),
-        r"sigma must fit the \(1, 8\) .* shape \(7,\)",
+        r"sigma must have a shape that fits x \(C, L\) = \(1, 8\), but has \(7,\)",
     ),
     "exposure of another length": (
         lambda: fit_with(nbi.PoissonNoise(exposure=np.ones(7))),
-        r"exposure must fit the \(1, 8\)",
+        r"exposure must have a shape that fits x \(C, L\) = \(1, 8\)",
     ),
     "simulator returns a dict": (
         lambda: make(lambda theta: {"flux": F(theta)}).fit(**QUICK),

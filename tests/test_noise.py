@@ -163,10 +163,8 @@ def test_custom_noise_is_what_its_functions_say():
         return model + obs.x_err * torch.randn(model.shape, generator=rng, dtype=model.dtype)
 
     def log_likelihood(theta, model, obs):
-        axis = model.ndim - 3
-        x, err, mask = (v.unsqueeze(1) if axis else v for v in (obs.x, obs.x_err, obs.mask))
-        each = torch.distributions.Normal(torch.where(mask, model, x), err).log_prob(x)
-        return torch.where(mask, each, 0.0).sum((-2, -1))
+        each = torch.distributions.Normal(model, obs.x_err).log_prob(obs.x)
+        return torch.where(obs.mask, each, 0.0).sum((-2, -1))
 
     mask = np.random.default_rng(1).random((5, 2, 3)) < 0.7
     _, f, obs, theta, _ = problem("gaussian", mask=mask)

@@ -41,8 +41,7 @@ def fluxes(model, data, error):
 
 def profiled(theta, model, obs):
     """Return -chi2 / 2 at the best fluxes, as the published evidence has it: not normalised."""
-    data, error = (v if model.ndim == 3 else v[:, None] for v in (obs.x, obs.x_err))
-    return -0.5 * fluxes(model[..., 0, :], data[..., 0, :], error[..., 0, :])[2]
+    return -0.5 * fluxes(model[..., 0, :], obs.x[..., 0, :], obs.x_err[..., 0, :])[2]
 
 
 def scattered(model, obs, theta, rng):

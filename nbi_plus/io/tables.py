@@ -265,3 +265,10 @@ def _fields(values: pyarrow.Array) -> Iterator[tuple[str, pyarrow.Array]]:
 def _lengths(values: pyarrow.Array) -> np.ndarray:
     """Return the lengths of the lists of each row, 0 where there is none."""
     return values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def astropy_table(columns: Mapping[str, Sequence]) -> astropy.table.QTable:
+    """Return a table of columns, for people to read."""
+    from astropy.table import QTable
+
+    return QTable(dict(columns))

@@ -42,6 +42,7 @@ from nbi_plus.problem.simulations import Campaign
 
 _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000
+_N_SIGMA = 256  # prior draws of a sigma that is a parameter, to know how small it gets
 _N_ENCODER = 4096  # simulations that the encoder learns its scales from
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _FLOAT32_STEP = 6e-8
@@ -99,6 +100,9 @@ class Ingredients:
         smallest, sigma = np.inf, getattr(self.noise, "sigma", None)
         if errors is not None and mask.any():
             smallest = float(errors[mask].min())
+        elif errors is None and isinstance(sigma, str):  # a parameter
+            draws = self.prior.complete(self.prior.sample(_N_SIGMA, 0))
+            smallest = float(np.abs(draws[:, self.prior.full_names.index(sigma)]).min())
         elif errors is None and sigma is not None:
             smallest = float(np.min(sigma))
         return torch.float64 if largest * _FLOAT32_STEP > _SMALL_STEP * smallest else torch.float32

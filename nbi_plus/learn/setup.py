@@ -28,14 +28,15 @@ from nbi_plus.problem.inputs import (
     with_grid,
 )
 from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.noise_check import checks_of, require, rows_of, simulated_rows
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.packing import as_given, coordinate, scalar
 from nbi_plus.problem.prior import Prior
-from nbi_plus.problem.random import generator
 from nbi_plus.problem.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.window import window_of
 
 _LOG = logging.getLogger("nbi_plus")
+_N_TRIED = 6  # simulations that the noise is tried on
 _BANK_NUMBERS = 2**22  # padded data of the objects that simulations imitate
 
 
@@ -236,17 +237,7 @@ def set_up(
             "weights would be silently wrong. Move its noise into noise=, or give a "
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
-    _try_noise(bound_noise, prior, start)
     return Setup(prior, bound, bound_noise, start, columns, grid, seen.units, window_of(seen))
-
-
-def _try_noise(noise: Noise, prior: Prior, start: Batch) -> None:
-    """Let a shipped noise see one object: numbers that fit none are told before simulating."""
-    if noise.meta() is None:
-        return
-    one = start.select(slice(1))
-    theta = torch.as_tensor(prior.complete(prior.sample(1, np.random.default_rng(0))))
-    noise.observe(torch.zeros_like(one.x), one, theta, generator(0, "trial of the noise"))
 
 
 def _check_new(inputs: Mapping[str, ArrayLike], observations: Observations) -> None:
@@ -271,6 +262,21 @@ def _is_each(name: str, value: NDArray, observations: Observations) -> bool:
             f"observations, but has shape {value.shape}. Give it to the Observations themselves."
         )
     return each
+
+
+def check_noise_of(setup: Setup, device: torch.device) -> None:
+    """Raise where the noise fails its checks, tried on a few rows on the device of the training."""
+    made = setup.columns
+    if made is None:
+        rows = simulated_rows(setup.simulator, setup.prior, setup.conditions)
+    else:
+        some = slice(0, _N_TRIED)
+        z, theta, x = (torch.as_tensor(made[k][some]) for k in ("z", "theta", "x"))
+        owner = torch.arange(len(z)) % len(setup.conditions)
+        obs = setup.conditions.select(owner)
+        model = x if setup.grid is None else setup.grid.interpolate(x.to(torch.float64), obs)
+        rows = rows_of(z, setup.prior.complete(theta), model, obs)
+    require(checks_of(setup.noise, setup.prior, rows.to(device)))
 
 
 def _check_points(seen: Observations, bound: BoundSimulator | None, made_elsewhere: bool) -> None:

@@ -19,7 +19,6 @@ from nbi_plus.problem.noise_contract import (
     Data,
     Noise,
     PointNoise,
-    as_batch,
     as_tensor,
     like,
 )
@@ -47,13 +46,49 @@ _PARTS = {"noise": lambda meta: noise_from_meta(meta), "kernel": kernel_from_met
 class CustomNoise(Noise):
     """A noise model of your own.
 
+    Both functions get tensors of one dtype, of which coordinates that are numbers are float64:
+
+    ============  ==================  ================================
+    argument      of ``augment``      of ``log_likelihood``
+    ============  ==================  ================================
+    model         (n, C, L)           (n, C, L) or (n, S, C, L)
+    theta         (n, P)              (n, P) or (n, S, P)
+    obs.x         (n, C, L)           (n, C, L) or (n, 1, C, L)
+    obs.x_err     (n, C, L) or None   (n, C, L) or (n, 1, C, L) or None
+    obs.mask      (n, C, L)           (n, C, L) or (n, 1, C, L)
+    obs.coords    (n, L) or (L,)      (n, L) or (n, 1, L) or (L,)
+    obs.scalars   (n,)                (n,) or (n, 1)
+    ============  ==================  ================================
+
+    Write axes from the right, and both forms are one: ``obs.x - model``, ``theta[..., i, None,
+    None]`` for a parameter, ``obs.coords["t"][..., None, :]`` for a coordinate. Where ``obs.mask``
+    is False there is no datum: leave it out of the sum. There the model equals ``obs.x``.
+
     Parameters
     ----------
     augment : callable
-        ``augment(model, obs, theta, rng) -> x``, tensors (n, C, L); ``obs`` is a `Batch`.
+        ``augment(model, obs, theta, rng) -> x``, in the shape of the model; ``obs`` is a `Batch`.
     log_likelihood : callable, optional
         ``log_likelihood(theta, model, obs) -> (n,) or (n, S)``, normalised. Without it posteriors
         are not corrected and have status AMORTIZED.
+
+    Examples
+    --------
+    Laplace noise of the size of a parameter, the second of theta:
+
+    >>> from nbi_plus.problem.observations import Observations
+    >>> def augment(model, obs, theta, rng):
+    ...     u = torch.rand(model.shape, generator=rng, device=model.device, dtype=model.dtype) - 0.5
+    ...     return model - theta[..., 1, None, None] * u.sign() * torch.log1p(-2 * u.abs())
+    >>> def log_likelihood(theta, model, obs):
+    ...     width = theta[..., 1, None, None]
+    ...     density = -(obs.x - model).abs() / width - torch.log(2 * width)
+    ...     return torch.where(obs.mask, density, 0.0).sum((-2, -1))
+    >>> noise = CustomNoise(augment, log_likelihood)
+    >>> obs = Observations.from_arrays([[0.0, 3.0], [1.0, 1.0]], mask=[[True, False], [True, True]])
+    >>> theta, model = np.ones((2, 5, 2)), np.zeros((2, 5, 1, 2))  # 5 draws of 2 objects
+    >>> noise.log_likelihood(theta, model, obs)[:, 0].round(3)
+    array([-0.693, -3.386])
     """
 
     def __init__(
@@ -68,22 +103,30 @@ class CustomNoise(Noise):
         """Say whether a log_likelihood was given."""
         return self._log_likelihood is not None
 
-    def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
-        """Return what the given function returns."""
-        if self._log_likelihood is None:
-            raise ValueError(
-                "CustomNoise cannot weight draws: it has no log_likelihood. "
-                "Give CustomNoise a log_likelihood, or read status AMORTIZED."
-            )
+    def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
+        """Return what the given function makes of float64, as coordinates and predictions are."""
         f = as_tensor(model)
-        value = self._log_likelihood(as_tensor(theta), f, as_batch(obs, f))
-        return like(_checked("log_likelihood", value, f.shape[:-2]), model)
+        return like(super().augment(f.double(), obs, theta, rng).to(f.dtype), model)
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
         return _checked("augment", self._augment(model, obs, theta, rng), model.shape)
 
     def _log_prob(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
-        raise NotImplementedError  # log_likelihood is given whole
+        if self._log_likelihood is None:
+            raise ValueError(
+                "CustomNoise cannot weight draws: it has no log_likelihood. "
+                "Give CustomNoise a log_likelihood, or read status AMORTIZED."
+            )
+        value = self._log_likelihood(theta, model, obs)
+        return _checked("log_likelihood", value, model.shape[:-2], f" {_facing(model, obs)}")
+
+
+def _facing(model: Tensor, obs: Batch) -> str:
+    """Return a hint for functions that give data an axis of draws, which these have already."""
+    return (
+        f"Its model has shape {tuple(model.shape)} and obs.x {tuple(obs.x.shape)}: they fit as "
+        "they are, without unsqueeze or [:, None]. Sum over (-2, -1)."
+    )
 
 
 class CallableNoise(PointNoise):
@@ -94,6 +137,7 @@ class CallableNoise(PointNoise):
     """
 
     exact_p_value = True
+    draws_as_weighted = False
 
     def __init__(self, function: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]]) -> None:
         self.function = function
@@ -126,11 +170,13 @@ class CallableNoise(PointNoise):
         return GaussianNoise()._log_density(model, obs, theta)
 
 
-def _checked(name: str, value: object, shape: torch.Size) -> Tensor:
+def _checked(name: str, value: object, shape: torch.Size, hint: str = "") -> Tensor:
     """Return what a user's function gave, or say what is wrong with it."""
     if not isinstance(value, Tensor) or value.shape != shape:
         came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} must return a tensor of shape {tuple(shape)}, but gave {came}.")
+        raise ValueError(
+            f"{name} must return a tensor of shape {tuple(shape)}, but gave {came}.{hint}"
+        )
     return value
 
 

@@ -33,8 +33,9 @@ class GaussianProcessNoise(JointGaussianNoise):
     ----------
     kernel : Kernel
         `DampedRandomWalk`, `Harmonic`, or a sum of such.
-    sigma : float or array_like, shape broadcastable to (C, L), optional
-        Standard deviation of the independent noise where data have no ``x_err`` (theirs win).
+    sigma : float, str or array_like, shape broadcastable to (C, L), optional
+        Standard deviation of the independent noise where data have no ``x_err`` (theirs win), or
+        the name of the parameter that holds it.
     jitter : str or float, optional
         More independent noise, or the name of the parameter that holds it.
 
@@ -48,7 +49,7 @@ class GaussianProcessNoise(JointGaussianNoise):
         self,
         kernel: Kernel,
         *,
-        sigma: ArrayLike | None = None,
+        sigma: ArrayLike | str | None = None,
         jitter: str | float | None = None,
     ) -> None:
         if not isinstance(kernel, Kernel):

@@ -45,23 +45,25 @@ class ScatterNoise(PointNoise):
 
     def __init__(
         self,
-        sigma: ArrayLike | None = None,
+        sigma: ArrayLike | str | None = None,
         *,
         jitter: Jitter | None = None,
-        fractional: float = 0.0,
+        fractional: float | str = 0.0,
         along: str = "band",
     ) -> None:
         self.along = along
-        self.sigma = None if sigma is None else _positive("sigma", sigma)
+        named = sigma is None or isinstance(sigma, str)
+        self.sigma = sigma if named else _positive("sigma", sigma)
         self._unit = unit_of(sigma)
         self.jitter = jitter
-        self.fractional = float(fractional)
-        if not 0 <= self.fractional < math.inf:
-            raise ValueError(f"fractional must be finite and >= 0, but is {fractional}.")
+        self.fractional = fractional if isinstance(fractional, str) else float(fractional)
         each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}
         if jitter is not None and not each:
             each = {"jitter": jitter}
         self._hypers = {k: Hyper("jitter", v) for k, v in each.items()}
+        self._hypers["fractional"] = Hyper("fractional", self.fractional)
+        if isinstance(sigma, str):
+            self._hypers["sigma"] = Hyper("sigma", sigma)
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> ScatterNoise:
         """Return a copy that knows the columns of its parameters; refuse data of unknown errors."""
@@ -88,28 +90,34 @@ class ScatterNoise(PointNoise):
         """Return the arguments as plain JSON."""
         return {
             "type": type(self).__name__,
-            "sigma": None if self.sigma is None else self.sigma.tolist(),
+            "sigma": self.sigma.tolist() if isinstance(self.sigma, np.ndarray) else self.sigma,
             "jitter": dict(self.jitter) if isinstance(self.jitter, Mapping) else self.jitter,
             "fractional": self.fractional,
             "along": self.along,
         }
 
+    @property
+    def names_sigma(self) -> bool:
+        """Whether sigma is a parameter."""
+        return isinstance(self.sigma, str)
+
     def error_bars(self, model: Tensor, obs: Batch) -> Tensor:
         """Return the errors of the points before they are inflated, broadcastable to the model."""
         if obs.x_err is not None:
             return obs.x_err
-        if self.sigma is None:
+        if self.sigma is None or self.names_sigma:
             raise self._no_errors()
         return _beside("sigma", self.sigma, model)
 
     def scale(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         """Return the scale of each point, broadcastable to the model (..., C, L)."""
-        sigma = self.error_bars(model, obs)
+        named = obs.x_err is None and self.names_sigma
+        sigma = self._hypers["sigma"].of(theta) if named else self.error_bars(model, obs)
         if self.jitter is None and not self.fractional:
             return sigma
         variance = sigma.square()
         if self.fractional:
-            variance = variance + (self.fractional * model).square()
+            variance = variance + (self._hypers["fractional"].of(theta) * model).square()
         if self.jitter is not None:
             variance = variance + self._jitter_square(obs, theta)
         return variance.sqrt()
@@ -152,13 +160,14 @@ class GaussianNoise(ScatterNoise):
 
     Parameters
     ----------
-    sigma : float or array_like, shape broadcastable to (C, L), optional
-        Standard deviation for observations without ``x_err`` (theirs win).
+    sigma : float, str or array_like, shape broadcastable to (C, L), optional
+        Standard deviation for observations without ``x_err`` (theirs win), or the name of the
+        parameter that holds it.
     jitter : str, float or mapping of these, optional
         :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
         one for each category of the coordinate ``along``, by its name.
-    fractional : float
-        The relative error :math:`\eta` of the model.
+    fractional : float or str
+        The relative error :math:`\eta` of the model, or the name of the parameter that holds it.
     along : str
         A coordinate of categories, such as ``"instrument"``.
 
@@ -176,7 +185,7 @@ class GaussianNoise(ScatterNoise):
     @property
     def follows_model(self) -> bool:
         """Whether the scatter depends on the model."""
-        return self.fractional > 0
+        return bool(self.fractional)
 
     def gaussian(self, model: Tensor, obs: Batch, theta: Tensor) -> LowRankGaussian:
         """Return the distribution of the data, for noise models built upon this one."""
@@ -216,10 +225,10 @@ class StudentTNoise(ScatterNoise):
     def __init__(
         self,
         df: float = 4.0,
-        sigma: ArrayLike | None = None,
+        sigma: ArrayLike | str | None = None,
         *,
         jitter: Jitter | None = None,
-        fractional: float = 0.0,
+        fractional: float | str = 0.0,
         along: str = "band",
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
@@ -310,10 +319,10 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
 
 def _beside(name: str, value: NDArray[np.float64], model: Tensor) -> Tensor:
     """Return numbers of a noise as a tensor beside a model (..., C, L), which they must fit."""
-    pairs = zip(reversed(value.shape), reversed(model.shape[-2:]), strict=False)
-    if any(own not in (1, of_model) for own, of_model in pairs):
+    shape = tuple(model.shape[-2:])
+    if any(n not in (1, m) for n, m in zip(value.shape[::-1], shape[::-1], strict=False)):
         raise ValueError(
-            f"{name} must fit the {tuple(model.shape[-2:])} channels and points of the data, but "
-            f"has shape {value.shape}. Give one number, or one for each point."
+            f"{name} must have a shape that fits x (C, L) = {shape}, but has {value.shape}. Give "
+            f"one number, one for each of the {shape[1]} points, or x_err with the data."
         )
     return torch.as_tensor(value, device=model.device, dtype=model.dtype)

@@ -33,11 +33,14 @@ class Noise(ABC):
     ----------
     exact_p_value : bool
         Whether `p_value` has a closed form, instead of comparing with data made up for it.
+    draws_as_weighted : bool
+        Whether `augment` and `log_likelihood` are of one distribution.
     n_copies : int
         Tensors of the size of the simulations that `log_likelihood` holds at once, beyond a few.
     """
 
     exact_p_value = False
+    draws_as_weighted = True
     n_copies = 0
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
@@ -54,13 +57,15 @@ class Noise(ABC):
         rng : torch.Generator
             On the device of ``model``.
 
+        `_draw` gets all but the coordinates in the dtype of ``model``.
+
         Returns
         -------
         Tensor or ndarray, shape (n, C, L)
             In the dtype of ``model``.
         """
-        f, t = as_tensor(model), as_tensor(theta)
-        return like(self._draw(f, as_batch(obs, f), t, rng).to(f.dtype), model)
+        f, data, t = _alike(model, obs, theta)
+        return like(self._draw(f, data, t, rng).to(f.dtype), model)
 
     def observe(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Batch:
         """Return ``obs`` with data of ``model`` as a survey reports them, 0 where masked.
@@ -68,8 +73,8 @@ class Noise(ABC):
         The data of `augment`; where points become upper limits, their flags are set as well.
         Parameters as for `augment`.
         """
-        f = as_tensor(model)
-        return self._report(self.augment(f, obs, as_tensor(theta), rng), as_batch(obs, f))
+        f, data, t = _alike(model, obs, theta)
+        return self._report(self.augment(f, data, t, rng), data)
 
     def log_likelihood(self, theta: Array, model: Array, obs: Data) -> Array:
         """Return the normalised log-density of the data.
@@ -87,8 +92,8 @@ class Noise(ABC):
         -------
         Tensor or ndarray, shape (n,) or (n, S)
         """
-        f, t = as_tensor(model), as_tensor(theta)
-        data = facing(as_batch(obs, f), f)
+        f, data, t = _alike(model, obs, theta)
+        data = facing(data, f)
         return like(self._log_prob(harmless(f, data), data, t).to(f.dtype), model)
 
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
@@ -198,6 +203,19 @@ def as_tensor(array: Tensor | NDArray) -> Tensor:
 def as_batch(obs: Data, model: Tensor) -> Batch:
     """Return the data on the device of the model."""
     return obs.batch().to(model.device) if isinstance(obs, Observations) else obs
+
+
+def _alike(
+    model: Tensor | NDArray, obs: Data, theta: Tensor | NDArray
+) -> tuple[Tensor, Batch, Tensor]:
+    """Return all three as tensors, in the dtype of the model.
+
+    Coordinates keep theirs: a Julian date in float32 moves in steps of a quarter of a day.
+    """
+    f = as_tensor(model)
+    data = as_batch(obs, f).to(dtype=f.dtype)
+    data = replace(data, scalars={k: v.to(f.dtype) for k, v in data.scalars.items()})
+    return f, data, as_tensor(theta).to(f.dtype)
 
 
 def like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:

@@ -39,10 +39,10 @@ class OutlierNoise(ScatterNoise):
         self,
         fraction: float | str,
         width: float | str,
-        sigma: ArrayLike | None = None,
+        sigma: ArrayLike | str | None = None,
         *,
         jitter: Jitter | None = None,
-        fractional: float = 0.0,
+        fractional: float | str = 0.0,
         along: str = "band",
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)

@@ -59,6 +59,12 @@ class UpperLimits(PointNoise):
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> UpperLimits:
         """Return a copy that knows the columns of its parameters."""
+        if self.n_sigma is not None and not has_errors and self.noise.names_sigma:
+            raise ValueError(
+                f"sigma must be known for limits of n_sigma = {self.n_sigma} times it, but is the "
+                f"parameter {self.noise.sigma!r}, which each limit would tell. Give x_err with the "
+                "data, or n_sigma=None."
+            )
         bound = copy.copy(self)
         bound.noise = self.noise.bind(has_errors, names)
         return bound
