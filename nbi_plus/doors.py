@@ -219,8 +219,10 @@ def _time_like(wish: str | None, config: EncoderConfig, conditions: Batch) -> st
     return found
 
 
-def check_continues(start: TrainedModel, conditions: Batch) -> None:
-    """Refuse to go on with a network on data of another kind."""
+def check_continues(start: TrainedModel | None, conditions: Batch) -> None:
+    """Refuse to go on with a network, if there is one, on data of another kind."""
+    if start is None:
+        return
     known, came = start.network.encoder.config, EncoderConfig.of(conditions)
     if came != known:
         raise ValueError(

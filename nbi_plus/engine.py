@@ -245,8 +245,7 @@ class Engine(Predictor, BaseEstimator):
         with preserved_random_state():
             setup = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
-            if start is not None:
-                doors.check_continues(start, setup.conditions)
+            doors.check_continues(start, setup.conditions)
             parts = self._ingredients(setup, config, doors.perturbation(perturb, observations))
             check_noise_of(setup, parts.device)
             if not sequential:
