@@ -375,7 +375,10 @@ def test_times_keep_the_numbers_of_their_format_and_say_their_range(caplog):
     with caplog.at_level(logging.INFO, logger="nbi_plus"):
         t, unit = ingest("t", Time([-0.3, 0.3], format="jd"))
     assert (t.tolist(), unit) == ([-0.3, 0.3], "d")
-    assert "t: times from -0.3 to 0.3 (jd)." in caplog.text
+        ingest("t", [Time([1.0, 2.0], format="mjd"), Time([0.5], format="mjd")])
+    assert [r.getMessage() for r in caplog.records] == [
+        "t: times from -0.3 to 0.3 (jd).", "t: times from 0.5 to 2 (mjd).",
+    ]  # fmt: skip
     assert ingest("t", Time("2020-01-01T12:00"))[0] == 58849.5
     assert ingest("t", np.array(["2020-01-01T12"], "datetime64[h]"))[0].tolist() == [58849.5]
     assert ingest("t", Time([10.0, 20.0], format="unix"))[1] == "s"

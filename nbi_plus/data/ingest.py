@@ -48,6 +48,13 @@ def ingest(
     >>> ingest("x", np.ma.masked_array([1.0, 2.0], [False, True]))[0].mask.tolist()
     [False, True]
     """
+    _report_times(name, value)
+    return _ingested(name, value, wanted)
+
+
+def _ingested(
+    name: str, value: ArrayLike | Sequence[ArrayLike], wanted: str | None
+) -> tuple[Bare | list[Bare], str | None]:
     if isinstance(value, (list, tuple)) and (any(map(_is_rich, value)) or _is_ragged(value)):
         return _together(name, value, wanted)
     array, bad, unit = _opened(name, value)
@@ -63,7 +70,7 @@ def numbers(name: str, value: ArrayLike, wanted: str | None = None) -> NDArray[n
         raise ValueError(f"{name} must be a regular array, but its rows differ in length.")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
-    return _filled(array.astype(np.float64))
+    return np.ma.filled(array.astype(np.float64), np.nan)
 
 
 def errors_of(x_err: ArrayLike | Sequence[ArrayLike], unit: str | None) -> Bare | list[Bare]:
@@ -106,12 +113,7 @@ def report_left_out(valid: NDArray[np.bool_]) -> None:
 def _opened(name: str, value: Any) -> tuple[NDArray, NDArray | None, str | None]:  # noqa: ANN401
     """Return the bare values, what of them is masked, and the unit of any one object."""
     if is_time(value):
-        days, bad, unit, form = times(value)
-        real = days if bad is None else days[~bad]
-        if form is not None and real.size:
-            _LOG.info("%s: times from %.10g to %.10g (%s).", name, np.nanmin(real),
-                      np.nanmax(real), form)  # fmt: skip
-        return days, bad, unit
+        return times(value)[:3]
     unit, array = unit_of(value), _values_of(name, value)
     bad = _mask_of(value)
     if array.dtype.kind == "O":
@@ -150,6 +152,16 @@ def times(value: Any) -> tuple[NDArray, NDArray | None, str, str | None]:  # noq
     days = np.asarray(np.ma.getdata(_plain(value.value if form == value.format else value.mjd)),
                       np.float64)  # fmt: skip
     return days, bad, "s" if form in _SECONDS else "yr" if form in _YEARS else "d", form
+
+
+def _report_times(name: str, value: Any) -> None:  # noqa: ANN401
+    """Log the range of one Time, or of a list of them, in the numbers that are used."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    found = [times(part) for part in parts if is_time(part)]
+    real = [(days if bad is None else days[~bad]).ravel() for days, bad, _, form in found if form]
+    if real and (shown := np.concatenate(real)).size:
+        _LOG.info("%s: times from %.10g to %.10g (%s).", name, np.nanmin(shown),
+                  np.nanmax(shown), found[0][3])  # fmt: skip
 
 
 def _mask_of(value: Any) -> NDArray[np.bool_] | None:  # noqa: ANN401
@@ -211,8 +223,8 @@ def _together(
     known = [unit_of(part) is not None or is_time(part) for part in parts]
     if any(known) and not all(known):
         raise ValueError(f"{name} must have units for all objects or for none, but only some have.")
-    unit = ingest(name, parts[0], wanted)[1]
-    bare = [ingest(name, part, unit)[0] for part in parts]
+    unit = _ingested(name, parts[0], wanted)[1]
+    bare = [_ingested(name, part, unit)[0] for part in parts]
     if any(isinstance(part, list) for part in bare) or len({part.shape for part in bare}) > 1:
         return bare, unit
     masked = any(isinstance(part, np.ma.MaskedArray) for part in bare)
@@ -250,10 +262,6 @@ def _flags(name: str, value: Bare) -> Bare:
 
 def _masked(array: NDArray, bad: NDArray | None) -> Bare:
     return array if bad is None else np.ma.MaskedArray(array, np.broadcast_to(bad, array.shape))
-
-
-def _filled(array: Bare) -> NDArray[np.float64]:
-    return np.ma.filled(array, np.nan)
 
 
 def _either(bad: NDArray | None, more: NDArray) -> NDArray | None:
