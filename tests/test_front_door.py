@@ -374,8 +374,8 @@ def test_how_many_points_are_left_out_is_logged(caplog):
 def test_times_keep_the_numbers_of_their_format_and_say_their_range(caplog):
     with caplog.at_level(logging.INFO, logger="nbi_plus"):
         t, unit = ingest("t", Time([-0.3, 0.3], format="jd"))
-    assert (t.tolist(), unit) == ([-0.3, 0.3], "d")
         ingest("t", [Time([1.0, 2.0], format="mjd"), Time([0.5], format="mjd")])
+    assert (t.tolist(), unit) == ([-0.3, 0.3], "d")
     assert [r.getMessage() for r in caplog.records] == [
         "t: times from -0.3 to 0.3 (jd).", "t: times from 0.5 to 2 (mjd).",
     ]  # fmt: skip
