@@ -238,12 +238,12 @@ def test_all_that_a_noise_gets_has_one_dtype():
             return super()._draw(model, obs, theta, rng)
 
     kinds = set()
-    engine_of(custom(augment)).fit(n_sims=100, n_epochs=1, observations=objects())
-    assert seen == {(torch.float64,) * 5}
-    found(Point())
     model, theta = torch.ones(3, 1, LENGTH), torch.ones(3, 3, dtype=torch.float64)
-    x = Point().augment(model, objects(), theta, torch.Generator())  # as in training
-    assert x.dtype == torch.float32
+    for noise in (custom(augment), Point()):
+        found(noise)
+        x = noise.augment(model, objects(), theta, torch.Generator())  # as in training
+        assert x.dtype == torch.float32
+    assert seen == {(torch.float64,) * 5}
     assert kinds == {(torch.float32,) * 4, (torch.float64,) * 4}
 
 

@@ -237,13 +237,21 @@ def _toss(noise: Noise, line: Line, size: Tensor, rng: torch.Generator) -> Tosse
 
 
 def _repeated(noise: Noise, line: Line, size: Tensor, n_each: int, rng: torch.Generator) -> Tosses:
-    """Toss ``n_each`` times for each row."""
+    """Toss ``n_each`` times for each row, one after the other."""
     index = torch.arange(len(line), device=size.device).repeat(n_each)
     return _toss(noise, line.pick(index), size[index], rng)
 
 
-def _n_tosses(rows: Rows) -> int:
-    return min(_N_TOSSES, max(_FEWEST, _NUMBERS // rows.model[0].numel()))
+def _apart(tosses: Tosses, kind: Tensor, n_kinds: int) -> list[Tosses]:
+    """Return the tosses of each kind (R,) of rows by themselves."""
+    kind = kind.repeat(len(tosses.ratio) // len(kind))
+    each = (kind == k for k in range(n_kinds))
+    return [Tosses(tosses.ratio[i], tosses.own[i], tosses.second[i]) for i in each]
+
+
+def _n_tosses(noise: Noise, rows: Rows) -> int:
+    numbers = rows.model[0].numel() * (1 + noise.n_copies // 4)
+    return min(_N_TOSSES, max(_FEWEST, _NUMBERS // numbers))
 
 
 def _shifted_tosses(noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator) -> list[Tosses]:
@@ -252,44 +260,46 @@ def _shifted_tosses(noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator
     signs = torch.rand((_N_PATTERNS, *rows.model.shape[1:]), generator=rng, device=scatter.device)
     signs = torch.where(signs < 0.5, -1.0, 1.0).to(scatter.dtype)
     signs[0] = 1.0
-    n_each = _n_tosses(rows) // (_N_PATTERNS * len(rows)) + 1
-    start = rows.obs.mask.sum((1, 2)).clamp(min=1).to(scatter.dtype).rsqrt()
-    found = []
-    for pattern in signs:
-        line = Line(rows, prior, pattern * scatter)
-        size, apart = _placed(noise, line, start, rng, largest=_LARGEST)
-        if not bool((apart > 0.3).all()):
-            # a model plus some scatter may be impossible, as a negative rate: it is scaled instead
-            scaled = Line(rows, prior, pattern * rows.model.abs())
-            other, apart_scaled = _placed(noise, scaled, start.clamp(max=0.1), rng, largest=0.9)
-            better = apart_scaled > apart.clamp(max=_APART)
-            size = torch.where(better, other, size)
-            line = replace(line, model=torch.where(better[:, None, None], scaled.model, line.model))
-            apart = torch.maximum(apart, apart_scaled)
-        some = (apart >= 0).nonzero()[:, 0]
-        if len(some):
-            found.append(_repeated(noise, line.pick(some), size[some], n_each, rng))
-    return found
+    every = torch.arange(len(rows), device=scatter.device).repeat(_N_PATTERNS)
+    signs, many = signs.repeat_interleave(len(rows), 0), rows.pick(every)
+    start = many.obs.mask.sum((1, 2)).clamp(min=1).to(scatter.dtype).rsqrt()
+    line = Line(many, prior, signs * scatter[every])
+    size, apart = _placed(noise, line, start, rng, largest=_LARGEST)
+    if not bool((apart > 0.3).all()):
+        # a model plus some scatter may be impossible, as a negative rate: it is scaled instead
+        scaled = Line(many, prior, signs * many.model.abs())
+        other, apart_scaled = _placed(noise, scaled, start.clamp(max=0.1), rng, largest=0.9)
+        better = apart_scaled > apart.clamp(max=_APART)
+        size = torch.where(better, other, size)
+        line = replace(line, model=torch.where(better[:, None, None], scaled.model, line.model))
+        apart = torch.maximum(apart, apart_scaled)
+    some = (apart >= 0).nonzero()[:, 0]
+    if not len(some):
+        return []
+    n_each = _n_tosses(noise, rows) // len(many) + 1
+    tosses = _repeated(noise, line.pick(some), size[some], n_each, rng)
+    return _apart(tosses, some // len(rows), _N_PATTERNS)
 
 
 def _changed_tosses(
     noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator
 ) -> dict[str, Tosses]:
     """Return tosses between values of each parameter that the noise depends on, by its name."""
-    units = torch.eye(prior.n_dim, dtype=rows.z.dtype, device=rows.z.device)
-    still = torch.zeros_like(rows.model)
-    lines = {
-        name: Line(rows, prior, still, unit.expand(len(rows), -1))
-        for name, unit in zip(prior.names, units, strict=True)
-    }
-    start = torch.full_like(rows.z[:, 0], 0.1)
-    used = {k: v for k, v in lines.items() if bool(_repeated(noise, v, start, 2, rng).ratio.any())}
-    n_each = _n_tosses(rows) // (2 * max(1, len(used)) * len(rows)) + 1
-    found = {}
-    for name, line in used.items():
-        size, _ = _placed(noise, line, start, rng, largest=1.0)
-        found[name] = _repeated(noise, line, size, n_each, rng)
-    return found
+    every = torch.arange(len(rows), device=rows.z.device).repeat(prior.n_dim)
+    kind = torch.arange(prior.n_dim, device=rows.z.device).repeat_interleave(len(rows))
+    units = torch.nn.functional.one_hot(kind, prior.n_dim).to(rows.z)
+    line = Line(rows.pick(every), prior, torch.zeros_like(rows.model[every]), units)
+    start = torch.full_like(units[:, 0], 0.1)
+    tried = _apart(_repeated(noise, line, start, 2, rng), kind, prior.n_dim)
+    used = torch.tensor([bool(tosses.ratio.any()) for tosses in tried], device=kind.device)
+    some = used[kind].nonzero()[:, 0]
+    if not len(some):
+        return {}
+    line, kind = line.pick(some), kind[some]
+    size, _ = _placed(noise, line, start[some], rng, largest=1.0)
+    tosses = _repeated(noise, line, size, _n_tosses(noise, rows) // (2 * len(line)) + 1, rng)
+    found = _apart(tosses, kind, prior.n_dim)
+    return {name: found[d] for d, name in enumerate(prior.names) if used[d]}
 
 
 def _scatter(noise: Noise, rows: Rows, rng: torch.Generator) -> Tensor:
@@ -317,7 +327,7 @@ def _placed(
     """
     size, cap = start.clone(), torch.full_like(start, largest)
     best, apart = start.clone(), torch.full_like(start, -1.0)
-    for _ in range(6):
+    for _ in range(5):
         ratio, own = _pilot(noise, line, size, rng)
         possible = torch.isfinite(own).all(0)
         square = torch.where(torch.isfinite(ratio), ratio, 0.0).clamp(-1e6, 1e6).square().mean(0)

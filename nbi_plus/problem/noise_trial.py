@@ -93,23 +93,21 @@ class Trial:
     def objects(self, noise: Noise, weighs: bool) -> str:  # noqa: ARG002
         """Each object and draw alone gives what all together give."""
         data = self.data(noise)
-        for n, s in ((3, 3), (2, 3)):
-            together = noise.log_likelihood(
-                self.theta[:n, :s], self.model[:n, :s], data.select(slice(0, n))
-            )
-            for i in range(n):
-                for j in range(s):
-                    own = slice(i, i + 1)
-                    alone = noise.log_likelihood(
-                        self.theta[own, j], self.model[own, j], data.select(own)
+        together = {
+            n: noise.log_likelihood(self.theta[:n], self.model[:n], data.select(slice(0, n)))
+            for n in (2, N_DRAWS)  # other objects than draws, and as many
+        }
+        for i, j in np.ndindex(N_DRAWS, N_DRAWS):
+            own = slice(i, i + 1)
+            alone = noise.log_likelihood(self.theta[own, j], self.model[own, j], data.select(own))
+            for n, value in together.items():
+                if i < n and not _same(alone, value[own, j]):
+                    return (
+                        f"log_likelihood must give each of {n} objects and {N_DRAWS} draws what it "
+                        f"gives it alone, but gave {float(value[i, j]):.8g} for object {i} and "
+                        f"draw {j}, alone {float(alone):.8g}. Write axes from the right, as "
+                        "theta[..., i, None, None]."
                     )
-                    if not _same(alone, together[own, j]):
-                        return (
-                            f"log_likelihood must give each of {n} objects and {s} draws what it "
-                            f"gives it alone, but gave {float(together[i, j]):.8g} for object {i} "
-                            f"and draw {j}, alone {float(alone):.8g}. Write axes from the right, "
-                            "as theta[..., i, None, None]."
-                        )
         return ""
 
     def mask(self, noise: Noise, weighs: bool) -> str:  # noqa: ARG002
