@@ -44,6 +44,7 @@ _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000
 _N_SIGMA = 256  # prior draws of a sigma that is a parameter, to know how small it gets
 _N_ENCODER = 4096  # simulations that the encoder learns its scales from
+_ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
@@ -264,12 +265,14 @@ def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) 
     half = max(len(rows.z) // 2, 1)
     halves = rows.pick(slice(0, half)), rows.pick(slice(-half, None))
     n_copies = max(1, _N_REFERENCE // (2 * half))
-
+    # a forward pass of a few rows costs as much as one of hundreds
+    together = max(1, _ROWS_TOGETHER // half) * half
+    several = torch.arange(half).repeat(n_copies).split(together)
     shown = [problem.cadences.bank]
 
     def features(part: Rows, name: str) -> Tensor:
         rng = generator(parts.seed, f"reference {name}", parts.device)
-        copies = [problem.observe(part, rng) for _ in range(n_copies)]
+        copies = [problem.observe(part.pick(rows), rng) for rows in several]
         shown.extend(copies)
         found = torch.cat([network.features(batch) for batch in copies])
         return found[torch.isfinite(found).all(-1)]
