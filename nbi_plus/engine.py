@@ -98,7 +98,8 @@ class Engine(Predictor, BaseEstimator):
     >>> import numpy as np
     >>> from scipy.stats import norm
     >>> engine = Engine(lambda theta: theta @ np.ones((1, 8)), {"a": norm(0, 1)}, noise=0.5)
-    >>> posterior = engine.fit(n_sims=500, n_epochs=2).predict(np.full(8, 0.3))
+    >>> x = 0.3 + 0.5 * np.random.default_rng(0).normal(size=8)
+    >>> posterior = engine.fit(n_sims=500, n_epochs=2).predict(x)
     >>> posterior.names, len(posterior) >= 2000
     (('a',), True)
     """

@@ -346,7 +346,9 @@ GRADES = [
     # k_hat, ess, n_draws, k_hat_moment -> grade, grade of a fitted mixture
     (0.69, 900, 4096, 0.6, Grade.A, Grade.F),  # efficiency 0.22
     (0.69, 1300, 4096, 0.69, Grade.A, Grade.A),
-    (0.69, 1300, 4096, 0.71, Grade.A, Grade.F),
+    (0.69, 1300, 4096, 0.71, Grade.A, Grade.F),  # efficiency 0.32, where less is allowed
+    (0.69, 2300, 4096, 0.99, Grade.A, Grade.A),
+    (0.69, 2300, 4096, 1.01, Grade.A, Grade.F),
     (0.71, 1300, 4096, 0.6, Grade.F, Grade.F),
     (0.69, 900, 1000, 0.6, Grade.F, Grade.F),  # the threshold of 1000 draws is 2/3
     (0.50, 399, 1000, 0.6, Grade.F, Grade.F),

@@ -71,7 +71,9 @@ def outcome_of(
         judged = _fresh_summary(fresh, circles)
         # a pool whose own tail is too heavy is no answer, however good its last draws are
         sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
-        sound &= (summary.k_hat_moment <= gate.moment_max) & ~_missed(summary, judged)
+        sound &= (summary.k_hat_moment <= gate.moment_max(judged.efficiency)) & ~_missed(
+            summary, judged
+        )
         good = sound & (cleaned.failure == 0)
         grade = torch.where(good, gate.grade(judged), Grade.F).to(torch.uint8)
     evidence = evidence_of(pair, fresh)

@@ -223,6 +223,9 @@ class Gate:
         What a proposal must reach besides that was fitted to one object.
     k_hat_moment_max_flow : float
         The same for flows, which have no heavy tails: what they leave out is not seen.
+    k_hat_moment_max_lean, eff_lean : float
+        The same where the efficiency is below ``eff_lean``: a mixture that follows a bent posterior
+        badly leaves out the end of its tail.
     eff_min_low, draws_min_low, ess_min_low : float
         Grade B: a lower efficiency made up for by more draws.
     family : {"network", "mixture", "flow", "chains"}
@@ -232,11 +235,13 @@ class Gate:
     ess_min: float = 400.0
     eff_min: float = 0.2
     eff_min_mix: float = 0.3
-    k_hat_moment_max: float = 0.7
+    k_hat_moment_max: float = 1.0
     eff_min_low: float = 0.1
     draws_min_low: int = 16384
     ess_min_low: float = 1000.0
-    k_hat_moment_max_flow: float = 0.4
+    k_hat_moment_max_flow: float = 0.5
+    k_hat_moment_max_lean: float = 0.7
+    eff_lean: float = 0.5
     family: str = "network"
 
     def __post_init__(self) -> None:
@@ -253,11 +258,19 @@ class Gate:
         """The least efficiency that grade A asks of this family."""
         return max(self.eff_min, self.eff_min_mix) if self.fitted else self.eff_min
 
-    @property
-    def moment_max(self) -> float:
-        """The largest k-hat of the second moments that pooled draws of this family may have."""
-        most = self.k_hat_moment_max
-        return min(most, self.k_hat_moment_max_flow) if self.family == "flow" else most
+    def moment_max(self, efficiency: Tensor) -> Tensor:
+        """Return the largest k-hat of the second moments that draws may have, shape (B,).
+
+        Parameters
+        ----------
+        efficiency : Tensor, shape (B,)
+            Of draws of the proposals that are judged.
+        """
+        flow = self.k_hat_moment_max_flow if self.family == "flow" else self.k_hat_moment_max
+        most = torch.full_like(efficiency, min(self.k_hat_moment_max, flow))
+        return torch.where(
+            efficiency < self.eff_lean, most.clamp(max=self.k_hat_moment_max_lean), most
+        )
 
     def grade(self, summary: WeightSummary) -> Tensor:
         """Return values of `Grade`, uint8, shape (B,), for draws of the gate's family.
@@ -276,7 +289,7 @@ class Gate:
                     f"summary must hold k_hat_moment to grade draws of family {self.family!r}, but "
                     "was made without draws. Call summarise(log_weights, z)."
                 )
-            tame = s.k_hat_moment <= self.moment_max
+            tame = s.k_hat_moment <= self.moment_max(s.efficiency)
             passed = passed & tame & (s.efficiency >= self.eff_min_mix)
         many = (s.n_draws >= self.draws_min_low) & (s.ess >= self.ess_min_low)
         grade = torch.zeros_like(s.k_hat, dtype=torch.uint8)
@@ -295,7 +308,7 @@ class Gate:
             "k_hat above its threshold": s.heavy_tail,
         }
         if self.fitted:
-            wild = s.k_hat_moment > self.moment_max
+            wild = s.k_hat_moment > self.moment_max(s.efficiency)
             rules["k_hat of the moments too high"] = wild & (s.ess > 0)
         table = torch.stack(list(rules.values()), 1).tolist()
         return ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
@@ -313,7 +326,7 @@ def gate_of(family: str, gate: Gate) -> Gate:
 
     Examples
     --------
-    >>> gate_of("flow", Gate()).moment_max
+    >>> gate_of("flow", Gate()).moment_max(torch.tensor(0.9)).item()
     0.4
     """
     return replace(gate, family=family)

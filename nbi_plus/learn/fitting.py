@@ -81,7 +81,6 @@ class Ingredients:
     noise: Noise
     cadences: Cadences
     units: dict[str, str]
-    window: tuple[float, float] | None
     featurizer: FeaturizerSpec
     custom: nn.Module | None
     flow: FlowConfig
@@ -89,6 +88,7 @@ class Ingredients:
     device: torch.device
     seed: int
     memory: int
+    window: tuple[float, float] | None = None
 
     @property
     def conditions(self) -> Batch:
