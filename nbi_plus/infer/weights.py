@@ -327,7 +327,7 @@ def gate_of(family: str, gate: Gate) -> Gate:
     Examples
     --------
     >>> gate_of("flow", Gate()).moment_max(torch.tensor(0.9)).item()
-    0.4
+    0.5
     """
     return replace(gate, family=family)
 
