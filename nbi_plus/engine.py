@@ -254,7 +254,7 @@ class Engine(Predictor, BaseEstimator):
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
             gate = (self.ladder or Ladder()).gate
             fit_one = SequentialRun(rounds, doors.method_for(method, setup), gate, run, modes)
-            return self._keep_one(fit_one(setup, given.objects(), parts, start), given)
+            return self._keep_one(fit_one(setup, given.objects, parts, start), given)
 
     def _check_start(
         self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: Given

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
 from nbi_plus import doors
-from nbi_plus.data.ingest import ingest, point_mask
+from nbi_plus.data.ingest import ingest, point_mask, unit_of
 from nbi_plus.infer.answer import Answerer
 from nbi_plus.infer.ascent import Part, in_order, try_again
 from nbi_plus.infer.hints import Hints, hints_for
@@ -32,7 +32,7 @@ from nbi_plus.problem.inputs import (
     one_object,
     with_grid,
 )
-from nbi_plus.problem.joining import shared_again
+from nbi_plus.problem.joining import agreed_units, shared_again
 from nbi_plus.problem.noise import Noise
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.packing import coordinate
@@ -273,6 +273,7 @@ class Predictor:
             raise ValueError("simulate must have a simulator, but the engine has none.")
         categories, units = self._conventions()
         check_inputs(inputs, self.simulator, "simulate")
+        agreed_units({k: unit_of(v) for k, v in inputs.items()}, units)
         known = {k: v for k, v in self.defaults_.items() if k != "x_err"} | inputs
         bare = {k: ingest(k, v, units.get(k))[0] for k, v in known.items()}
         coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}

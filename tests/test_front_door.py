@@ -24,6 +24,7 @@ from scipy.stats import norm
 import nbi_plus as nbi
 from nbi_plus.data.ingest import ingest, numbers, point_mask
 from nbi_plus.data.units import factor
+from nbi_plus.infer.hints import latent_hints
 
 L = 8
 T = np.linspace(0.0, 7.0, L)
@@ -258,7 +259,13 @@ def test_simulations_given_to_fit_keep_masks_and_units():
     keep = ~bad.any(1)
     wanted.fit(theta=theta[keep], x=x[keep], n_epochs=2, x_err=0.5, t=T)
     assert found.history_[-1]["train_nll"] == pytest.approx(wanted.history_[-1]["train_nll"], 1e-3)
-    with pytest.raises(ValueError, match="x must be bare numbers where the data have no unit"):
+    listed = nbi.Engine(None, PRIOR, featurizer="gru", seed=0)
+    listed.fit(theta=theta[keep], x=[row * 1e3 * u.uJy for row in x[keep]], n_epochs=2,
+               x_err=[error] * L, t=T)  # fmt: skip
+    assert listed.history_[-1]["train_nll"] == pytest.approx(wanted.history_[-1]["train_nll"], 1e-3)
+    with pytest.raises(
+        ValueError, match="x must be bare numbers where no unit is known, but is in 'mJy'"
+    ):
         wanted.fit(theta=theta, x=x * u.mJy, n_epochs=1, x_err=0.5, t=T)
 
 
@@ -281,11 +288,33 @@ def test_a_sigma_with_a_unit_is_in_that_of_the_data(name):
     x = np.linspace(0, 1, L)
     wanted = fresh(noise=NOISES[name](0.7)).log_likelihood(THETA, x, t=T)
     held = fresh(noise=NOISES[name](700 * u.uJy))
+    listed = fresh(noise=NOISES[name]([0.7 * u.mJy] * L))
+    np.testing.assert_allclose(listed.log_likelihood(THETA, x * u.mJy, t=T), wanted)
     np.testing.assert_allclose(held.log_likelihood(THETA, x * u.mJy, t=T), wanted)
     with pytest.raises(ValueError, match="sigma must be a bare number where the data have no unit"):
         held.log_likelihood(THETA, x, t=T)
     with pytest.raises(ValueError, match="sigma must be in a unit that converts to 'mag'"):
         held.log_likelihood(THETA, x * u.mag, t=T)
+
+
+DAYS = np.array([[1.0, 2.0]]) * u.d
+
+
+@pytest.mark.parametrize("hold", [
+    lambda q: q, list, lambda q: Masked(q, mask=False),
+], ids=["array", "list", "masked"])  # fmt: skip
+@pytest.mark.parametrize("act", [
+    lambda q, e: nbi.PoissonNoise(exposure=q),
+    lambda q, e: nbi.Prior(PRIOR).check(q),
+    lambda q, e: nbi.Prior(PRIOR).log_prob(q),
+    lambda q, e: nbi.EmpiricalPrior(q),
+    lambda q, e: nbi.Observations.from_arrays(np.ones((2, 2)), t=[0, 1.0]).fold(q),
+    lambda q, e: nbi.Observations.from_arrays(np.ones((2, 2)), t=[0, 1.0]).relative_to(q),
+    lambda q, e: e.predict(np.zeros(L), 0.5, t=T, modes=q),
+], ids=["exposure", "theta", "log_prob", "samples", "period", "origin", "modes"])  # fmt: skip
+def test_a_unit_that_nothing_can_be_compared_with_is_refused(engine, act, hold):
+    with pytest.raises(ValueError, match="must be bare numbers where no unit is known"):
+        act(hold(DAYS), engine)
 
 
 def test_other_numbers_of_a_noise_refuse_units():
@@ -359,6 +388,48 @@ def test_mask_and_bad_are_each_others_opposite_and_not_both(engine):
     with pytest.raises(ValueError, match="bad must hold flags"):
         engine.predict(x, 0.5, bad=np.arange(L))
     assert point_mask(None, [0, 1]).tolist() == [True, False]
+
+
+def test_coordinates_of_simulate_and_of_a_grid_are_converted_or_refused(engine, survey):
+    np.testing.assert_allclose(engine.simulate(THETA, t=T * 24 * u.h), engine.simulate(THETA, t=T))
+    plain = fresh().fit(**QUICK, x_obs=np.zeros(L), x_err=0.5)
+    for hours in (T * u.h, list(T * u.h)):
+        with pytest.raises(ValueError, match="t must be bare numbers, as in the fit, but is in"):
+            plain.simulate(THETA, t=hours)
+    objects = nbi.Observations.from_arrays(
+        [np.zeros(4), np.zeros(5)], 0.5, t=[[0, 1, 2, 3], [1, 2, 3, 4, 6]], units={"t": "d"}
+    )
+    for grid in (np.arange(8.0), np.arange(8.0) * 24 * u.h, {"t": list(np.arange(8.0) * u.d)}):
+        made = fresh().fit(n_sims=50, n_epochs=1, observations=objects, grid=grid)
+        assert made.model_.units["t"] == "d"
+    with pytest.raises(ValueError, match="grid must cover every t"):
+        fresh().fit(n_sims=50, n_epochs=1, observations=objects, grid=np.arange(8.0) * u.h)
+
+
+def test_a_hint_that_is_masked_is_one_that_nobody_knows():
+    hints = np.ma.masked_array([[1.0, GARBAGE]], [[False, True]])
+    found = latent_hints(nbi.Prior(PRIOR), hints)
+    assert np.isnan(found).tolist() == [[False, True]]
+
+
+def test_a_loaded_engine_has_the_same_doors(engine, tmp_path):
+    engine.save(tmp_path / "engine.nbi")
+    loaded = nbi.Engine.load(tmp_path / "engine.nbi", simulator=line)
+    bad = np.arange(L) == 2
+    held = HOLDERS["masked Quantity"](np.linspace(0, 1, L), bad)
+    for name in ("log_prob", "log_likelihood", "log_posterior", "sample"):
+        one, other = (DOORS[name](e, held, 500 * u.uJy, T * 24 * u.h) for e in (engine, loaded))
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    with pytest.raises(ValueError, match="x must be in a unit that converts to 'mJy'"):
+        loaded.predict(np.zeros(L) * u.mag, 0.5 * u.mag, t=T)
+
+
+def test_a_fit_says_once_what_is_left_out(caplog):
+    with caplog.at_level(logging.INFO, logger="nbi_plus"):
+        fresh().fit(**QUICK, x_obs=np.zeros(L), x_err=0.5, bad=np.arange(L) > 1)
+    assert [r.getMessage()[:30] for r in caplog.records if "left out" in r.getMessage()] == [
+        "6 of 8 points are left out. Is"
+    ]
 
 
 def test_how_many_points_are_left_out_is_logged(caplog):

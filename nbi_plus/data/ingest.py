@@ -64,7 +64,16 @@ def _ingested(
 
 
 def numbers(name: str, value: ArrayLike, wanted: str | None = None) -> NDArray[np.float64]:
-    """Return a float64 copy, NaN where masked, or say what came instead of numbers."""
+    """Return a float64 copy, NaN where masked, or say what came instead of numbers.
+
+    A unit is refused where none is ``wanted``: whoever takes it along calls `ingest`.
+    """
+    came = unit_of(value)
+    if wanted is None and came not in (None, ""):
+        raise ValueError(
+            f"{name} must be bare numbers where no unit is known, but is in {came!r}. Give a unit "
+            "to what it goes with, or its value alone."
+        )
     array, _ = ingest(name, value, wanted)
     if isinstance(array, list):
         raise ValueError(f"{name} must be a regular array, but its rows differ in length.")
@@ -132,7 +141,9 @@ def is_time(value: object) -> bool:
 
 
 def unit_of(value: object) -> str | None:
-    """Return the unit that a value of astropy, unyt or pint carries, or None."""
+    """Return the unit that a value of astropy, unyt or pint carries, or a list of such; or None."""
+    if isinstance(value, (list, tuple)):
+        return next((unit for part in value if (unit := unit_of(part)) is not None), None)
     unit = getattr(value, "unit", None)
     if unit is None and not callable(getattr(value, "units", None)):
         unit = getattr(value, "units", None)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.observations import Observations
 from nbi_plus.problem.prior import Prior
 
@@ -17,7 +18,7 @@ Hints = ArrayLike | Callable[[Observations], ArrayLike]
 
 def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
     """Return places theta (..., M, D) in the latent space; NaN stays a coordinate nobody knows."""
-    given = np.asarray(theta, np.float64)
+    given = numbers("modes", theta)
     if given.ndim < 2 or given.shape[-1] != prior.n_dim or not given.shape[-2]:
         raise ValueError(
             f"modes must have shape (M, {prior.n_dim}) for parameters {prior.names}, or "

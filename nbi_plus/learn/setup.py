@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,13 @@ class Given:
     known: Conventions = NONE_KNOWN
     mask: ArrayLike | None = None
 
+    @property
+    def unit(self) -> str | None:
+        """That of the data, or of the errors where there are no data."""
+        seen = self.objects
+        return unit_of(self.x_err) if seen is None else seen.units.get("x")
+
+    @cached_property
     def objects(self) -> Observations | None:
         """Return the objects to train for, or None when only a simulator tells the shape."""
         if self.observations is not None and self.x_obs is not None:
@@ -93,7 +101,7 @@ class Given:
 
     def defaults(self) -> dict[str, NDArray[np.float64]]:
         """Return what other doors use when they are given nothing."""
-        seen = self.objects()
+        seen = self.objects
         grid = {}
         if seen is not None and seen.shared_grid:
             grid = {k: as_given(v, seen.categories.get(k)) for k, v in seen.points.items()}
@@ -105,8 +113,7 @@ class Given:
         for name, value in whole.items():
             given[name] = as_given(*coordinate(name, value, self.known.categories.get(name)))
         if self.x_err is not None:
-            unit = None if seen is None else seen.units.get("x")
-            given["x_err"] = numbers("x_err", self.x_err, unit)
+            given["x_err"] = numbers("x_err", self.x_err, self.unit)
         return grid | {k: v for k, v in given.items() if k not in grid}
 
     def dense_grid(self, bank: Batch, wanted: set[str]) -> DenseGrid | None:
@@ -123,7 +130,8 @@ class Given:
                 f"observations have {tuple(bank.coords)}, and the simulator asks for "
                 f"{tuple(sorted(wanted))}."
             )
-        nodes = torch.as_tensor(np.asarray(grids[name], np.float64))
+        units = {} if self.objects is None else self.objects.units
+        nodes = torch.as_tensor(numbers(name, grids[name], units.get(name)))
         grid = DenseGrid(name, nodes)
         if codes:
             grid = DenseGrid(name, nodes, codes[0], len(bank.categories[codes[0]]))
@@ -136,7 +144,7 @@ class Given:
             )
         return grid
 
-    def columns(self, prior: Prior, unit: str | None = None) -> dict[str, NDArray] | None:
+    def columns(self, prior: Prior) -> dict[str, NDArray] | None:
         """Return simulations made elsewhere, in the unit of the data, or None.
 
         Rows that are not finite are left out.
@@ -149,12 +157,7 @@ class Given:
             theta, x = stored["theta"], stored["x"]
         if theta is None or x is None:
             raise ValueError("theta and x must be given together, but one of them is missing.")
-        if unit is None and unit_of(x) not in (None, ""):
-            raise ValueError(
-                f"x must be bare numbers where the data have no unit, but is in {unit_of(x)!r}. "
-                "Give observations, x_obs or x_err in a unit, too."
-            )
-        return _columns(prior, theta, numbers("x", x, unit))
+        return _columns(prior, theta, numbers("x", x, self.unit))
 
 
 @dataclass(frozen=True)
@@ -210,9 +213,8 @@ def set_up(
             "fit must have a simulator or simulations, but has neither. "
             "Give Engine(simulator, prior), or fit(theta=..., x=...)."
         )
-    seen = given.objects()
-    unit = unit_of(given.x_err) if seen is None else seen.units.get("x")
-    columns = given.columns(prior, unit)
+    seen, unit = given.objects, given.unit
+    columns = given.columns(prior)
     start = _bare(given.inputs) if seen is None else _bank(seen).batch()
     grid = given.dense_grid(start, asked_for(simulator, start))
     place = start if grid is None else grid.conditions(start)

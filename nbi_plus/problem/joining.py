@@ -21,7 +21,7 @@ def alike(obs: Some, categories: Categories, units: Mapping[str, str]) -> Some:
         if name in named and tuple(wanted) != named[name]:
             texts = np.array(named[name])[points[name]]
             points[name], named[name] = coordinate(name, texts, wanted)
-    units = _known_units(obs, units)
+    units = agreed_units(obs.units, units)
     scale = {k: factor(obs.units.get(k, v), v, k) for k, v in units.items()}
     changed = {k for k, v in scale.items() if v != 1.0}
     by = scale.get("x", 1.0)
@@ -37,13 +37,15 @@ def alike(obs: Some, categories: Categories, units: Mapping[str, str]) -> Some:
     )
 
 
-def _known_units(obs: FlatData, units: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the units wanted; refuse data in a unit where there is known to be none.
+def agreed_units(
+    found: Mapping[str, str | None], units: Mapping[str, str | None]
+) -> dict[str, str]:
+    """Return the units wanted; refuse what is found in a unit where there is known to be none.
 
     Times that say they are days are what bare times are taken for.
     """
     for name, wanted in units.items():
-        came = obs.units.get(name) or ""
+        came = found.get(name) or ""
         if wanted is None and came != "" and (name, came) != ("t", "d"):
             raise ValueError(
                 f"{name} must be bare numbers, as in the fit, but is in {came!r}. Fit with data in "

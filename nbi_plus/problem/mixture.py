@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.inversion import solve_increasing
 from nbi_plus.problem.marginals import LATENT_MAX, normal_log_density
 from nbi_plus.problem.transport import Transport
@@ -207,7 +208,7 @@ def fit_mixture(samples: ArrayLike, max_components: int, seed: int) -> MixtureTr
     -------
     MixtureTransport
     """
-    if not isinstance(max_components, numbers.Integral) or max_components < 1:
+    if not isinstance(max_components, Integral) or max_components < 1:
         raise ValueError(
             f"max_components must be a positive whole number, but is {max_components!r}. "
             "Give for example 12."
@@ -235,7 +236,7 @@ def fit_mixture(samples: ArrayLike, max_components: int, seed: int) -> MixtureTr
 
 def _checked(samples: ArrayLike) -> Array:
     """Return samples as a new array, or say why they cannot be fitted."""
-    samples = np.array(samples, dtype=np.float64)
+    samples = numbers("samples", samples)
     if samples.ndim != 2 or len(samples) < 10 * (samples.shape[1] + 1):
         raise ValueError(
             "samples must have shape (n, D) with n at least 10 (D + 1), but has "

@@ -9,7 +9,7 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.data.ingest import numbers, unit_of
+from nbi_plus.data.ingest import numbers
 from nbi_plus.io.tables import as_table, is_table
 
 Labels = Sequence[str] | Mapping[str, str]
@@ -120,16 +120,9 @@ def by_name(
     known : mapping of str
         The units of the parameters that have one.
     """
-    missing = [n for n in names if n not in as_table(theta).names] if is_table(theta) else []
-    if missing:
-        raise ValueError(f"theta must have columns for {tuple(names)}, but lacks {missing}.")
-    columns = {n: theta[n] for n in names} if is_table(theta) else {"theta": theta}
-    for name, column in columns.items():
-        if name not in known and unit_of(column) not in (None, ""):
-            raise ValueError(
-                f"{name} must be bare numbers, for the prior says no unit of it, but is in "
-                f"{unit_of(column)!r}. Give Prior(..., units=), and theta as a table."
-            )
     if not is_table(theta):
         return theta
-    return np.stack([numbers(n, column, known.get(n)) for n, column in columns.items()], -1)
+    missing = [n for n in names if n not in as_table(theta).names]
+    if missing:
+        raise ValueError(f"theta must have columns for {tuple(names)}, but lacks {missing}.")
+    return np.stack([numbers(n, theta[n], known.get(n)) for n in names], -1)

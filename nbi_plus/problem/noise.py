@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nbi_plus.data.ingest import numbers, unit_of
+from nbi_plus.data.ingest import ingest, numbers, unit_of
 from nbi_plus.data.units import factor
 from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.hyper import Hyper
@@ -53,8 +53,8 @@ class ScatterNoise(PointNoise):
     ) -> None:
         self.along = along
         named = sigma is None or isinstance(sigma, str)
-        self.sigma = sigma if named else _positive("sigma", sigma)
-        self._unit = unit_of(sigma)
+        self._unit = None if named else unit_of(sigma)
+        self.sigma = sigma if named else _positive("sigma", ingest("sigma", sigma)[0])
         self.jitter = jitter
         self.fractional = fractional if isinstance(fractional, str) else float(fractional)
         each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("nbi_plus")
 _SLOW = 0.1  # seconds: of a slower simulator one row has to do
+_N_SEEN = 64  # objects, among which two are looked for
 _N_SMOOTH = 32  # prior draws at which jumps are looked for
 _STEP, _N_STEPS = 1e-8, 8  # in z, to either side
 _JUMP = 1e-6  # less hurts no sampler
@@ -233,7 +234,7 @@ def _rows_for(
     """Return rows of whatever there is."""
     bound, unit = None, None
     if observations is not None:
-        observations, unit = _some(observations), observations.units.get("x")
+        observations, unit = observations[:_N_SEEN], observations.units.get("x")
     elif simulator is None:
         raise ValueError("check_noise must have a simulator or observations, but has neither.")
     if simulator is not None:
@@ -245,10 +246,6 @@ def _rows_for(
 
 def _nothing(shape: tuple[int, int]) -> Batch:
     return Observations.from_arrays(np.zeros((1, *shape))).batch()
-
-
-def _some(observations: Observations) -> Observations:
-    return observations[:64]  # among which two are looked for
 
 
 def simulated_rows(

@@ -314,7 +314,7 @@ class Prior:
         if isinstance(values, Tensor):
             values = values.to(torch.float64)
         else:
-            values = np.array(values, dtype=np.float64, order="C")
+            values = np.asarray(numbers(name, by_name(values, self.names, self.units)), order="C")
         if values.ndim == 0 or values.shape[-1] != self.n_dim:
             raise ValueError(
                 f"{name} must have shape (..., {self.n_dim}) for parameters {self.names}, but has "
