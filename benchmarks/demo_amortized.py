@@ -15,7 +15,7 @@ import torch
 
 import nbi_plus as nbi
 from benchmarks.single_problems import load
-from nbi_plus.infer.refine import RefineConfig
+from nbi_plus.infer.ladder.rung_refine import RefineConfig
 
 SIGMA = 0.1  # of the object
 

@@ -4,8 +4,8 @@ The densities are correlated Gaussians of condition 1e4 in ten dimensions, each 
 covariance, and the posteriors of point-lens events of 117 points. 64 chains an object, eight
 superchains of eight. What is compared runs by turns, so that other work on the machine hits all
 alike; CPU seconds stand beside those on the wall. An effective draw is counted by
-`nbi_plus.infer.chains.bulk_ess`, of the worst parameter, for every contender. blackjax runs in an
-environment of its own; see ``setup_peers.sh``.
+`nbi_plus.infer.samplers.diagnostics.bulk_ess`, of the worst parameter, for every contender.
+blackjax runs in an environment of its own; see ``setup_peers.sh``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbi_plus.infer import hmc
-from nbi_plus.infer.chains import bulk_ess
-from nbi_plus.infer.gradients import Gradients, LogProb
-from nbi_plus.infer.hmc import HmcConfig
-from nbi_plus.infer.whitening import Whitening
+from nbi_plus.infer.samplers import hmc
+from nbi_plus.infer.samplers.diagnostics import bulk_ess
+from nbi_plus.infer.samplers.gradients import Gradients, LogProb
+from nbi_plus.infer.samplers.hmc import HmcConfig
+from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.models.microlensing import Season, point_lens
-from nbi_plus.problem.inputs import bind_simulator
-from nbi_plus.problem.noise import GaussianNoise
+from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.target import Target
 
 ROOT = Path(__file__).resolve().parent.parent

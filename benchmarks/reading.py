@@ -22,7 +22,7 @@ def make(folder: str) -> None:
     """Write the same rows, in no order, in each format: as a survey would, without our notes."""
     import numpy as np
 
-    from nbi_plus.io.table_files import write_table
+    from nbi_plus.data.tables.table_files import write_table
 
     rng = np.random.default_rng(0)
     columns = {
@@ -44,7 +44,7 @@ def measure(path: str) -> None:
     from astropy.io import ascii, fits  # noqa: F401
     from astropy.table import Table  # noqa: F401
 
-    from nbi_plus.problem.observations import Observations
+    from nbi_plus.data.observations import Observations
 
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()

@@ -22,7 +22,7 @@ from scipy.optimize import least_squares
 from scipy.stats import loguniform, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.refine import RefineConfig
+from nbi_plus.infer.ladder.rung_refine import RefineConfig
 from nbi_plus.models.periodic import sawtooth
 
 BANDS = ("g", "r", "i")

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from nbi_plus import __version__, plots
+from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.posteriors import Posteriors
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.models.microlensing import Season, point_lens
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.trust.calibration import Calibration, sbc
 
 if TYPE_CHECKING:

@@ -12,31 +12,32 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from nbi_plus import doors, files
+from nbi_plus import files
+from nbi_plus import options as doors
 from nbi_plus.data.ingest import point_mask
-from nbi_plus.infer.ladder import Ladder
-from nbi_plus.infer.plan import RoundsConfig
-from nbi_plus.infer.sequential import SequentialFit, SequentialRun
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.sequential.config import RoundsConfig
+from nbi_plus.infer.sequential.fit import SequentialFit, SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
-from nbi_plus.learn.setup import Given, Setup, check_noise_of, set_up
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.predictor import Predictor
-from nbi_plus.problem.cadence import Cadences, Perturbation
-from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import (
+from nbi_plus.problem.binding import (
     NONE_KNOWN,
     bind_simulator,
     check_inputs,
     check_observations,
 )
-from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.noise.custom import as_noise
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.simulator import Simulator
+from nbi_plus.problem.setup import Given, Setup, check_noise_of, set_up
+from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
+from nbi_plus.problem.simulator.simulator import Simulator
 
 _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 

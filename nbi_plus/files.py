@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nbi_plus.infer import keep
-from nbi_plus.infer.sequential import SequentialFit
+from nbi_plus.infer.sequential import archive as keep
+from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 from nbi_plus.learn.model import TrainedModel
-from nbi_plus.problem.custom_noise import as_noise, noise_from_meta
-from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.noise.custom import as_noise, noise_from_meta
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
 
 _DEFAULTS = "defaults/"
 _SEQUENTIAL = "sequential/"

@@ -9,21 +9,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
-from nbi_plus import doors
+from nbi_plus import options as doors
 from nbi_plus.data.ingest import ingest, point_mask, unit_of
-from nbi_plus.infer.answer import Answerer
-from nbi_plus.infer.ascent import Part, in_order, try_again
-from nbi_plus.infer.hints import Hints, hints_for
-from nbi_plus.infer.ladder import Ladder
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.infer.sequential import SequentialFit
-from nbi_plus.infer.status import doubts
-from nbi_plus.infer.translated import Change
+from nbi_plus.data.joining import agreed_units, shared_again
+from nbi_plus.data.observations import Observations
+from nbi_plus.data.packing import coordinate
+from nbi_plus.infer.ladder.amortized import Answerer
+from nbi_plus.infer.ladder.escalation import Part, in_order, try_again
+from nbi_plus.infer.ladder.hints import Hints, hints_for
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.translated import Change
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.status import doubts
+from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.learn.model import TrainedModel
-from nbi_plus.learn.setup import Given, set_up
-from nbi_plus.problem.custom_noise import as_noise
-from nbi_plus.problem.inputs import (
+from nbi_plus.problem.binding import (
     NONE_KNOWN,
     Conventions,
     check_inputs,
@@ -32,13 +33,12 @@ from nbi_plus.problem.inputs import (
     one_object,
     with_grid,
 )
-from nbi_plus.problem.joining import agreed_units, shared_again
-from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.packing import coordinate
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.noise.custom import as_noise
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.setup import Given, set_up
+from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.target import Target
 
 

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.assemble import clean
-from nbi_plus.infer.climbers import Course
-from nbi_plus.infer.meter import Budget, Meter
-from nbi_plus.infer.mixtures import StudentMixture
-from nbi_plus.infer.trail import Trail
-from nbi_plus.infer.weights import Gate, effective_sample_size
+from nbi_plus.infer.ladder.open_objects import Course
+from nbi_plus.infer.posterior.accounts import Budget, Meter, Trail
+from nbi_plus.infer.proposals.mixture import StudentMixture
+from nbi_plus.infer.weights.clean import clean
+from nbi_plus.infer.weights.summary import Gate, effective_sample_size
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 from nbi_plus.problem.target import Z_MAX, Evaluation
 

@@ -15,13 +15,13 @@ from densities import (
     uniforms,
 )
 
-from nbi_plus.infer.amis import FlowFamily, MixtureFamily, Pair, adapt
-from nbi_plus.infer.certificate import evidence_of, outcome_of
-from nbi_plus.infer.mixtures import MixtureConfig, temper
-from nbi_plus.infer.progress import Round, Rounds, Stop
-from nbi_plus.infer.proposals import Blend
-from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import Gate, log_evidence, summarise
+from nbi_plus.infer.posterior.certificate import evidence_of, outcome_of
+from nbi_plus.infer.proposals.base import Blend
+from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, Pair, adapt
+from nbi_plus.infer.proposals.mixture import MixtureConfig, temper
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
+from nbi_plus.infer.weights.summary import Gate, log_evidence, summarise
 
 FOUR = MixtureFamily(MixtureConfig(n_components=4))
 

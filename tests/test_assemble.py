@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nbi_plus.infer.assemble import Failure, clean, defensive_log_prob, log_mixture
+from nbi_plus.infer.weights.clean import Failure, clean, defensive_log_prob, log_mixture
 
 INF = math.inf
 

@@ -11,11 +11,11 @@ import torch
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.learn.setup import Given, set_up
-from nbi_plus.problem.cadence import Cadences, Perturbation, shift_by, spans
-from nbi_plus.problem.dense import DenseGrid
 from nbi_plus.problem.random import generator
-from nbi_plus.problem.simulations import Campaign
+from nbi_plus.problem.setup import Given, set_up
+from nbi_plus.problem.simulator.cadence import Cadences, Perturbation, shift_by, spans
+from nbi_plus.problem.simulator.campaign import Campaign
+from nbi_plus.problem.simulator.dense import DenseGrid
 
 
 def survey(n=40, seed=0, channels=1):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from densities import normals
 
-from nbi_plus.infer import chains
-from nbi_plus.infer.chains import bulk_ess, chain_ess, folded, nested_r_hat, tail_ess
+from nbi_plus.infer.samplers import diagnostics as chains
+from nbi_plus.infer.samplers.diagnostics import bulk_ess, chain_ess, folded, nested_r_hat, tail_ess
 
 
 def autoregressive(phi, n_objects, n_chains, n_steps, seed=0):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from densities import LOG_2PI, Normal, efficiency, evaluation, normals, weigh
 
-from nbi_plus.infer.amis import MixtureFamily, OnCircles
-from nbi_plus.infer.circles import Cut, CutProposal, circular_columns
-from nbi_plus.infer.mixtures import MixtureConfig, StudentMixture
-from nbi_plus.infer.proposals import PriorProposal
-from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import normalise
+from nbi_plus.infer.proposals.base import PriorProposal
+from nbi_plus.infer.proposals.circles import Cut, CutProposal, circular_columns
+from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles
+from nbi_plus.infer.proposals.mixture import MixtureConfig, StudentMixture
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.weights.summary import normalise
 from nbi_plus.problem.target import Z_MAX
 
 

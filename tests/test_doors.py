@@ -12,7 +12,7 @@ from problems import LinearGaussian
 from scipy.stats import norm
 
 import nbi_plus as nbi
-from nbi_plus import doors
+from nbi_plus import options as doors
 
 PROBLEM = LinearGaussian(n_dim=2, n_points=8)
 PRIOR, F = PROBLEM.prior, PROBLEM.simulator

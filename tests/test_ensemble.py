@@ -9,7 +9,7 @@ import pytest
 import torch
 from densities import Bimodal, Normal, far_modes, normals
 
-from nbi_plus.infer import ensemble
+from nbi_plus.infer.samplers import ensemble
 
 CONFIG = ensemble.EnsembleConfig()
 

@@ -24,7 +24,7 @@ from scipy.stats import norm
 import nbi_plus as nbi
 from nbi_plus.data.ingest import ingest, numbers, point_mask
 from nbi_plus.data.units import factor
-from nbi_plus.infer.hints import latent_hints
+from nbi_plus.infer.ladder.hints import latent_hints
 
 L = 8
 T = np.linspace(0.0, 7.0, L)

@@ -11,15 +11,16 @@ from densities import Needle, Normal, course_of, evaluation, normals, standard_l
 from scipy.stats import lognorm, norm
 
 import nbi_plus as nbi
-from nbi_plus.infer import rounds, verdict
-from nbi_plus.infer.amis import FlowFamily, MixtureFamily, OnCircles, Pair
-from nbi_plus.infer.certificate import fresh_outcome, outcome_of
-from nbi_plus.infer.climbers import Climbers
-from nbi_plus.infer.mixtures import around
-from nbi_plus.infer.proposals import Blend
-from nbi_plus.infer.refine import RefineConfig, refine
-from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import FAMILIES, Gate, Grade, gate_of, summarise
+from nbi_plus.infer.ladder.open_objects import Climbers
+from nbi_plus.infer.ladder.rung_refine import RefineConfig, refine
+from nbi_plus.infer.posterior import verdict
+from nbi_plus.infer.posterior.certificate import fresh_outcome, outcome_of
+from nbi_plus.infer.proposals.base import Blend
+from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair
+from nbi_plus.infer.proposals.mixture import around
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.sequential import search as rounds
+from nbi_plus.infer.weights.summary import FAMILIES, Gate, Grade, gate_of, summarise
 
 # a limit that no draws of a flow keep, and those of an exact mixture do
 STRICT = nbi.Gate(k_hat_moment_max_flow=-2.0)

@@ -11,11 +11,11 @@ from densities import Needle, Normal, course_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ensemble_rung import EnsembleRung
-from nbi_plus.infer.hints import hints_for, latent_hints
-from nbi_plus.infer.ladder import HINTS, climb, climbers_of, reweight
-from nbi_plus.infer.proposals import Draws
-from nbi_plus.infer.refine import FlowRung
+from nbi_plus.infer.ladder.hints import hints_for, latent_hints
+from nbi_plus.infer.ladder.ladder import HINTS, climb, climbers_of, reweight
+from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
+from nbi_plus.infer.ladder.rung_refine import FlowRung
+from nbi_plus.infer.proposals.base import Draws
 
 PRIOR = nbi.Prior({"place": uniform(0, 1), "height": norm(0, 1)})
 WIDTH = 1e-3

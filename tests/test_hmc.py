@@ -11,7 +11,7 @@ import torch
 from densities import Banana, Bimodal, Normal, far_modes, normals
 from torch import Tensor
 
-from nbi_plus.infer import hmc
+from nbi_plus.infer.samplers import hmc
 
 N_SUPER, N_EACH = 8, 8
 

@@ -12,7 +12,7 @@ from posteriordb import (
     uniform_points,
 )
 
-from nbi_plus.infer import hmc
+from nbi_plus.infer.samplers import hmc
 
 N_SUPER, N_EACH = 8, 8
 

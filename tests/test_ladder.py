@@ -11,10 +11,10 @@ from problems import LinearGaussian
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.hmc_rung import HmcRung
-from nbi_plus.infer.meter import Budget
-from nbi_plus.infer.refine import FlowRung, RefineConfig
-from nbi_plus.learn.density import DensityConfig
+from nbi_plus.infer.ladder.rung_hmc import HmcRung
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineConfig
+from nbi_plus.infer.posterior.accounts import Budget
+from nbi_plus.infer.proposals.flow_fit import DensityConfig
 
 N_OBJECTS = 16
 QUICK_FLOW = FlowRung(n_rounds=1, density=DensityConfig(n_steps=200))

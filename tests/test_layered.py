@@ -9,12 +9,12 @@ import pytest
 import torch
 from densities import Banana, Bimodal, Normal, course_of, evaluation
 
-from nbi_plus.infer.amis import Pair
-from nbi_plus.infer.climbers import Climbers
-from nbi_plus.infer.hmc_rung import HmcRung, run_hmc
-from nbi_plus.infer.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.outcome import Chains
-from nbi_plus.infer.refine import FlowRung, refine
+from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
+from nbi_plus.infer.ladder.open_objects import Climbers
+from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
+from nbi_plus.infer.ladder.rung_refine import FlowRung, refine
+from nbi_plus.infer.posterior.outcome import Chains
+from nbi_plus.infer.proposals.cross_fit import Pair
 
 N = 16
 

@@ -10,12 +10,12 @@ from densities import normals
 from scipy import stats
 
 import nbi_plus as nbi
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.sequential.ledger import Ledger, OutOfTime
 from nbi_plus.io.store import SimulationStore, StoreError
-from nbi_plus.problem import parallel
-from nbi_plus.problem.inputs import bind_simulator
-from nbi_plus.problem.ledger import Ledger, OutOfTime
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus.problem.simulator import parallel
 from nbi_plus.problem.target import Z_MAX, Target
 
 PRIOR = nbi.Prior({"a": stats.norm(0, 1), "b": stats.norm(0, 1)})

@@ -9,7 +9,7 @@ from densities import Banana, Bimodal, Normal, efficiency, normals, share_of_mas
 from scipy import stats
 from scipy.special import logsumexp
 
-from nbi_plus.infer.mixtures import (
+from nbi_plus.infer.proposals.mixture import (
     _MODE_SCALES,
     MixtureConfig,
     StudentMixture,
@@ -17,7 +17,7 @@ from nbi_plus.infer.mixtures import (
     fit_mixture,
     temper,
 )
-from nbi_plus.infer.weights import normalise
+from nbi_plus.infer.weights.summary import normalise
 
 N_DIM = 3
 LABELS = torch.tensor([41, 7, 2**40, 0])

@@ -12,7 +12,7 @@ from nbi_plus.models.spectrum import EmissionLines, emission_line
 from nbi_plus.models.supernova import BazinBands, bazin
 from nbi_plus.models.transit import Transit, quadratic_transit
 from nbi_plus.models.variability import damped_random_walk
-from nbi_plus.problem.simulator import Simulator, bind
+from nbi_plus.problem.simulator.simulator import Simulator, bind
 
 N = 3
 T = np.linspace(2.0, 98.0, 23)

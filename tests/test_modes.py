@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nbi_plus.infer.modes import separate_modes
+from nbi_plus.infer.posterior.modes import separate_modes
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 KEYS = torch.arange(200)

@@ -12,11 +12,11 @@ from scipy import stats
 from scipy.stats import loguniform, norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.problem.custom_noise import _SHIPPED, noise_from_meta
-from nbi_plus.problem.inputs import bind_simulator
-from nbi_plus.problem.noise import GaussianNoise, PoissonNoise, StudentTNoise
-from nbi_plus.problem.noise_check import checks_of, require, simulated_rows
-from nbi_plus.problem.noise_contract import PointNoise
+from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.checks.noise_check import checks_of, require, simulated_rows
+from nbi_plus.problem.noise.base import PointNoise
+from nbi_plus.problem.noise.custom import _SHIPPED, noise_from_meta
+from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
 
 PRIOR = nbi.Prior({"a": uniform(2, 3), "b": norm(0, 0.1), "s": loguniform(0.1, 1)})
 LENGTH = 12

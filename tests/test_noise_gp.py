@@ -8,11 +8,11 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.problem.custom_noise import noise_from_meta
-from nbi_plus.problem.gaussian_process import GaussianProcessNoise
-from nbi_plus.problem.kernels import DampedRandomWalk, Harmonic
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
+from nbi_plus.data.observations import Observations
+from nbi_plus.problem.noise.custom import noise_from_meta
+from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise
+from nbi_plus.problem.noise.kernels import DampedRandomWalk, Harmonic
+from nbi_plus.problem.noise.points import GaussianNoise
 
 NAMES = ("s", "tau", "q")
 LENGTH = 30

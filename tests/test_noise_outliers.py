@@ -8,11 +8,11 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.problem.custom_noise import noise_from_meta
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.outliers import OutlierNoise
-from nbi_plus.problem.student import log_student_cdf
+from nbi_plus.data.observations import Observations
+from nbi_plus.problem.noise.custom import noise_from_meta
+from nbi_plus.problem.noise.outliers import OutlierNoise
+from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus.problem.noise.student import log_student_cdf
 
 NAMES = ("p", "w", "s")
 CASES = {

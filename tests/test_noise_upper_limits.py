@@ -10,11 +10,11 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.problem.custom_noise import noise_from_meta
-from nbi_plus.problem.noise import GaussianNoise, PoissonNoise, StudentTNoise
-from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.outliers import OutlierNoise
-from nbi_plus.problem.upper_limits import UpperLimits
+from nbi_plus.data.observations import Observations
+from nbi_plus.problem.noise.custom import noise_from_meta
+from nbi_plus.problem.noise.outliers import OutlierNoise
+from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
+from nbi_plus.problem.noise.upper_limits import UpperLimits
 
 NAMES = ("s", "p")
 INNER = {

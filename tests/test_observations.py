@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nbi_plus.problem.inputs import is_one_object, many_objects, one_object, with_grid
-from nbi_plus.problem.observations import Observations
+from nbi_plus.data.observations import Observations
+from nbi_plus.problem.binding import is_one_object, many_objects, one_object, with_grid
 
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf, -np.inf])

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from nbi_plus.problem import parallel, workers
-from nbi_plus.problem.parallel import check_failures, simulate_rows
-from nbi_plus.problem.simulator import (
+from nbi_plus.problem.simulator import parallel, workers
+from nbi_plus.problem.simulator.parallel import check_failures, simulate_rows
+from nbi_plus.problem.simulator.simulator import (
     FAILED,
     NONFINITE,
     OK,
@@ -369,8 +369,8 @@ import os
 import numpy as np
 import torch
 
-from nbi_plus.problem.parallel import simulate_rows
-from nbi_plus.problem.simulator import bind
+from nbi_plus.problem.simulator.parallel import simulate_rows
+from nbi_plus.problem.simulator.simulator import bind
 
 theta = np.random.default_rng(0).uniform(size=(40, 3))
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from nbi_plus import plots
-from nbi_plus.infer.posterior import Parameters, Posterior
-from nbi_plus.infer.progress import Round, Rounds, Stop
-from nbi_plus.infer.status import Status
-from nbi_plus.infer.weights import summarise
+from nbi_plus.infer.posterior.posterior import Parameters, Posterior
+from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
+from nbi_plus.infer.weights.summary import summarise
 from nbi_plus.plots.densities import credible_heights, density, interval_text, span
 from nbi_plus.trust.calibration import sbc
 

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from nbi_plus import plots
-from nbi_plus.infer.posterior import Parameters, Posterior
-from nbi_plus.infer.status import Rung, Status
+from nbi_plus.infer.posterior.posterior import Parameters, Posterior
+from nbi_plus.infer.posterior.status import Rung, Status
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbi_plus.infer.psis import k_hat_moment, psis, sample_size_needed, threshold
-from nbi_plus.infer.weights import normalise
+from nbi_plus.infer.weights.psis import k_hat_moment, psis, sample_size_needed, threshold
+from nbi_plus.infer.weights.summary import normalise
 
 INF = math.inf
 REFERENCE = Path(__file__).parent / "fixtures" / "psis_reference.npz"

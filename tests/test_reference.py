@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
+from nbi_plus.data.observations import Observations
 from nbi_plus.learn.reference import FeatureReference
-from nbi_plus.problem.observations import Observations
 
 N_FEATURES = 6
 

@@ -8,8 +8,8 @@ import torch
 from problems import LinearGaussian
 
 import nbi_plus as nbi
-from nbi_plus.infer.refine import FlowRung
-from nbi_plus.learn.density import DensityConfig
+from nbi_plus.infer.ladder.rung_refine import FlowRung
+from nbi_plus.infer.proposals.flow_fit import DensityConfig
 
 
 @pytest.fixture(scope="module")

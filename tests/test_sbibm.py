@@ -108,7 +108,7 @@ def test_gaussian_mixture_is_solved(reference_folder):
 @pytest.mark.parametrize(
     ("task", "n_observations", "n_seeds", "least", "options"),
     [
-        # right answers all: of the crescent's sharp edge k-hat refuses one certificate in four
+        # right answers all, but at the crescent's sharp edge k-hat refuses four certificates in ten
         (TWO_MOONS, 5, 4, 0.55, {}),
         (GAUSSIAN_MIXTURE, 5, 1, 0.8, {}),
         # ten dimensions are found by one larger round, not by two

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus.learn.setup import Given, set_up
-from nbi_plus.problem.custom_noise import CustomNoise
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
+from nbi_plus.data.observations import Observations
+from nbi_plus.problem.noise.custom import CustomNoise
+from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus.problem.setup import Given, set_up
 
 PRIOR = nbi.Prior({"a": stats.uniform(0, 1), "b": stats.norm(0, 1)})
 T = np.arange(4)

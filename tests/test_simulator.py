@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from nbi_plus.problem.calling import Rows
-from nbi_plus.problem.probing import _row_counts
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.simulator import (
+from nbi_plus.problem.simulator.calling import Rows
+from nbi_plus.problem.simulator.probing import _row_counts
+from nbi_plus.problem.simulator.simulator import (
     FAILED,
     NONFINITE,
     OK,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from densities import Normal, evaluation, normals, uniforms, weigh
 
-from nbi_plus.infer.amis import Pair, take
-from nbi_plus.infer.streams import Stream
-from nbi_plus.infer.weights import log_evidence
+from nbi_plus.infer.proposals.cross_fit import Pair, take
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.weights.summary import log_evidence
 
 N_DIM = 2
 SHAPE = (1, 1, N_DIM)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import nbi_plus as nbi
-from nbi_plus.io.surveys import find_roles
-from nbi_plus.problem.observations import Observations
+from nbi_plus.data.observations import Observations
+from nbi_plus.data.tables.surveys import find_roles
 
 SURVEYS = {
     "ZTF release": ("oid expid hjd mjd mag magerr catflags filtercode ra dec chi sharp",

@@ -5,9 +5,7 @@ import pytest
 import torch
 from densities import normals, uniforms
 
-from nbi_plus.infer.circles import Cut, CutProposal
-from nbi_plus.infer.mixtures import StudentMixture
-from nbi_plus.infer.proposals import (
+from nbi_plus.infer.proposals.base import (
     Blend,
     Conditioned,
     FlowProposal,
@@ -15,7 +13,9 @@ from nbi_plus.infer.proposals import (
     Separate,
     free_flow,
 )
-from nbi_plus.infer.tape import Step, Tape, decode, encode
+from nbi_plus.infer.proposals.circles import Cut, CutProposal
+from nbi_plus.infer.proposals.mixture import StudentMixture
+from nbi_plus.infer.sequential.journal import Step, Tape, decode, encode
 from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
 from nbi_plus.learn.flows import Flow, FlowConfig
 

@@ -21,6 +21,7 @@ from scipy import stats
 from torch import nn
 
 import nbi_plus as nbi
+from nbi_plus.data.observations import Observations
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting, sources, training
@@ -30,11 +31,10 @@ from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import NoisyBank, Online, Resident, Rows, Streamed
 from nbi_plus.learn.training import Problem, TrainConfig, TrainingError, train
-from nbi_plus.problem.cadence import Cadences, Perturbation
-from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
-from nbi_plus.problem.noise import GaussianNoise
-from nbi_plus.problem.observations import Observations
+from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
+from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.random import generator
+from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 
 DESIGN = torch.tensor([[1.0, 0.5, -0.3, 0.8, 0.1], [0.2, -1.0, 0.7, 0.4, 0.9]]).double()
 SIGMA = 0.5

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nbi_plus.infer import psis as psis_module
-from nbi_plus.infer.assemble import Failure, clean, defensive_log_prob, log_mixture
-from nbi_plus.infer.psis import psis, threshold
-from nbi_plus.infer.resample import systematic_resample
-from nbi_plus.infer.weights import (
+from nbi_plus.infer.weights import psis as psis_module
+from nbi_plus.infer.weights.clean import Failure, clean, defensive_log_prob, log_mixture
+from nbi_plus.infer.weights.psis import psis, threshold
+from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus.infer.weights.summary import (
     Gate,
     Grade,
     effective_sample_size,

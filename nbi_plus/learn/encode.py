@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from nbi_plus.problem.batch import Batch
+from nbi_plus.data.batch import Batch
 
 _MAD_TO_SD = 1.4826  # spread of a normal distribution over its median absolute deviation
 _LEAST_SPREAD = 1e-100  # of the largest residual: below, their ratio would overflow

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nbi_plus.data.batch import Batch
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
@@ -32,13 +33,12 @@ from nbi_plus.learn.sources import (
     to_device,
 )
 from nbi_plus.learn.training import History, Problem, TrainConfig, train
-from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.cadence import Cadences, Perturbation
-from nbi_plus.problem.custom_noise import CallableNoise, CustomNoise
-from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
-from nbi_plus.problem.simulations import Campaign
+from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
+from nbi_plus.problem.simulator.campaign import Campaign
 
 _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import featurizers
+from nbi_plus.data.batch import Batch
 from nbi_plus.io.archive import Archive
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
-from nbi_plus.problem.batch import Batch
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
 MULTI = "multi-input"  # one featurizer for each channel of the data

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from nbi_plus.data.batch import Batch
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
-from nbi_plus.problem.batch import Batch
 
 _POINTS_PER_LAUNCH = 2**21  # bounds the memory of the featurizer when many objects are encoded
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbi_plus.problem.batch import Batch
+from nbi_plus.data.batch import Batch
 
 _SHRINK = 1e-3
 _CUT = 0.99  # the quantile of ordinary objects beyond which one is flagged

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
-from nbi_plus.learn.setup import Setup
 from nbi_plus.learn.training import History
-from nbi_plus.problem.simulations import Campaign
+from nbi_plus.problem.setup import Setup
+from nbi_plus.problem.simulator.campaign import Campaign
 
 _LOG = logging.getLogger("nbi_plus")
 _N_COMPARED = 8  # simulations that are made at an object's own points, too

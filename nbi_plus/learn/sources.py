@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.io.store import SimulationStore
-from nbi_plus.problem.custom_noise import CallableNoise
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.noise.custom import CallableNoise
+from nbi_plus.problem.prior.prior import Prior
 
 COLUMNS = ("z", "theta", "x", "owner", "shift")
 _BATCHES_SORTED = 16  # enough to save a third of the padding, few enough to mix

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nbi_plus.data.batch import Batch
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import Rows
-from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.cadence import Cadences
-from nbi_plus.problem.noise import Noise
+from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.random import (
     generator,
     preserved_random_state,
     reseed_global_generators,
     stage_key,
 )
+from nbi_plus.problem.simulator.cadence import Cadences
 
 _LOG = logging.getLogger("nbi_plus")
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import loguniform, uniform
 from torch import Tensor
 
+from nbi_plus.data.observations import Observations
 from nbi_plus.models.door import Array, both_kinds, columns, since
 from nbi_plus.models.parallax import AnnualParallax
-from nbi_plus.problem.observations import Observations
-from nbi_plus.problem.prior import Prior
+from nbi_plus.problem.prior.prior import Prior
 
 
 def excess_magnification(u: Array) -> Array:

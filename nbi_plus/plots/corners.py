@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.infer.posterior import Posterior
+from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.plots.densities import Span, credible_heights, density, interval_text, span
 from nbi_plus.plots.style import CREDIBLE, TRUTH, colors, house_style
 

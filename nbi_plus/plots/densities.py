@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.infer.posterior import Posterior, weighted_quantile
+from nbi_plus.infer.posterior.posterior import Posterior, weighted_quantile
 
 Array = NDArray[np.float64]
 Span = tuple[float, float]

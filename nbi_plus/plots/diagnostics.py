@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.psis import threshold
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.weights.psis import threshold
 from nbi_plus.plots.style import COLORS, GUIDE, PALE, colors, house_style
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from nbi_plus.infer.chains import chain_ess
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.status import Rung, Status
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.status import Rung, Status
+from nbi_plus.infer.samplers.diagnostics import chain_ess
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.style import COLORS, GUIDE, INK, PALE, house_style
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nbi_plus.infer.posteriors import Posteriors
+    from nbi_plus.infer.posterior.posteriors import Posteriors
 
 Array = NDArray[np.float64]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.infer.posterior import Posterior
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.plots.predictions import curves_of, draw_band
 from nbi_plus.plots.style import COLORS, house_style
-from nbi_plus.problem.observations import Observations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

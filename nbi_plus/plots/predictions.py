@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.infer.posterior import Posterior
+from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.plots.style import COLORS, CREDIBLE, INK, TRUTH, house_style
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.infer.progress import Rounds
+from nbi_plus.infer.sequential.rounds import Rounds
 from nbi_plus.plots.style import COLORS, GUIDE, INK, PALE, house_style
 
 if TYPE_CHECKING:

@@ -11,11 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.noise import Noise
-from nbi_plus.problem.parallel import simulate_rows
-from nbi_plus.problem.prior import Prior
-from nbi_plus.problem.simulator import FAILED, BoundSimulator, SimulationBlock, SimulationError
+from nbi_plus.data.batch import Batch
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.simulator.parallel import simulate_rows
+from nbi_plus.problem.simulator.simulator import (
+    FAILED,
+    BoundSimulator,
+    SimulationBlock,
+    SimulationError,
+)
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -58,7 +63,7 @@ class Target:
     data : Batch
         N objects, float64, on the device where the answer is wanted.
     n_jobs, client
-        How a numpy simulator is run; see `nbi_plus.problem.parallel.simulate_rows`.
+        How a numpy simulator is run; see `nbi_plus.problem.simulator.parallel.simulate_rows`.
     """
 
     prior: Prior

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nbi_plus.problem.batch import Batch
-from nbi_plus.problem.cadence import TIME
-from nbi_plus.problem.flat import FlatData
-from nbi_plus.problem.prior import Prior
-from nbi_plus.problem.simulator import BoundSimulator
+from nbi_plus.data.batch import Batch
+from nbi_plus.data.flat import FlatData
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.simulator.cadence import TIME
+from nbi_plus.problem.simulator.simulator import BoundSimulator
 
 Window = tuple[float, float]
 _N_TRIED = 8

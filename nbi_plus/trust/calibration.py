@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from nbi_plus.infer.posterior import Posterior
-from nbi_plus.infer.posteriors import Posteriors
-from nbi_plus.infer.status import Status
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.status import Status
 
 Array = NDArray[np.float64]
 

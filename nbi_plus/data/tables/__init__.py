@@ -1,0 +1,1 @@
+"""Tables: what any kind of table of measurements means, and how files hold it."""

@@ -1,0 +1,295 @@
+"""Answers: the way from observations to posteriors, for a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.batched import join
+from nbi_plus.data.batch import Batch
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.ladder.escalation import Part, Party, escalate, in_order, merged, settled
+from nbi_plus.infer.ladder.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
+from nbi_plus.infer.ladder.open_objects import Course
+from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
+from nbi_plus.infer.posterior import verdict
+from nbi_plus.infer.posterior.accounts import Meter, Trail
+from nbi_plus.infer.posterior.certificate import unweighted_outcome
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.random import preserved_random_state
+from nbi_plus.problem.simulator.simulator import BoundSimulator
+from nbi_plus.problem.target import Target
+from nbi_plus.problem.window import strangers
+
+_SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
+# more objects at once are no faster on a CPU, which 16 of them fill
+_ESCALATED_AT_ONCE = {"cpu": 256, "cuda": 4096}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A trained model, the problem it was trained for, and how to compute.
+
+    Attributes
+    ----------
+    prior, noise : Prior, Noise
+        The noise is bound.
+    simulator : BoundSimulator or None
+        None, or a stochastic one: answers stay uncorrected.
+    model : TrainedModel
+    ladder : Ladder
+    device : torch.device
+    n_jobs, client
+        How a numpy simulator is run.
+    modes : Tensor or None, shape (N, M, D)
+        Latent places where the ladder looks, for the objects that are asked for.
+    change : Change or None
+        From the prior of the training, where ``prior`` is another one.
+    """
+
+    prior: Prior
+    noise: Noise
+    simulator: BoundSimulator | None
+    model: TrainedModel
+    ladder: Ladder
+    device: torch.device
+    n_jobs: int | None = None
+    client: object | None = None
+    modes: Tensor | None = None
+    change: Change | None = None
+
+    def posteriors(
+        self, observations: Observations, n_samples: int, keep: int | None, seed: int
+    ) -> Posteriors:
+        """Return posteriors of many objects, in batches of bounded memory."""
+        if not n_samples >= 1:
+            raise ValueError(f"n_samples must be at least 1, but is {n_samples}.")
+        if not len(observations):
+            raise ValueError("observations must hold at least one object, but hold none.")
+        if keep is not None and not keep >= 0:
+            raise ValueError(f"keep must be None or at least 0, but is {keep}.")
+        self.check_grid(observations)
+        ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
+        request = verdict.Request(self.prior, keep, ladder.gate, seed)
+        reason = self._why_not(observations)
+        weighted = not reason
+        if not weighted and self.change is not None:
+            raise ValueError(
+                f"predict with another prior must weigh its draws, but {reason}. Use "
+                "posterior.reweight(prior)."
+            )
+        proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
+        step = max(1, ROWS_AT_ONCE // ladder.n_draws)
+        by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
+        pieces = (by_length[i : i + step] for i in range(0, len(by_length), step))
+        with preserved_random_state():
+            if weighted:
+                found = self._weighted(observations, pieces, proposal, ladder, request)
+                return in_order(list(found))
+            parts = []
+            for rows in pieces:
+                objects, _, features = self._see(observations[rows])
+                own = Conditioned(proposal, features)
+                z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
+                answer = verdict.amortized(unweighted_outcome(own, z), objects, request, reason)
+                parts.append(Part(answer, rows))
+            return in_order(parts)
+
+    def _weighted(
+        self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
+        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
+    ) -> Iterator[Part]:  # fmt: skip
+        """Yield answers; those objects that escalate wait until enough are there to go together."""
+        at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
+        waiting: list[tuple[Party, Outcome]] = []
+        for rows, modes in self._with_modes(pieces):
+            objects, batch, features = self._see(observations[rows])
+            meter = Meter.of(self._target(batch))
+            course = Course(meter, Trail.of(meter, ladder.gate), ladder.gate, ladder.budget,
+                            request.seed)  # fmt: skip
+            party = Party(objects, rows, features, course)
+            for outcome in reweight(proposal, features, objects.keys, course, ladder, modes):
+                # no rung can make up for data that cannot be used
+                usable = torch.as_tensor(objects.usable, device=self.device)
+                goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]
+                if not goes_on.all():
+                    yield settled(outcome.select((~goes_on).nonzero()[:, 0]), party, request)
+                if goes_on.any():
+                    waiting.append((party, outcome.select(goes_on.nonzero()[:, 0])))
+            if sum(len(o.grade) for _, o in waiting) >= at_once:
+                yield from self._escalated(observations, waiting, proposal, ladder, request)
+                waiting = []
+        if waiting:
+            yield from self._escalated(observations, waiting, proposal, ladder, request)
+
+    def _with_modes(
+        self, pieces: Iterable[NDArray[np.int64]]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor | None]]:
+        """Yield the pieces and their places to look at, apart from the objects without any."""
+        for rows in pieces:
+            if self.modes is None:
+                yield rows, None
+                continue
+            modes = self.modes[rows]
+            has = modes.isfinite().any(-1).any(-1).cpu().numpy()
+            if has.any():
+                yield rows[has], modes[has]
+            if not has.all():
+                yield rows[~has], None
+
+    def _escalated(
+        self, observations: Observations, waiting: list[tuple[Party, Outcome]],
+        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
+    ) -> Iterator[Part]:  # fmt: skip
+        """Yield answers for objects that waited, as one party; those of one rung as one batch."""
+        waiting = sorted(waiting, key=lambda own: own[1].rung)
+        indices = [outcome.pool.index for _, outcome in waiting]
+        rows = np.concatenate([p.positions[i.cpu().numpy()]
+                               for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
+        features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
+        objects, batch, _ = self._see(observations[rows], features)
+        modes = None if self.modes is None else self.modes[rows]
+        party = Party(objects, rows, features, merged(waiting, self._target(batch)), modes)
+        outcomes, first = [], 0
+        for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
+            outcome = join(list(same))
+            n = len(outcome.grade)
+            index = torch.arange(first, first + n, device=features.device)
+            outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
+            first += n
+        yield from escalate(party, outcomes, proposal, ladder, request)
+
+    def _target(self, batch: Batch) -> Target:
+        return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
+
+    def draws(self, observations: Observations, n: int, seed: int) -> NDArray[np.float64]:
+        """Return draws (N, n, D) of the network alone."""
+        self.check_grid(observations)
+        _, features = self.features(observations)
+        keys = torch.as_tensor(observations.keys, device=features.device)
+        z = self.proposal(0.0).draw(features, keys, n, seed, "sample").z
+        return self.prior.from_latent(z).cpu().numpy()
+
+    def log_prob(
+        self, theta: NDArray[np.float64], observations: Observations
+    ) -> NDArray[np.float64]:
+        """Return log q(theta | x), shape (n,), of theta (n, D) and one object, or n objects."""
+        self.check_grid(observations)
+        if len(observations) not in (1, len(theta)):
+            raise ValueError(
+                f"x must hold one object, or one for each of {len(theta)} theta, but holds "
+                f"{len(observations)}."
+            )
+        features = self.features(observations)[1].expand(len(theta), -1)
+        z = torch.as_tensor(self.prior.to_latent(theta), device=features.device)
+        latent = self.proposal(0.0).log_prob(z[:, None], features)[:, 0]
+        change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).cpu().numpy()
+        return latent.cpu().numpy() + change
+
+    def proposal(self, defensive_share: float) -> NetworkProposal:
+        """Return the network's flow as a proposal."""
+        network = self.model.network
+        own = FlowProposal(
+            network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width
+        )
+        return own if self.change is None else TranslatedFlow(own, self.change)
+
+    def features(self, observations: Observations) -> tuple[Batch, Tensor]:
+        """Return a batch on the device, and its features (n, F)."""
+        batch = observations.batch().to(self.device)
+        return batch, self.model.network.features(batch)
+
+    def check_grid(self, observations: Observations) -> None:
+        """Refuse data of another shape or grid than the network was trained for."""
+        shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
+        trained = self.model.conditions
+        own_points = any(v.ndim == 2 for v in trained.coords.values())
+        if shape[0] != self.model.shape[0] or not (own_points or shape == self.model.shape):
+            raise ValueError(
+                f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
+                "Fit again for these data."
+            )
+        if trained.x_err is not None and observations.errors is None:
+            raise ValueError(
+                "x_err must be given, for the network was trained with errors, but is missing."
+            )
+        missing = sorted(set(trained.scalars) - set(observations.scalars))
+        if missing:
+            raise ValueError(
+                f"{missing[0]} must be given for each object, as in training, but the observations "
+                f"have the scalars {tuple(observations.scalars)}."
+            )
+        for name, values in trained.coords.items():
+            if name not in observations.points:
+                raise ValueError(
+                    f"{name} must be given, as in training, but the observations have "
+                    f"{tuple(observations.points)}."
+                )
+            if values.ndim != 1:
+                continue
+            if not observations.shared_grid:
+                raise ValueError(
+                    f"{name} must be given as one grid of shape ({shape[1]},), as in training."
+                )
+            came, grid = observations.points[name], values.numpy()
+            if not np.allclose(came, grid, rtol=0.0, atol=_SAME_GRID * np.ptp(grid)):
+                raise ValueError(
+                    f"{name} must be the grid of the training, {grid.min():.10g} to "
+                    f"{grid.max():.10g}, but differs from it: {came.min():.10g} to "
+                    f"{came.max():.10g}. Fit again for these data."
+                )
+
+    def _why_not(self, observations: Observations) -> str:
+        """Return why draws cannot be weighed; nothing where they can."""
+        if self.simulator is None:
+            return "no simulator was given"
+        if self.simulator.stochastic:
+            return "the simulator gives another answer each time"
+        known = self.noise.has_likelihood(observations.errors is not None)
+        return "" if known else "no likelihood was given"
+
+    def check_times(self, observations: Observations) -> None:
+        """Refuse an object in other times than those of the training, where that matters."""
+        for reason in self._strangers(observations):
+            if reason:
+                raise ValueError(reason)
+
+    def _strangers(self, observations: Observations) -> NDArray[np.str_]:
+        model = self.model
+        return strangers(observations, model.window, self.simulator, self.prior, model.conditions)
+
+    def _refusals(self, observations: Observations) -> NDArray[np.str_]:
+        """Return why the data of each object (N,) cannot be used, "" where they can."""
+        away = self._strangers(observations)
+        reasons = np.where(away == "", "", np.char.add(f"{verdict.BAD_INPUT}: ", away))
+        return np.where(observations.n_points > 0, reasons, f"{verdict.BAD_INPUT}: no valid point.")
+
+    def _see(
+        self, observations: Observations, features: Tensor | None = None
+    ) -> tuple[verdict.Objects, Batch, Tensor]:
+        """Return what is known of some objects, their data, and their features if not given."""
+        batch = observations.batch().to(self.device)
+        features = self.model.network.features(batch) if features is None else features
+        reference = self.model.reference
+        objects = verdict.Objects(
+            ids=observations.ids,
+            keys=torch.as_tensor(observations.keys, device=features.device),
+            ood=reference.flag(features, batch),
+            p_value=reference.p_value(features),
+            n_masked=observations.n_masked,
+            n_duplicates=observations.n_duplicates,
+            refusals=self._refusals(observations),
+            hashes=observations.hashes,
+        )
+        return objects, batch, features

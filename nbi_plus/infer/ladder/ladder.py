@@ -1,0 +1,261 @@
+"""The ladder: rungs that correct the network's draws until each object passes its gate.
+
+The first rungs, reweighting and topping up, are the network's own draws; every later one takes the
+objects that are still open, with all that is known of them, and hands back who passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung, run_ensemble
+from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineConfig, refine
+from nbi_plus.infer.ladder.starts import finite_draws
+from nbi_plus.infer.ladder.translated import TranslatedFlow
+from nbi_plus.infer.posterior.accounts import Budget, Meter
+from nbi_plus.infer.posterior.certificate import weigh
+from nbi_plus.infer.posterior.outcome import Outcome, Pool
+from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
+from nbi_plus.infer.proposals.cross_fit import Pair, take
+from nbi_plus.infer.proposals.mixture import around
+from nbi_plus.infer.weights.clean import log_mixture
+from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.problem.target import Evaluation
+
+ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
+HINTS = "hints"  # the rung of the network's draws and those around given places
+_N_HINTED = 2048  # draws around the places that the user wants looked at
+_BEYOND = "the posterior can go on where the old prior allowed no draws"
+_ESCALATE = ("auto", "never", "always")
+
+NetworkProposal = FlowProposal | TranslatedFlow
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Chosen state of the ladder.
+
+    Attributes
+    ----------
+    n_draws : int
+        Draws evaluated for each object at least.
+    gate : Gate
+    defensive_share, defensive_width : float
+        The part of the draws from the same flow with a wider base, and how much wider.
+    top_up_draws : int
+        To how many draws an object is topped up that nearly passed.
+    top_up_seconds : float
+        Only while one simulation costs less than this.
+    escalate : {"auto", "never", "always"}
+        Whether objects go on that did not pass with the network's own draws; "always" sends those
+        that passed on to the chains, too, as a check.
+    budget : Budget
+        What one object may cost at most.
+    refine : RefineConfig
+        The rung that adapts a mixture to each object.
+    hmc : HmcRung
+        Chains, where simulator, prior and noise have gradients in torch.
+    flow : FlowRung
+        The rung that adapts a flow to each object.
+    ensemble : EnsembleRung
+        emcee, where there are no gradients.
+    """
+
+    n_draws: int = 2048
+    gate: Gate = field(default_factory=Gate)
+    defensive_share: float = 0.2
+    defensive_width: float = 2.0
+    top_up_draws: int = 16_384
+    top_up_seconds: float = 1e-4
+    escalate: str = "auto"
+    budget: Budget = field(default_factory=Budget)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    hmc: HmcRung = field(default_factory=HmcRung)
+    flow: FlowRung = field(default_factory=FlowRung)
+    ensemble: EnsembleRung = field(default_factory=EnsembleRung)
+
+    def __post_init__(self) -> None:
+        if self.escalate not in _ESCALATE:
+            raise ValueError(f"escalate must be one of {_ESCALATE}, but is {self.escalate!r}.")
+
+    def goes_on(self, outcome: Outcome) -> Tensor:
+        """Say which objects (b,) the network's own draws do not settle."""
+        return outcome.can_improve | (outcome.passed & (self.escalate == "always"))
+
+
+@torch.no_grad()
+def reweight(
+    proposal: NetworkProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder,
+    modes: Tensor | None = None,
+) -> Iterator[Outcome]:  # fmt: skip
+    """Yield outcomes that together hold every object once, weighted with the network's draws.
+
+    They come one by one, so that the draws of no more than one need be in memory. Draws from around
+    given places join before anything is judged: a network that misses one would pass without.
+
+    Parameters
+    ----------
+    proposal : FlowProposal or TranslatedFlow
+    features : Tensor, shape (B, F)
+    keys : Tensor of int64, shape (B,)
+        What the randomness of each object is keyed by.
+    course : Course
+    ladder : Ladder
+    modes : Tensor, shape (B, M, D), optional
+        Latent places that are worth a look.
+    """
+
+    def draw(index: Tensor, n: int, stage: str) -> Pool:
+        made = proposal.draw(features[index], keys[index], n, course.seed, stage)
+        found = course.meter.evaluate(made.z, index)
+        return Pool(index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed)
+
+    index = torch.arange(len(features), device=features.device)
+    with course.meter.timed(index):
+        pool = draw(index, ladder.n_draws, "predict")
+        if modes is not None:
+            pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, course)
+        rung, family = ("reweight", "network") if modes is None else (HINTS, "mixture")
+        first = _graded(rung, family, pool, course, proposal)
+    course.trail.note(first, otherwise=_BEYOND)
+    cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
+    more = ladder.top_up_draws - ladder.n_draws
+    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and modes is None)
+    if not near.all():
+        yield first.select((~near).nonzero()[:, 0])
+    at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
+    for rows in near.nonzero()[:, 0].split(at_once):
+        if len(rows):
+            with course.meter.timed(rows):
+                joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
+                outcome = _graded("top up", "network", joined, course, proposal)
+            course.trail.note(outcome, otherwise=_BEYOND)
+            yield outcome
+
+
+def climbers_of(
+    outcome: Outcome, proposal: NetworkProposal, features: Tensor, keys: Tensor,
+    modes: Tensor | None = None,
+) -> Climbers:  # fmt: skip
+    """Return the objects of an outcome with the network as their first proposal.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of b objects, from `reweight` with the same arguments.
+    proposal : FlowProposal or TranslatedFlow
+    features : Tensor, shape (b, F)
+    keys : Tensor of int64, shape (b,)
+    modes : Tensor, shape (b, M, D), optional
+    """
+    pool, network = outcome.pool, Conditioned(proposal, features)
+    found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
+    if modes is None:
+        pair = Pair.start(network, pool.z, found, pool.log_q)
+    else:
+        own, more = slice(None, -_N_HINTED), slice(-_N_HINTED, None)
+        look = around(modes)
+        pair = Pair.start(network, pool.z[:, own], take(found, own))
+        pair = pair.extend((look, look), pool.z[:, more], take(found, more))
+    # nothing was fitted to these draws: they may count for the evidence
+    return Climbers(pool.index, keys, replace(pair, n_shared=0), (outcome,))
+
+
+def _with_hints(
+    pool: Pool, network: Conditioned, keys: Tensor, modes: Tensor, course: Course
+) -> Pool:
+    """Return the network's draws and those from around some places, of one mixture."""
+    look = around(modes)
+    z = look.draw(keys, _N_HINTED, course.seed, "modes")
+    found = course.meter.evaluate(z, pool.index)
+    nothing = torch.empty_like(found.log_prior)
+    more = Pool(pool.index, z, nothing, found.log_prior, found.log_likelihood, found.failed)
+    joined = Pool.join(pool, more)
+    log_q = torch.stack([q.log_prob(joined.z) for q in (network, look)])
+    counts = torch.tensor([pool.z.shape[1], _N_HINTED])
+    return replace(joined, log_q=log_mixture(log_q, counts))
+
+
+@torch.no_grad()
+def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object of the groups once, after their last rung.
+
+    Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
+    Who needs no further rung leaves at once, and takes the memory of its draws along.
+    """
+    rungs = _rungs(groups, course, ladder)
+    for i, (run, takes_all) in enumerate(rungs):
+        checked_later = any(later for _, later in rungs[i + 1 :])
+        after: list[Climbers] = []
+        while groups:
+            group = groups.pop(0)
+            enters = group.can_improve | takes_all
+            if not enters.all():
+                after.append(group.where(~enters))
+            for left in run(group.where(enters)) if enters.any() else ():
+                stays = left.can_improve | checked_later
+                if not stays.all():
+                    yield left.where(~stays)
+                if stays.any():
+                    after.append(left.where(stays))
+        groups = after
+    yield from groups
+
+
+def _rungs(
+    groups: list[Climbers], course: Course, ladder: Ladder
+) -> list[tuple[Callable[[Climbers], Iterator[Climbers]], bool]]:
+    """Return the rungs after the network's own draws, and whether each takes certified objects."""
+    if ladder.escalate == "never":
+        return []
+    always = ladder.escalate == "always"
+    mixtures = partial(refine, course=course, config=ladder.refine, rung="refine"), False
+    flows = partial(refine, course=course, config=ladder.flow, rung="flow"), False
+    chains = partial(run_hmc, course=course, config=ladder.hmc), always
+    walkers = partial(run_ensemble, course=course, config=ladder.ensemble), always
+    smooth = ladder.hmc.n_super and any(_has_gradient(group, course.meter) for group in groups)
+    rungs = [mixtures] if ladder.refine.n_rounds else []
+    if smooth:
+        rungs.append(chains)
+    if ladder.flow.n_rounds:
+        rungs.append(flows)
+    if not smooth and ladder.ensemble.sampler.n_walkers:
+        rungs.append(walkers)
+    return rungs
+
+
+def _has_gradient(group: Climbers, meter: Meter) -> bool:
+    """Say whether torch can differentiate the target; one draw of one object is tried."""
+    target = meter.target
+    if not (target.simulator.differentiable and target.prior.differentiable):
+        return False
+    finite = finite_draws(group).nonzero()
+    if not len(finite):
+        return False
+    i, j = finite[0]
+    with torch.enable_grad():
+        z = group.z[i, j][None, None].clone().requires_grad_(True)
+        return target.log_prob(z, group.index[i][None]).requires_grad
+
+
+def _graded(
+    rung: str, family: str, pool: Pool, course: Course, proposal: NetworkProposal
+) -> Outcome:
+    cleaned, summary = weigh(pool, course.circles, course.seed)
+    grade = gate_of(family, course.gate).grade(summary)
+    outcome = Outcome(rung, family, pool, cleaned, summary, grade)
+    return outcome.unless(proposal.ends_inside(pool.z, summary.weights, summary.ess))
+
+
+def _nearly_passed(outcome: Outcome, gate: Gate) -> Tensor:
+    """Say which objects more draws of the same proposal can certify (grade B)."""
+    s = outcome.summary
+    near = (s.efficiency >= gate.eff_min_low) & ~s.heavy_tail
+    return outcome.can_improve & near & ~outcome.ends_inside

@@ -1,0 +1,150 @@
+"""Climbers: objects on the ladder, with everything that earlier rungs found out about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.batched import pick
+from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, Trail
+from nbi_plus.infer.posterior.outcome import Chains, Outcome
+from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.weights.summary import Gate
+
+_FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that matters
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every rung needs besides its climbers.
+
+    Attributes
+    ----------
+    meter : Meter
+        The target, and what was spent on it.
+    trail : Trail
+    gate : Gate
+    budget : Budget
+    seed : int
+    """
+
+    meter: Meter
+    trail: Trail
+    gate: Gate
+    budget: Budget
+    seed: int
+
+    @property
+    def circles(self) -> tuple[int, ...]:
+        """The periodic parameters."""
+        return circular_columns(self.meter.target.prior.periods)
+
+    def can_afford(self, index: Tensor, *what: str) -> Tensor:
+        """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
+        left = self.left(index)
+        return torch.stack([left.seconds > 0, *(getattr(left, name) > 0 for name in what)]).all(0)
+
+    def left(self, index: Tensor) -> Cost:
+        """Return what is left of the budget of some objects."""
+        return self.meter.left(index, self.budget)
+
+
+@dataclass(frozen=True)
+class Climbers:
+    """Objects that came the same way.
+
+    Attributes
+    ----------
+    index, keys : Tensor of int64, shape (b,)
+        Which objects of the target they are, and what their randomness is keyed by.
+    pair : Pair
+        Every weighted draw so far, and where it came from.
+    tried : tuple of Outcome
+        Of every rung so far, the last one last.
+    chains : Chains or None
+    attempt : int
+        How often the ladder was climbed before: another attempt takes other random numbers.
+    """
+
+    index: Tensor
+    keys: Tensor
+    pair: Pair
+    tried: tuple[Outcome, ...]
+    chains: Chains | None = None
+    attempt: int = 0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def passed(self) -> Tensor:
+        """Whom any rung certified, bool (b,)."""
+        return torch.stack([o.passed for o in self.tried]).any(0)
+
+    @property
+    def can_improve(self) -> Tensor:
+        """Whom another rung may help, bool (b,)."""
+        return ~self.passed & self.tried[-1].can_improve
+
+    @property
+    def z(self) -> Tensor:
+        """All weighted draws, shape (b, S, D)."""
+        return torch.cat([self.pair.a.z, self.pair.b.z], 1)
+
+    @property
+    def n_dim(self) -> int:
+        """How many parameters there are."""
+        return self.pair.a.z.shape[-1]
+
+    def stage(self, name: str) -> str:
+        """Return the name of a use of randomness in this attempt."""
+        return name if self.attempt == 0 else f"{name} attempt {self.attempt}"
+
+    def select(self, rows: Tensor) -> Climbers:
+        """Return some of the objects."""
+        return replace(
+            self, index=self.index[rows], keys=self.keys[rows], pair=self.pair.select(rows),
+            tried=tuple(o.select(rows) for o in self.tried), chains=pick(self.chains, rows),
+        )  # fmt: skip
+
+    def where(self, chosen: Tensor) -> Climbers:
+        """Return the objects for which ``chosen`` (b,) is true."""
+        return self if bool(chosen.all()) else self.select(chosen.nonzero()[:, 0])
+
+    def after(self, outcome: Outcome) -> Climbers:
+        """Return the same objects after one more rung."""
+        return replace(self, tried=(*self.tried, outcome))
+
+    def answers(self) -> Iterator[Outcome]:
+        """Yield outcomes that together hold each object once.
+
+        That of the last rung that certified it, chains alone only where no weights were; without
+        any, that of the largest effective sample among those that saw the highest densities.
+        The chains of an object go along, converged or not.
+        """
+        passed = torch.stack([o.passed for o in self.tried])
+        effective = torch.stack([o.summary.ess for o in self.tried])
+        highest = torch.stack([_highest(o) for o in self.tried])
+        effective = effective.masked_fill(highest < highest.amax(0) - _FAR_BELOW, -1.0)
+        late = torch.arange(len(passed), device=passed.device)[:, None] + 1
+        # certified weights know the evidence: they go before certified chains
+        weighted = torch.stack([o.summary.log_evidence.isfinite() for o in self.tried])
+        rank = passed * (late + len(passed) * weighted)
+        score = torch.where(passed.any(0), rank, effective)
+        best = score.argmax(0)
+        for i, outcome in enumerate(self.tried):
+            rows = (best == i).nonzero()[:, 0]
+            if len(rows):
+                yield replace(outcome, chains=self.chains).select(rows)
+
+
+def _highest(outcome: Outcome) -> Tensor:
+    """Return the highest log posterior density among the draws of each object, shape (b,)."""
+    pool = outcome.pool
+    found = (pool.log_prior + pool.log_likelihood).nan_to_num(nan=-math.inf)
+    return found.masked_fill(pool.failed, -math.inf).amax(1).clamp(min=-1e300)

@@ -1,0 +1,97 @@
+"""Ensembles as a rung: the last one for black boxes, one object after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nbi_plus.batched import join
+from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
+from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.starts import Start, finite_draws
+from nbi_plus.infer.posterior.outcome import Chains
+from nbi_plus.infer.samplers import ensemble
+from nbi_plus.problem.random import stage_key
+
+
+@dataclass(frozen=True)
+class EnsembleRung:
+    """Chosen state of the rung.
+
+    Attributes
+    ----------
+    sampler : EnsembleConfig
+        0 walkers leave the rung out.
+    jump_accept : float
+        Walkers jump between modes where so large a share of such jumps should be accepted.
+    weights : LayeredConfig
+        How the chains are weighed.
+    """
+
+    sampler: ensemble.EnsembleConfig = field(default_factory=ensemble.EnsembleConfig)
+    jump_accept: float = 0.02
+    weights: LayeredConfig = field(default_factory=LayeredConfig)
+
+
+def run_ensemble(climbers: Climbers, course: Course, config: EnsembleRung) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object once, after this rung.
+
+    Objects with fewer draws of finite density than walkers cannot start, and come back as they
+    were.
+    """
+    n_walkers = max(config.sampler.n_walkers, 4 * climbers.n_dim)
+    n_walkers += n_walkers % 2
+    can = course.can_afford(climbers.index, "calls")
+    can &= finite_draws(climbers).sum(1) >= n_walkers
+    if not can.all():
+        yield climbers.where(~can)
+    if not can.any():
+        return
+    climbers = climbers.where(can)
+    start = Start.of(climbers, course)
+    if climbers.chains is None or climbers.chains.z.shape[1] != n_walkers:
+        z0 = start.places(climbers, n_walkers, course.seed)
+    else:  # those of an earlier attempt walk on from where they ended
+        z0 = start.cut.to(climbers.chains.z[:, :, -1])
+    chains = []
+    for i in range(len(climbers)):  # emcee samples one object at a time
+        rows = torch.tensor([i], device=z0.device)
+        with course.meter.timed(climbers.index[rows]):
+            chains.append(_walk(climbers.select(rows), start.select(rows), z0[i], course, config))
+    joined = join(chains)
+    why = ["" if c else "autocorrelation time too long" for c in joined.converged.tolist()]
+    course.trail.note_chains("ensemble", climbers.index, joined, why)
+    yield from weigh_chains(climbers, joined, course, config.weights, "ensemble")
+
+
+def _walk(
+    climbers: Climbers, start: Start, z0: Tensor, course: Course, config: EnsembleRung
+) -> Chains:
+    """Return the chains of one object."""
+    density = start.density(climbers, course.meter.evaluate)
+    own = torch.zeros(1, dtype=torch.int64, device=z0.device)
+    jumps = start.jumps if bool(start.acceptance >= config.jump_accept) else None
+    left = course.left(climbers.index)
+    deadline = time.perf_counter() + float(left.seconds)
+    found = ensemble.sample(
+        lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=float(left.calls),
+        seed=stage_key(course.seed, f"{climbers.stage('ensemble')} {int(climbers.keys)}"),
+        over=lambda: time.perf_counter() > deadline, config=config.sampler,
+    )  # fmt: skip
+    samples = found.samples
+    no = torch.zeros(1, dtype=torch.bool, device=z0.device)
+    draws = start.cut.back(samples.flatten(0, 1)[None]).unflatten(1, samples.shape[:2])
+    ess = found.ess[None]
+    n_kept = config.sampler.n_kept
+    short = n_kept - draws.shape[2]
+    if short > 0:  # a walk that a budget cut short: as many draws as of the others, repeated
+        again = torch.arange(n_kept, device=z0.device) * draws.shape[2] // n_kept
+        draws = draws[:, :, again]
+    n_steps = torch.tensor([found.n_steps], device=z0.device)
+    converged = torch.tensor([found.converged], device=z0.device)
+    unknown = torch.full_like(ess, torch.nan)
+    return Chains(draws, unknown, ess, n_steps, no, converged, no)

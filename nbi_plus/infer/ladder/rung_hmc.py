@@ -1,0 +1,163 @@
+"""HMC as a rung: chains that start from the weighted draws of each object, then are weighed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
+from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.starts import Start, finite_draws
+from nbi_plus.infer.posterior.outcome import Chains
+from nbi_plus.infer.samplers import hmc
+from nbi_plus.infer.samplers.gradients import Gradients, LogProb
+from nbi_plus.infer.samplers.whitening import Whitening
+from nbi_plus.problem.random import stage_key
+from nbi_plus.problem.target import Target
+
+_LOG = logging.getLogger("nbi_plus")
+
+_NUMBERS_PER_LAUNCH = {"cpu": 2**17, "cuda": 2**25}  # simulated: a CPU's cache, a GPU's memory
+_PROBE_DRAWS = 256
+_PROBE_MEDIAN, _PROBE_WORST = 0.01, 0.05  # error of single precision: of half the draws, of 99 %
+_SLOPE = 0.05  # relative error of its gradient
+
+
+@dataclass(frozen=True)
+class HmcRung:
+    """Chosen state of the rung.
+
+    Attributes
+    ----------
+    n_super, n_each : int
+        Superchains of each object, and chains of each; 0 superchains leave the rung out.
+    ess_target : float
+        Effective draws of every parameter.
+    jump_accept : float
+        Chains jump between modes where so large a share of such jumps should be accepted.
+    single : bool
+        Compute in single precision for those objects where a probe finds it good enough.
+    sampler : HmcConfig
+    weights : LayeredConfig
+        How the chains are weighed.
+    """
+
+    n_super: int = 8
+    n_each: int = 8
+    ess_target: float = 1000.0
+    jump_accept: float = 0.02
+    single: bool = False
+    sampler: hmc.HmcConfig = field(default_factory=hmc.HmcConfig)
+    weights: LayeredConfig = field(default_factory=LayeredConfig)
+
+
+def run_hmc(climbers: Climbers, course: Course, config: HmcRung) -> Iterator[Climbers]:
+    """Yield climbers that together hold every object once, after this rung.
+
+    Objects of which no draw has a finite density cannot start, and come back as they were.
+    """
+    can = finite_draws(climbers).any(1)
+    can &= course.can_afford(climbers.index, "gradients", "calls")
+    if not can.all():
+        yield climbers.where(~can)
+    if not can.any():
+        return
+    climbers = climbers.where(can)
+    with course.meter.timed(climbers.index):
+        chains, reasons = _chains(climbers, course, config)
+    course.trail.note_chains("hmc", climbers.index, chains, reasons)
+    yield from weigh_chains(climbers, chains, course, config.weights, "hmc")
+
+
+def _chains(climbers: Climbers, course: Course, config: HmcRung) -> tuple[Chains, list[str]]:
+    """Return chains of objects that can start, and why they did not converge."""
+    start, target = Start.of(climbers, course), course.meter.target
+    n_chains = config.n_super * config.n_each
+    if climbers.chains is None or climbers.chains.z.shape[1] != n_chains:
+        z0 = start.places(climbers, config.n_super, course.seed)
+        z0 = z0.repeat_interleave(config.n_each, 1)
+    else:  # those of an earlier attempt go on from where they ended
+        z0 = start.cut.to(climbers.chains.z[:, :, -1])
+    left = course.left(climbers.index)
+    found = hmc.sample(
+        _density(start, climbers, target, config.single), z0, config.n_super,
+        seed=stage_key(course.seed, climbers.stage("hmc")), mean=start.whitening.mean[:, 0],
+        factor=start.whitening.factor, ess_target=config.ess_target, keys=climbers.keys,
+        jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept, rows=_rows(target),
+        max_seconds=float(left.seconds.sum()),
+        config=replace(config.sampler, max_gradients=int(left.gradients.clamp(max=2**53).min())),
+    )  # fmt: skip
+    course.meter.add_gradients(climbers.index, found.n_gradients)
+    divergent = found.n_divergent > config.sampler.divergent_max * found.n_steps * z0.shape[1]
+    shape = found.samples.shape[1:3]
+    chains = Chains(
+        z=start.cut.back(found.samples.flatten(1, 2)).unflatten(1, shape),
+        r_hat=found.r_hat,
+        ess=found.ess,
+        n_steps=found.n_steps,
+        divergent=divergent,
+        converged=found.converged,
+        disagree=torch.zeros_like(divergent),
+    )
+    return chains, _reasons(found, divergent, config)
+
+
+def _density(start: Start, climbers: Climbers, target: Target, single: bool) -> LogProb:
+    """Return the log-density, in single precision for the objects that can bear it."""
+    exact = start.density(climbers, target.evaluate)
+    if not single:
+        return exact
+    quick = start.density(climbers, target.single().evaluate)
+    good = _single_is_enough(start.best(climbers, _PROBE_DRAWS), exact, quick, _rows(target))
+    _LOG.debug("single precision is enough for %d of %d objects", int(good.sum()), len(good))
+
+    def log_prob(z: Tensor, index: Tensor) -> Tensor:
+        value = torch.empty_like(z[..., 0])
+        for density, own in ((quick, good[index]), (exact, ~good[index])):
+            rows = own.nonzero()[:, 0]
+            if len(rows):
+                value = value.index_copy(0, rows, density(z[rows], index[rows]))
+        return value
+
+    return log_prob
+
+
+def _single_is_enough(z: Tensor, exact: LogProb, quick: LogProb, rows: int) -> Tensor:
+    """Say for which objects (b,) single precision moves density and gradient by little at z."""
+    own = torch.arange(len(z), device=z.device)
+    as_is = Whitening.none(z)
+    (high, slope), (low, rough) = (Gradients(f, rows)(z, own, as_is) for f in (exact, quick))
+    level = [v - v.median(1, keepdim=True).values for v in (high, low)]
+    error = (level[0] - level[1]).abs().nan_to_num(torch.inf)
+    off = (slope - rough).norm(dim=-1) / slope.norm(dim=-1).clamp(min=1.0)
+    levels = torch.tensor([0.5, 0.99], dtype=z.dtype, device=z.device)
+    middle, worst = error.quantile(levels, 1)
+    return (middle < _PROBE_MEDIAN) & (worst < _PROBE_WORST) & (off.quantile(0.99, 1) < _SLOPE)
+
+
+def _rows(target: Target) -> int:
+    """Return how many rows of one gradient fit into the cache of a CPU, or a GPU's memory."""
+    device = target.data.x.device.type
+    numbers = _NUMBERS_PER_LAUNCH.get(device, _NUMBERS_PER_LAUNCH["cpu"])
+    return max(64, numbers // math.prod(target.data.x.shape[1:]))
+
+
+def _reasons(found: hmc.HmcResult, divergent: Tensor, config: HmcRung) -> list[str]:
+    """Return why chains did not converge, in words."""
+    rules = {
+        f"R-hat above {config.sampler.r_hat_max:g}": found.r_hat.amax(1) > config.sampler.r_hat_max,
+        f"ess below {config.ess_target:g}": found.ess.amin(1) < config.ess_target,
+        "trajectories diverge": divergent,
+    }
+    table = torch.stack(list(rules.values()), 1).tolist()
+    why = ["; ".join(w for w, on in zip(rules, row, strict=True) if on) for row in table]
+    each = zip(why, found.converged.tolist(), strict=True)
+    return [
+        "" if good else reason or "density or tails not settled within the budget"
+        for reason, good in each
+    ]

@@ -1,0 +1,1 @@
+"""Posteriors: answers, what they are worth and how they are handed out."""

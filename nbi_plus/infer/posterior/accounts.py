@@ -1,0 +1,196 @@
+"""Accounts: what every object cost, within its budget, and what each rung came to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.infer.posterior.outcome import Chains, Outcome
+from nbi_plus.infer.posterior.status import Rung
+from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.problem.target import Evaluation, Target
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one object may cost at most.
+
+    Attributes
+    ----------
+    calls : int
+        Simulations without a gradient.
+    gradients : int
+    seconds : float
+        Of wall-clock time; what is computed for many objects together is shared among them.
+    """
+
+    calls: int = 200_000
+    gradients: int = 200_000
+    seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "gradients", "seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Calls, gradients and seconds, each of shape (b,)."""
+
+    calls: Tensor
+    gradients: Tensor
+    seconds: Tensor
+
+
+@dataclass
+class Meter:
+    """Counts what the objects of a target cost.
+
+    Attributes
+    ----------
+    target : Target
+        Of N objects.
+    calls, gradients, seconds : Tensor, shape (N,)
+    free : Cost
+        What no budget counts: it was spent in earlier attempts.
+    """
+
+    target: Target
+    calls: Tensor
+    gradients: Tensor
+    seconds: Tensor
+    free: Cost
+
+    @classmethod
+    def of(cls, target: Target, before: Cost | None = None, *, is_free: bool = False) -> Meter:
+        """Return a meter at zero, or at what the objects have cost before."""
+        zero = torch.zeros(len(target.data), dtype=torch.int64, device=target.data.x.device)
+        nothing = Cost(zero, zero, zero.double())
+        start = nothing if before is None else before
+        return cls(
+            target, start.calls.clone(), start.gradients.clone(), start.seconds.clone(),
+            start if is_free else nothing,
+        )  # fmt: skip
+
+    def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
+        """Return what the target is at draws z (b, n, D), and count the simulations."""
+        found = self.target.evaluate(z, index)
+        self.calls.index_add_(0, index, (found.log_prior > -math.inf).sum(1))
+        return found
+
+    def add_gradients(self, index: Tensor, n: Tensor) -> None:
+        """Count ``n`` (b,) gradients."""
+        self.gradients.index_add_(0, index, n)
+
+    @contextmanager
+    def timed(self, index: Tensor) -> Iterator[None]:
+        """Share the time of what is done inside among some objects."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            each = (time.perf_counter() - start) / max(len(index), 1)
+            self.seconds[index] += each
+
+    def left(self, index: Tensor, budget: Budget) -> Cost:
+        """Return what is left of the budget of some objects."""
+        return Cost(
+            budget.calls - (self.calls - self.free.calls)[index],
+            budget.gradients - (self.gradients - self.free.gradients)[index],
+            budget.seconds - (self.seconds - self.free.seconds)[index],
+        )
+
+    def read(self, index: Tensor) -> Cost:
+        """Return what some objects have cost so far."""
+        return Cost(self.calls[index], self.gradients[index], self.seconds[index])
+
+
+_CUT_OFF = "the prior all but excludes what the data want"
+
+
+@dataclass
+class Trail:
+    """Collects the report of N objects.
+
+    Attributes
+    ----------
+    meter : Meter
+        What an object cost since its last line is the cost of the next.
+    gate : Gate
+        Says why weights did not pass.
+    lines : list of list of Rung
+    """
+
+    meter: Meter
+    gate: Gate
+    lines: list[list[Rung]]
+    _seen: Tensor
+
+    @classmethod
+    def of(cls, meter: Meter, gate: Gate, before: list[list[Rung]] | None = None) -> Trail:
+        """Return a trail of all objects: empty, or of the lines that were written before."""
+        n = len(meter.calls)
+        lines = [[] for _ in range(n)] if before is None else [list(own) for own in before]
+        trail = cls(meter, gate, lines, torch.zeros(3, n, dtype=torch.float64))
+        trail._seen = trail._cost(torch.arange(n))
+        return trail
+
+    def _cost(self, rows: Tensor) -> Tensor:
+        cost = self.meter.read(rows.to(self.meter.calls.device))
+        return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
+
+    def note(self, outcome: Outcome, *, otherwise: str = "") -> None:
+        """Write a line for every object of an outcome of weighted draws.
+
+        ``otherwise`` is the reason where the weights themselves show none.
+        """
+        s = outcome.summary
+        reasons = gate_of(outcome.family, self.gate).reasons(s)
+        each = zip(outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, strict=True)
+        why = [
+            "" if good else _CUT_OFF if cut else reason or otherwise for good, cut, reason in each
+        ]
+        nan = torch.full_like(s.ess, torch.nan)
+        columns = (s.n_draws, s.ess, s.efficiency, s.k_hat, outcome.passed)
+        self._write(outcome.rung, outcome.pool.index, columns, why, nan)
+
+    def note_chains(self, name: str, index: Tensor, chains: Chains, reasons: list[str]) -> None:
+        """Write a line for the chains of some objects."""
+        n_draws = torch.full_like(index, chains.z.shape[1] * chains.z.shape[2])
+        ess = chains.ess.amin(-1)
+        nan = torch.full_like(ess, torch.nan)
+        columns = (n_draws, ess, ess / chains.n_steps / chains.z.shape[1], nan, chains.converged)
+        self._write(name, index, columns, reasons, chains.r_hat.amax(-1))
+
+    def reports(self, rows: NDArray[np.int64], failures: list[str]) -> tuple[tuple[Rung, ...], ...]:
+        """Return all lines of some objects; the last one says why there is no answer."""
+        return tuple(
+            (*own[:-1], replace(own[-1], reason=f"{failure} {own[-1].reason}".strip()))
+            for own, failure in zip((self.lines[i] for i in rows), failures, strict=True)
+        )
+
+    def _write(
+        self, name: str, index: Tensor, columns: tuple[Tensor, ...], reasons: list[str],
+        r_hat: Tensor,
+    ) -> None:  # fmt: skip
+        rows = index.cpu()
+        now = self._cost(rows)
+        spent = now - self._seen[:, rows]
+        self._seen[:, rows] = now
+        table = [v.tolist() for v in (*columns, r_hat, *spent)]
+        # a report is one object's: the figures themselves were computed for all at once
+        for i, reason, n, ess, eff, k_hat, passed, r, calls, grads, seconds in zip(
+            rows.tolist(), reasons, *table, strict=True
+        ):
+            line = Rung(name, int(n), ess, eff, k_hat, bool(passed), reason)
+            cost = {"n_calls": int(calls), "n_gradients": int(grads), "seconds": seconds}
+            self.lines[i].append(replace(line, r_hat=r, **cost))

@@ -1,0 +1,137 @@
+"""Certificates: pooled draws answer, fresh draws that nothing was fitted to vouch for them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.posterior.outcome import Outcome, Pool
+from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
+from nbi_plus.infer.proposals.circles import unwrapped
+from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.weights.clean import CleanWeights, clean
+from nbi_plus.infer.weights.psis import psis
+from nbi_plus.infer.weights.summary import (
+    Evidence,
+    Gate,
+    Grade,
+    WeightSummary,
+    log_evidence,
+    summarise,
+)
+from nbi_plus.problem.target import Evaluation
+
+AMORTIZED = "amortized"  # the rung of draws that nothing weighs
+_MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
+_COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
+
+
+def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
+    """Return the evidence from draws that no proposal they are weighted with was fitted to.
+
+    Those are the cross-fitted streams, fresh draws among them; or the fresh draws alone; or none.
+    """
+    if pair.n_shared < len(pair.a.proposals):
+        source = pair.unbiased()
+        weights, failed = source.log_weights, torch.cat([source.a.failed, source.b.failed], 1)
+    elif fresh is not None:
+        weights, failed = fresh.log_weights, fresh.failed
+    else:
+        return None
+    n_draws = (~failed).sum(1)
+    return log_evidence(weights, psis(weights, n_draws)[1], n_draws)
+
+
+def outcome_of(
+    pair: Pair, fresh: Stream | None, gate: Gate, *, rung: str, index: Tensor,
+    circles: tuple[int, ...], seed: int,
+) -> Outcome:  # fmt: skip
+    """Return the pooled draws of B objects, graded by their fresh ones.
+
+    Every draw counts once in the moments, weighted with the mixture of its stream.
+
+    Parameters
+    ----------
+    pair : Pair
+        All draws, the fresh ones among them.
+    fresh : Stream or None
+        Draws of the frozen proposals; without any nothing is certified.
+    gate : Gate
+        Of the family of the frozen proposals.
+    rung : str
+    index : Tensor of int64, shape (B,)
+        Which objects of the target they are.
+    circles : tuple of int
+        The periodic parameters.
+    seed : int
+    """
+    streams = (pair.a, pair.b)
+    columns = {k: torch.cat([getattr(s, k) for s in streams], 1) for k in _COLUMNS}
+    log_q = torch.cat([s.log_mixture for s in streams], 1)
+    pool = Pool(index=index, log_q=log_q, **columns)
+    cleaned, summary = weigh(pool, circles, seed)
+    grade = torch.zeros_like(cleaned.failure)
+    if fresh is not None:
+        judged = _fresh_summary(fresh, circles)
+        # a pool whose own tail is too heavy is no answer, however good its last draws are
+        sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
+        sound &= (summary.k_hat_moment <= gate.moment_max(judged.efficiency)) & ~_missed(
+            summary, judged
+        )
+        good = sound & (cleaned.failure == 0)
+        grade = torch.where(good, gate.grade(judged), Grade.F).to(torch.uint8)
+    evidence = evidence_of(pair, fresh)
+    if evidence is not None:
+        summary = replace(summary, **{f.name: getattr(evidence, f.name) for f in fields(Evidence)})
+    return Outcome(rung, gate.family, pool, cleaned, summary, grade)
+
+
+def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights, WeightSummary]:
+    """Return the weights of a pool's draws and what they are worth, torn apart by no circle."""
+    cleaned = clean(pool.log_likelihood, pool.log_prior, pool.log_q, ~pool.failed)
+    z = unwrapped(pool.z, cleaned.log_weights, circles)
+    return cleaned, summarise(cleaned.log_weights, z, ~pool.failed, seed=seed)
+
+
+def grade_fresh(fresh: Stream, gate: Gate, *, circles: tuple[int, ...]) -> Tensor:
+    """Return the grades (B,) of fresh draws."""
+    return gate.grade(_fresh_summary(fresh, circles))
+
+
+def _fresh_summary(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
+    z = unwrapped(fresh.z, fresh.log_weights, circles)
+    return summarise(fresh.log_weights, z, ~fresh.failed)
+
+
+def _missed(pooled: WeightSummary, fresh: WeightSummary) -> Tensor:
+    """Say where the pool holds mass that the frozen proposals never visit, as a hinted mode."""
+    error = torch.hypot(pooled.log_evidence_err, fresh.log_evidence_err)
+    gain = pooled.log_evidence - fresh.log_evidence
+    return gain > _MISSED + _MANY_SIGMA * error
+
+
+def fresh_outcome(
+    proposal: LatentProposal, z: Tensor, found: Evaluation, gate: Gate, *,
+    circles: tuple[int, ...], seed: int,
+) -> Outcome:  # fmt: skip
+    """Return the outcome of fresh draws of a frozen proposal alone, by the gate of its family."""
+    index = torch.arange(len(z), device=z.device)
+    pool = Pool(index, z, proposal.log_prob(z), found.log_prior, found.log_likelihood, found.failed)
+    cleaned, summary = weigh(pool, circles, seed)
+    return Outcome("refined", gate.family, pool, cleaned, summary, gate.grade(summary))
+
+
+def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
+    """Return the outcome of draws z (B, S, D) of a proposal that no likelihood can weigh."""
+    log_q = proposal.log_prob(z)
+    log_prior = PriorProposal(z.shape[-1]).log_prob(z)
+    index = torch.arange(len(z), device=z.device)
+    nothing = torch.zeros_like(log_q, dtype=torch.bool)
+    pool = Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)
+    equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
+    failure = none.to(torch.uint8)
+    cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
+    return Outcome(AMORTIZED, "network", pool, cleaned, summarise(equal), failure)

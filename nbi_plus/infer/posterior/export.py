@@ -1,0 +1,110 @@
+"""Export: posteriors as astropy tables and arviz InferenceData."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy import units
+from astropy.table import QTable
+from numpy.typing import NDArray
+
+from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.weights.moments import LEVELS
+
+if TYPE_CHECKING:
+    from nbi_plus.infer.posterior.posterior import Posterior
+    from nbi_plus.infer.posterior.posteriors import Posteriors
+
+_LEVELS = dict(zip(("q16", "median", "q84"), LEVELS, strict=True))
+
+
+def parameter_table(posterior: Posterior) -> QTable:
+    """Return one row per parameter of one posterior."""
+    quantiles = posterior.quantile(list(_LEVELS.values()))
+    table = QTable(
+        {"parameter": list(posterior.names), "mean": posterior.mean(), "std": posterior.std()}
+    )
+    for name, row in zip(_LEVELS, quantiles, strict=True):
+        table[name] = row
+    table["unit"] = [posterior.parameters.units.get(n, "") for n in posterior.names]
+    table.meta |= {"status": posterior.status.name, "ess": posterior.ess, "k_hat": posterior.k_hat}
+    return table
+
+
+def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
+    """Return one row per object; moments of uncertified ones are NaN unless they are to be kept."""
+    if uncertified not in ("nan", "keep"):
+        raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
+    table = QTable({"id": posteriors.ids})
+    table["status"] = [s.name for s in posteriors.status]
+    table["certified"] = posteriors.certified
+    table["trusted"] = posteriors.trusted
+    table["flags"] = [" ".join(sorted(f.name for f in flags)) for flags in posteriors.flags]
+    for name in posteriors.NUMBERS:
+        table[name] = getattr(posteriors, name)
+    hide = ~posteriors.certified & (uncertified == "nan")
+    for i, name in enumerate(posteriors.parameters.names):
+        unit = posteriors.parameters.units.get(name)
+        columns = {"mean": posteriors.mean[:, i], "std": posteriors.std[:, i]}
+        columns |= {k: posteriors.quantiles[:, j, i] for j, k in enumerate(_LEVELS)}
+        for kind, values in columns.items():
+            table[f"{name}_{kind}"] = _with_unit(np.where(hide, np.nan, values), unit)
+    return table
+
+
+def long_table(posteriors: Posteriors) -> QTable:
+    """Return one row per object and parameter; moments of uncertified objects are NaN."""
+    names, n = posteriors.parameters.names, len(posteriors)
+    hide = ~posteriors.certified[:, None]
+    moments = {"mean": posteriors.mean, "std": posteriors.std}
+    moments |= {k: posteriors.quantiles[:, i] for i, k in enumerate(_LEVELS)}
+    table = QTable({"id": np.repeat(posteriors.ids, len(names)), "parameter": list(names) * n})
+    for kind, values in moments.items():
+        table[kind] = np.where(hide, np.nan, values).ravel()
+    table["unit"] = [posteriors.parameters.units.get(name, "") for name in names] * n
+    return table
+
+
+def _with_unit(
+    values: NDArray[np.float64], unit: str | None
+) -> NDArray[np.float64] | units.Quantity:
+    return values if unit is None else values * units.Unit(unit)
+
+
+def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arviz is optional
+    """Return an InferenceData; from arviz 1 on the DataTree that has taken its place.
+
+    Group ``posterior`` is the answer: where converged chains alone are that, these chains; else as
+    many resampled draws as are effective, one chain, with what chains there are in a group
+    ``chains`` of their own.
+    """
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError(
+            'to_arviz needs arviz. Install it with: pip install "nbi-plus[arviz]"'
+        ) from error
+    groups = {k: _named(posterior, v) for k, v in _chain_groups(posterior, seed).items()}
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups)
+    return arviz.InferenceData(**{k: arviz.dict_to_dataset(v) for k, v in groups.items()})
+
+
+def _chain_groups(posterior: Posterior, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return the draws (C, N, D) of each group."""
+    p = posterior
+    by_chains = p.status in (Status.HMC, Status.ENSEMBLE) and np.isnan(p.log_evidence)
+    if p.chains is not None and by_chains:
+        return {"posterior": p.chains}
+    draws = p.resample(max(int(p.ess), 1), np.random.default_rng(seed))[None]
+    return {"posterior": draws} | ({} if p.chains is None else {"chains": p.chains})
+
+
+def _named(posterior: Posterior, draws: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    return {name: draws[..., i] for i, name in enumerate(posterior.names)}
+
+
+def plain_table(names: list[str], rows: list[dict[str, Any]], stop_reason: str) -> QTable:
+    """Return a table of rows of numbers and words."""
+    return QTable({k: [row[k] for row in rows] for k in names}, meta={"stop_reason": stop_reason})

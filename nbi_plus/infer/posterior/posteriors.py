@@ -1,0 +1,190 @@
+"""Posteriors: the answers for many objects, batched, with one row and one verdict each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbi_plus.infer.posterior import export
+from nbi_plus.infer.posterior.posterior import NUMBERS, Parameters, Posterior
+from nbi_plus.infer.posterior.reweighting import reweighted
+from nbi_plus.infer.posterior.status import Flag, Rung, Status, is_trusted
+from nbi_plus.infer.weights.moments import LEVELS
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+    from nbi_plus.infer.ladder.escalation import Unfinished
+    from nbi_plus.problem.prior.prior import Prior
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Posteriors:
+    """Posteriors of N objects.
+
+    Indexing with a number gives a `Posterior`, with a slice or an array Posteriors.
+
+    Attributes
+    ----------
+    parameters : Parameters
+    ids : ndarray, shape (N,)
+    status : tuple of Status
+    flags : tuple of frozenset of Flag
+    rungs : tuple of tuple of Rung
+    ess, ess_low, efficiency, k_hat, log_evidence, log_evidence_err, evidence_reliable : ndarray
+        As for `Posterior`, shape (N,).
+    ood_p_value, fit_p_value : ndarray, shape (N,)
+        p-values of the feature distance, and of the data given the posterior.
+    n_masked, n_simulated, n_gradients, n_failed : ndarray of int, shape (N,)
+        Points masked for not being finite; simulations without and with a gradient that the rungs
+        made (`fit_p_value` takes 100 more); draws of the answer whose simulation failed.
+    mean, std : ndarray, shape (N, D)
+    quantiles : ndarray, shape (N, 3, D)
+        At 0.16, 0.5 and 0.84.
+    draws : tuple of Posterior, or None
+        The kept draws of each object; None when only summaries were kept.
+    unfinished : tuple, or None
+        Where each object stands that no rung certified, for `Engine.retry` to go on from; None
+        for the others. None altogether when not all draws were kept.
+    data_hash : ndarray of str, shape (N,)
+        As for `Posterior`.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *NUMBERS, "n_masked", "n_simulated", "n_gradients", "n_failed",
+    )  # fmt: skip
+
+    LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs")
+    ARRAYS: ClassVar[tuple[str, ...]] = (
+        "ids", "data_hash", "mean", "std", "quantiles", *NUMBERS,
+    )  # fmt: skip
+
+    parameters: Parameters
+    ids: NDArray
+    status: tuple[Status, ...]
+    flags: tuple[frozenset[Flag], ...]
+    rungs: tuple[tuple[Rung, ...], ...]
+    ess: Array
+    ess_low: Array
+    efficiency: Array
+    k_hat: Array
+    log_evidence: Array
+    log_evidence_err: Array
+    evidence_reliable: NDArray[np.bool_]
+    ood_p_value: Array
+    fit_p_value: Array
+    n_masked: NDArray[np.int64]
+    n_simulated: NDArray[np.int64]
+    n_gradients: NDArray[np.int64]
+    n_failed: NDArray[np.int64]
+    mean: Array
+    std: Array
+    quantiles: Array
+    draws: tuple[Posterior, ...] | None = None
+    unfinished: tuple[Unfinished | None, ...] | None = None
+    data_hash: NDArray[np.str_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.data_hash is None:
+            object.__setattr__(self, "data_hash", np.full(len(self), ""))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Posterior]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Posterior | Posteriors:
+        if isinstance(index, (int, np.integer)):
+            if self.draws is None:
+                raise ValueError(
+                    "posteriors must have kept their draws for this, but kept summaries "
+                    "only (keep=0). Use to_table(), or predict with keep=None."
+                )
+            return self.draws[index]
+        chosen = np.arange(len(self))[index]
+        lists = {k: tuple(getattr(self, k)[i] for i in chosen) for k in self.LISTS}
+        arrays = {k: getattr(self, k)[chosen] for k in self.ARRAYS}
+        kept = {
+            k: None if getattr(self, k) is None else tuple(getattr(self, k)[i] for i in chosen)
+            for k in ("draws", "unfinished")
+        }
+        return replace(self, **lists, **arrays, **kept)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{n} {s}" for s, n in Counter(s.name for s in self.status).most_common()
+        )
+        return f"Posteriors({len(self)} objects of {self.parameters.names}: {counts})"
+
+    @property
+    def certified(self) -> NDArray[np.bool_]:
+        """Which objects passed a gate, shape (N,)."""
+        return np.array([s.certified for s in self.status], bool)
+
+    @property
+    def trusted(self) -> NDArray[np.bool_]:
+        """Which are certified, with no flag against model or draws, shape (N,)."""
+        each = zip(self.status, self.flags, strict=True)
+        return np.array([is_trusted(status, flags) for status, flags in each], bool)
+
+    def summary(self) -> QTable:
+        """Return one row per object and parameter: mean, std, quantiles, unit.
+
+        Moments of objects that passed no gate are NaN, as in `to_table`.
+        """
+        return export.long_table(self)
+
+    def reweight(self, new_prior: Prior) -> Posteriors:
+        """Return the posteriors under another prior: see `Posterior.reweight`.
+
+        All objects with as many draws are judged together. The draws must have been kept.
+        """
+        if self.draws is None:
+            raise ValueError(
+                "posteriors must have kept their draws to be reweighted, but kept summaries only "
+                "(keep=0). Predict with keep=None, or with prior=."
+            )
+        draws = tuple(reweighted(self.draws, new_prior))
+        shown = [p.weights.sum() > 0 and p.status is not Status.FAILED for p in draws]
+        nothing = np.full(len(self.parameters.names), np.nan)
+        return replace(
+            self, draws=draws, unfinished=None,
+            **{k: tuple(getattr(p, k) for p in draws) for k in self.LISTS},
+            **{k: np.array([getattr(p, k) for p in draws]) for k in NUMBERS},
+            mean=np.stack([p.mean() if s else nothing for p, s in zip(draws, shown, strict=True)]),
+            std=np.stack([p.std() if s else nothing for p, s in zip(draws, shown, strict=True)]),
+            quantiles=np.stack([
+                p.quantile(LEVELS) if s else np.tile(nothing, (len(LEVELS), 1))
+                for p, s in zip(draws, shown, strict=True)
+            ]),
+        )  # fmt: skip
+
+    def to_table(self, uncertified: str = "nan") -> QTable:
+        """Return one row per object.
+
+        Parameters
+        ----------
+        uncertified : {"nan", "keep"}
+            What stands for moments of objects that passed no gate.
+        """
+        return export.object_table(self, uncertified)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Posteriors]) -> Posteriors:
+        """Join posteriors of the same parameters."""
+        first = parts[0]
+        lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
+        arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in cls.ARRAYS}
+        kept = {
+            k: None if getattr(first, k) is None else sum((getattr(p, k) for p in parts), ())
+            for k in ("draws", "unfinished")
+        }
+        return replace(first, **lists, **arrays, **kept)

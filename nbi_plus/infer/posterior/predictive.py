@@ -1,0 +1,105 @@
+"""Predictive checks: whether the model of a posterior could have made the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus.problem.random import generator, keyed_uniform, preserved_random_state
+from nbi_plus.problem.target import Target
+
+_N_DRAWS = 100  # of the posterior
+_N_MORE = 40  # sets of data for each, where few of the first were as unlikely as the real ones
+_SUSPECT = 0.03
+_TINY = 1e-15
+MISFIT = 1e-3  # p-value, of either tail, of data that the model does not describe
+_NUMBERS = 2**24  # simulated at once
+
+
+def checked(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> Outcome:
+    """Return the outcome with posterior-predictive p-values of the data, and who is a misfit.
+
+    ``fit_p_value`` is the mean over the posterior of the probability that other data would be no
+    likelier than these (Gelman, Meng and Stern 1996); a small value says that the model does not
+    describe the data. So does a small probability that they would be no less likely: errors are
+    larger than the scatter, or not errors. Both are NaN where no draw has a weight.
+
+    Averages over a posterior are narrower than what is averaged, for the data chose the parameters:
+    each tail is held against 0.001 as it is, which flags fewer of good objects (counted in
+    `tests/test_verdict.py`).
+
+    Parameters
+    ----------
+    target : Target
+    outcome : Outcome
+        Of b objects.
+    keys : Tensor of int64, shape (b,)
+        What the randomness of each object is keyed by.
+    seed : int
+    """
+    pool, weights = outcome.pool, outcome.summary.weights
+    tails = torch.full((len(weights), 2), math.nan, dtype=torch.float64, device=weights.device)
+    alive = (weights.sum(1) > 0).nonzero()[:, 0]
+    step = max(1, _NUMBERS // (_N_DRAWS * math.prod(target.data.x.shape[1:])))
+    for rows in alive.split(step) if len(alive) else ():
+        comb = keyed_uniform(seed, "fit draws", keys[rows], (1,))[:, 0]
+        pick = systematic_resample(weights[rows], _N_DRAWS, comb)
+        z = pool.z[rows].gather(1, pick[..., None].expand(-1, -1, pool.z.shape[-1]))
+        tails[rows] = _mean_tails(target, z, pool.index[rows], keys[rows], seed)
+    return with_tails(outcome, tails)
+
+
+def with_tails(outcome: Outcome, tails: Tensor) -> Outcome:
+    """Return the outcome with the p-values (b, 2) of both tails judged."""
+    return replace(outcome, fit_p_value=tails[:, 0], misfit=(tails < MISFIT).any(1))
+
+
+def averaged(tails: Tensor, weights: Tensor, *, exact: bool) -> Tensor:
+    """Return the p-values (b, 2) of draws with tails (b, S, 2) and weights (b, S); NaN is left out.
+
+    Where they are exact, the normal scores of the lower tail are averaged instead: a mean of small
+    numbers is made by the largest ones, and misses a quarter of errors 1.6 times too large.
+    """
+    known = weights * ~tails.isnan().any(-1)
+    shares = (known / known.sum(1, keepdim=True))[..., None]
+    mean = (shares * tails.nan_to_num()).sum(1)
+    if exact:
+        scores = torch.special.ndtri(tails.nan_to_num()[..., 1:].clamp(_TINY, 1.0 - _TINY))
+        mean[:, 1:] = torch.special.ndtr((shares * scores).sum(1))
+    return mean
+
+
+def _mean_tails(target: Target, z: Tensor, index: Tensor, keys: Tensor, seed: int) -> Tensor:
+    """Return the p-values (b, 2) of draws z (b, n, D) of equal weight."""
+    models = target.simulate(z, index)
+    theta = target.prior.complete(target.prior.from_latent(z))
+    if target.noise.exact_p_value:
+        data = target.data.select(index.repeat_interleave(z.shape[1]))
+        none = generator(seed, "fit", z.device)
+        found = target.noise.p_values(theta.flatten(0, 1), models.flatten(0, 1), data, none)
+        tails = torch.stack(found, 1).reshape(*z.shape[:2], 2)
+        return averaged(tails, torch.full_like(tails[..., 0], 1.0 / z.shape[1]), exact=True)
+    # one object at a time, for its other data come from one generator: neighbours must not matter
+    each = zip(theta, models, index.tolist(), keys.tolist(), strict=True)
+    return torch.stack([_tails(target, *own, seed) for own in each])
+
+
+def _tails(
+    target: Target, theta: Tensor, models: Tensor, index: int, key: int, seed: int
+) -> Tensor:
+    """Return the p-values (2,) of one object, from data made by its noise."""
+    data = target.data.select(torch.full((len(models),), index, device=models.device))
+    rng = generator(seed, f"fit {key}", models.device)
+
+    def look(n: int) -> Tensor:
+        found = [torch.stack(target.noise.p_values(theta, models, data, rng), 1) for _ in range(n)]
+        return torch.cat(found).nanmean(0)
+
+    with preserved_random_state():
+        first = look(1)
+        return look(_N_MORE) if first.min() < _SUSPECT else first

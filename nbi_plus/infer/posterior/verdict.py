@@ -1,0 +1,309 @@
+"""Verdicts: from graded draws to Posteriors with statuses, flags and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nbi_plus.infer.posterior.accounts import Trail
+from nbi_plus.infer.posterior.flags import raised, weight_rules
+from nbi_plus.infer.posterior.outcome import Outcome, Pool
+from nbi_plus.infer.posterior.posterior import NUMBERS, WEIGHT_NUMBERS, Parameters, Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.status import Flag, Rung, Status
+from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.weights.clean import Failure
+from nbi_plus.infer.weights.moments import moments
+from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.random import keyed_uniform
+
+_STATUS = {
+    "reweight": Status.REWEIGHTED,
+    "hints": Status.REWEIGHTED,
+    "top up": Status.REWEIGHTED,
+    "refine": Status.REFINED,
+    "refined": Status.REFINED,
+    "sequential": Status.REFINED,
+    "flow": Status.REFINED,
+    "hmc": Status.HMC,
+    "hmc weights": Status.HMC,
+    "ensemble": Status.ENSEMBLE,
+    "ensemble weights": Status.ENSEMBLE,
+}
+BAD_INPUT = "FAIL_INPUT"
+_REASONS = {
+    Failure.SIMULATOR: "FAIL_SIMULATOR",
+    Failure.NUMERIC: "FAIL_NUMERIC",
+    Failure.NO_SUPPORT: "FAIL_NO_SUPPORT",
+}
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is known of N objects besides their draws.
+
+    Attributes
+    ----------
+    ids : ndarray, shape (N,)
+    keys : Tensor of int64, shape (N,)
+    ood, p_value : Tensor, shape (N,)
+        Flag and p-value of the feature distance.
+    n_masked, n_duplicates : ndarray of int, shape (N,)
+    refusals : ndarray of str, shape (N,)
+        Why the data cannot be used; "" where they can.
+    hashes : ndarray of str, shape (N,)
+        Of their data.
+    """
+
+    ids: NDArray
+    keys: Tensor
+    ood: Tensor
+    p_value: Tensor
+    n_masked: NDArray[np.int64]
+    n_duplicates: NDArray[np.int64]
+    refusals: NDArray[np.str_]
+    hashes: NDArray[np.str_]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Whose data can be used, shape (N,)."""
+        return self.refusals == ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the answers are wanted: the prior to translate with, draws to keep, gate and seed."""
+
+    prior: Prior
+    keep: int | None
+    gate: Gate
+    seed: int
+
+
+def corrected(
+    outcomes: Iterable[Outcome], objects: Objects, request: Request, trail: Trail | None = None
+) -> Posteriors:
+    """Return weighted posteriors in the order of the outcomes.
+
+    Without a trail the report has one line, that of the outcome.
+    """
+    return Posteriors.concatenate([_weighted(o, objects, request, trail) for o in outcomes])
+
+
+def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str) -> Posteriors:
+    """Return the network's own posteriors, status AMORTIZED, with the reason in the report."""
+    pool = outcome.pool
+    n, n_draws = pool.log_q.shape
+    weights = torch.full_like(pool.log_q, 1.0 / n_draws)
+    valid = objects.usable
+    status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
+    flags = tuple(
+        frozenset({Flag.OOD} if o else set())
+        | (set() if v else {Flag.BAD_INPUT})
+        | ({Flag.DUPLICATES} if d else set())
+        for o, v, d in zip(objects.ood.tolist(), valid, objects.n_duplicates > 0, strict=True)
+    )
+    nan = np.full(n, np.nan)
+    numbers = {
+        "ess": np.full(n, float(n_draws)),
+        "ess_low": nan,
+        "efficiency": nan,
+        "k_hat": nan,
+        "log_evidence": nan,
+        "log_evidence_err": nan,
+        "evidence_reliable": np.zeros(n, bool),
+        "fit_p_value": nan,
+        "n_simulated": np.zeros(n, np.int64),
+        "n_gradients": np.zeros(n, np.int64),
+        "n_failed": np.zeros(n, np.int64),
+    }
+    rungs = tuple(
+        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False, refusal or reason),)
+        for refusal in objects.refusals.tolist()
+    )
+    verdicts = status, flags, rungs
+    return _collect(
+        outcome, torch.zeros_like(weights), weights, numbers, verdicts, objects, request
+    )
+
+
+def _weighted(
+    outcome: Outcome, objects: Objects, request: Request, trail: Trail | None
+) -> Posteriors:
+    rows = outcome.pool.index.cpu().numpy()
+    s, cleaned = outcome.summary, outcome.cleaned
+    numbers = {k: _numpy(getattr(s, k)) for k in WEIGHT_NUMBERS}
+    unknown = torch.full_like(s.ess, torch.nan)
+    p_value = unknown if outcome.fit_p_value is None else outcome.fit_p_value
+    numbers["fit_p_value"] = _numpy(p_value)
+    numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
+    failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
+    refusals = objects.refusals[rows].tolist()
+    failure = [own or other for own, other in zip(refusals, failure, strict=True)]
+    passed = _STATUS[outcome.rung]
+    status = tuple(
+        Status.FAILED if reason else passed if good else Status.UNCERTIFIED
+        for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
+    )
+    numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
+    if trail is None:
+        numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
+        numbers["n_gradients"] = np.zeros(len(rows), np.int64)
+        rungs = _one_line(outcome, numbers, status, failure)
+    else:
+        cost = trail.meter.read(outcome.pool.index)
+        numbers["n_simulated"], numbers["n_gradients"] = _numpy(cost.calls), _numpy(cost.gradients)
+        rungs = trail.reports(rows, failure)
+    flags = _flags(outcome, objects, rows, request)
+    valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
+    weights = torch.where(valid, s.weights, 0.0)
+    log_weights = torch.where(valid, cleaned.log_weights, -torch.inf)
+    verdicts = status, flags, rungs
+    return _collect(outcome, log_weights, weights, numbers, verdicts, objects, request)
+
+
+def _one_line(
+    outcome: Outcome, numbers: dict[str, NDArray], status: tuple[Status, ...], failure: list[str]
+) -> tuple[tuple[Rung, ...], ...]:
+    columns = (numbers["ess"], numbers["efficiency"], numbers["k_hat"], status, failure)
+    return tuple(
+        (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
+        for n, e, f, k, st, reason in zip(outcome.summary.n_draws.tolist(), *columns, strict=True)
+    )
+
+
+def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> dict[str, NDArray]:
+    """Return the figures with a failed object's ess 0, k_hat inf and evidence unreliable."""
+    null = {
+        "ess": 0.0,
+        "ess_low": 0.0,
+        "efficiency": 0.0,
+        "k_hat": np.inf,
+        "evidence_reliable": False,
+        "log_evidence": np.nan,
+        "log_evidence_err": np.nan,
+    }
+    return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
+
+
+def _flags(
+    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], request: Request
+) -> tuple[frozenset[Flag], ...]:
+    """Return the flags of each object: every rule is evaluated for all objects at once."""
+    pool = outcome.pool
+    circles = circular_columns(request.prior.periods)
+    rules = weight_rules(
+        outcome.summary, pool.z, outcome.cleaned.log_weights, request.gate, circles
+    ) | {
+        Flag.OOD: objects.ood[pool.index],
+        Flag.SIM_ERRORS: outcome.cleaned.many_nan
+        | pool.failed.any(1)
+        | (outcome.cleaned.failure == Failure.SIMULATOR),
+        Flag.BAD_INPUT: torch.as_tensor(~objects.usable[rows], device=pool.z.device),
+        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates[rows] > 0, device=pool.z.device),
+    }
+    if outcome.misfit is not None:
+        rules[Flag.MISFIT] = outcome.misfit
+    if outcome.beyond is not None:
+        rules[Flag.SUPPORT] = outcome.beyond
+    if outcome.chains is not None:
+        rules[Flag.SOURCES_DISAGREE] = outcome.chains.disagree
+        rules[Flag.DIVERGENCES] = outcome.chains.divergent
+    return raised(rules)
+
+
+def _collect(
+    outcome: Outcome,
+    log_weights: Tensor,
+    weights: Tensor,
+    numbers: dict[str, NDArray],
+    verdicts: tuple[tuple[Status, ...], tuple[frozenset[Flag], ...], tuple[tuple[Rung, ...], ...]],
+    objects: Objects,
+    request: Request,
+) -> Posteriors:
+    """Translate draws to parameters, take moments, and keep as many draws as are wanted."""
+    pool = outcome.pool
+    rows = pool.index.cpu().numpy()
+    theta = request.prior.from_latent(pool.bounded)
+    status, flags, rungs = verdicts
+    mean, std, quantiles = (_numpy(v) for v in moments(theta, weights))
+    # a failed object has no moments, not those of whatever draws came last
+    failed = np.array([s is Status.FAILED for s in status])[:, None]
+    result = Posteriors(
+        parameters=Parameters.of(request.prior), ids=objects.ids[rows],
+        data_hash=objects.hashes[rows], status=status, flags=flags, rungs=rungs,
+        **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
+        mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
+        quantiles=np.where(failed[..., None], np.nan, quantiles),
+        unfinished=(None,) * len(rows) if request.keep is None else None,
+    )  # fmt: skip
+    if request.keep == 0:
+        return result
+    draws = _draws(result, outcome, theta, log_weights, weights, objects, request)
+    return replace(result, draws=draws)
+
+
+def _draws(
+    result: Posteriors, outcome: Outcome, theta: Tensor, log_weights: Tensor, weights: Tensor,
+    objects: Objects, request: Request,
+) -> tuple[Posterior, ...]:  # fmt: skip
+    """Return one Posterior for each object, of all draws or of ``keep`` resampled ones."""
+    pool, chains = outcome.pool, [None] * len(theta)
+    log_prior, log_q = _in_theta(pool, theta, request.prior)
+    columns = [theta, log_weights, weights, log_q, log_prior, pool.log_likelihood]
+    if request.keep is not None:
+        columns = _resampled(columns, objects.keys[pool.index], request)
+    elif outcome.chains is not None:
+        chains = _numpy(request.prior.from_latent(outcome.chains.z))
+    samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
+    return tuple(  # results are one object each: the only loop over objects
+        Posterior(
+            result.parameters, samples[i], log_w[i], w[i], log_q[i], log_prior[i], log_like[i],
+            result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
+            # one object at a time: a derived curve for every draw of all would fill the memory
+            derived=request.prior.derive(samples[i]), chains=chains[i],
+            support=request.prior.support, gate=gate_of(outcome.family, request.gate),
+            data_hash=str(result.data_hash[i]),
+            **{k: getattr(result, k)[i].item() for k in NUMBERS},
+        )
+        for i in range(len(samples))
+    )  # fmt: skip
+
+
+def _resampled(columns: list[Tensor], keys: Tensor, request: Request) -> list[Tensor]:
+    """Return ``keep`` draws of equal weight (an object without weights keeps its first draws)."""
+    weights = columns[2]
+    usable = torch.where(weights.sum(1, keepdim=True) > 0, weights, torch.ones_like(weights))
+    comb = keyed_uniform(request.seed, "resample", keys, (1,))[:, 0]
+    pick = systematic_resample(usable, request.keep, comb)
+    picked = [
+        c.gather(1, pick)
+        if c.ndim == 2
+        else c.gather(1, pick[..., None].expand(-1, -1, c.shape[2]))
+        for c in columns
+    ]
+    alive = weights.sum(1, keepdim=True) > 0
+    picked[1] = torch.where(alive, torch.zeros_like(picked[1]), -torch.inf)
+    picked[2] = torch.where(alive, torch.full_like(picked[2], 1.0 / request.keep), 0.0)
+    return picked
+
+
+def _in_theta(pool: Pool, theta: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+    """Return log prior and log q as densities of theta, where theta has a density."""
+    if not prior.has_inverse:
+        return pool.log_prior, pool.log_q
+    log_prior = torch.as_tensor(prior.log_prob(theta), device=theta.device)
+    inside = torch.isfinite(pool.log_prior)
+    latent = prior.log_prob_latent(pool.z)
+    return torch.where(inside, log_prior, -torch.inf), pool.log_q + log_prior - latent
+
+
+def _numpy(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Proposals: densities to draw from, and how they are fitted."""

@@ -1,0 +1,363 @@
+"""Cross-fitted adaptive importance sampling, for many objects at once.
+
+Two streams of draws are kept for each object. Stream A draws from what was fitted to stream B, and
+the other way round, so that no draw is weighted with a density that was fitted to it: pooled
+adaptive importance sampling (Cornuet et al. 2012) without that biases the evidence low.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.proposals.base import Blend, LatentProposal, Separate, free_flow
+from nbi_plus.infer.proposals.circles import Cut, CutProposal
+from nbi_plus.infer.proposals.flow_fit import DensityConfig, fit_density
+from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture, temper
+from nbi_plus.infer.proposals.streams import Evaluate, Stream
+from nbi_plus.infer.weights.summary import Gate, effective_sample_size, gate_of, normalise
+from nbi_plus.problem.target import Z_MAX, Evaluation
+
+_WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
+
+
+class Family(Protocol):
+    """A kind of density that can be fitted to weighted draws."""
+
+    name: str
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate that draws of its fits must pass, here and everywhere."""
+
+    @property
+    def wider(self) -> Family | None:
+        """What the wide part of a proposal is fitted with; None where the fit has its own."""
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """Return how many effective draws a fit wants: weights are flattened to have them."""
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return the proposal fitted to draws z (B, S, D) with normalised weights (B, S)."""
+
+
+@dataclass(frozen=True)
+class MixtureFamily:
+    """Mixtures of t: fast, batched over objects, and content with few draws.
+
+    Attributes
+    ----------
+    config : MixtureConfig
+    wide : MixtureConfig or None
+        Of the wide part; None takes ``config``.
+    """
+
+    config: MixtureConfig = field(default_factory=MixtureConfig)
+    wide: MixtureConfig | None = None
+    name = "mixture"
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate of mixtures."""
+        return gate_of(self.name, gate)
+
+    @property
+    def wider(self) -> MixtureFamily:
+        """The family of the wide part."""
+        return self if self.wide is None else MixtureFamily(self.wide)
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:  # noqa: ARG002
+        """Return how many effective draws a fit wants."""
+        return max(20 * n_dim, 150)
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one mixture for each object."""
+        return fit_mixture(z, weights, keys, self.config, seed, stage)
+
+
+@dataclass(frozen=True)
+class FlowFamily:
+    """Flows: for shapes that no mixture follows, at some seconds for each object and fit."""
+
+    config: DensityConfig = field(default_factory=DensityConfig)
+    share: float = 0.2
+    width: float = 2.0
+    name = "flow"
+    wider = None  # flows bring their own wide part
+
+    def gate(self, gate: Gate) -> Gate:
+        """Return the gate of flows."""
+        return gate_of(self.name, gate)
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """Return how many effective draws a fit wants: flows learn fewer by heart."""
+        return max(20 * n_dim, 0.1 * n_draws, 400)
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one flow for each object; they are trained one after the other."""
+        parts = []
+        for draws, own, key in zip(z, weights, keys.tolist(), strict=True):
+            flow = fit_density(draws, own, self.config, seed, f"{stage} {key}")
+            parts.append(free_flow(flow, self.share, self.width))
+        return parts[0] if len(parts) == 1 else Separate(tuple(parts))
+
+
+@dataclass(frozen=True)
+class OnCircles:
+    """Another family, in coordinates that cut every circle where an object has no mass.
+
+    Attributes
+    ----------
+    inner : Family
+    circles : tuple of int
+        The periodic parameters.
+    """
+
+    inner: Family
+    circles: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As the inner family."""
+        return self.inner.name
+
+    def gate(self, gate: Gate) -> Gate:
+        """As the inner family."""
+        return self.inner.gate(gate)
+
+    @property
+    def wider(self) -> OnCircles | None:
+        """The wide part of the inner family, in the same kind of coordinates."""
+        return None if self.inner.wider is None else OnCircles(self.inner.wider, self.circles)
+
+    def wanted_ess(self, n_draws: int, n_dim: int) -> float:
+        """As the inner family."""
+        return self.inner.wanted_ess(n_draws, n_dim)
+
+    def fit(
+        self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
+        """Return one proposal for each object."""
+        if not self.circles:
+            return self.inner.fit(z, weights, keys, seed, stage)
+        cut = Cut.of(z, weights, self.circles)
+        return CutProposal(self.inner.fit(cut.to(z), weights, keys, seed, stage), cut)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two streams of B objects.
+
+    Attributes
+    ----------
+    a, b : Stream
+        With as many draws of as many proposals each.
+    n_shared : int
+        How many of their first proposals were not cross-fitted: draws of these count for moments
+        alone, never for the evidence.
+    """
+
+    a: Stream
+    b: Stream
+    n_shared: int = 1
+
+    @classmethod
+    def start(
+        cls, proposal: LatentProposal, z: Tensor, found: Evaluation, log_q: Tensor | None = None
+    ) -> Pair:
+        """Return streams that take turns in the draws z (B, S, D) of one proposal.
+
+        ``log_q`` (B, S) is their density, where it is known already.
+        """
+        log_q = proposal.log_prob(z) if log_q is None else log_q
+        turns = (slice(0, None, 2), slice(1, None, 2))
+        return cls(*(Stream.start(proposal, z[:, i], take(found, i), log_q[:, i]) for i in turns))
+
+    def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
+        """Return streams that take turns in the draws of a proposal that was fitted to both."""
+        (za, fa), (zb, fb) = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
+        a, b = self.a.add(proposal, za, fa), self.b.add(proposal, zb, fb)
+        return Pair(a, b, len(a.proposals))
+
+    def extend(
+        self, proposals: tuple[LatentProposal, LatentProposal], z: Tensor, found: Evaluation
+    ) -> Pair:
+        """Return streams with draws z: the first half of proposal A, the second of proposal B."""
+        half = z.shape[1] // 2
+        first, second = slice(0, half), slice(half, None)
+        return Pair(
+            self.a.add(proposals[0], z[:, first], take(found, first)),
+            self.b.add(proposals[1], z[:, second], take(found, second)),
+            self.n_shared,
+        )
+
+    def fit(
+        self, family: Family, keys: Tensor, seed: int, stage: str
+    ) -> tuple[LatentProposal, LatentProposal]:
+        """Return what stream A shall draw from, fitted to B, and what B shall, fitted to A."""
+        return self._fit(self.b, family, keys, seed, stage + " a"), self._fit(
+            self.a, family, keys, seed, stage + " b"
+        )
+
+    @property
+    def proposals(self) -> tuple[LatentProposal, LatentProposal]:
+        """The last proposals of both."""
+        return self.a.proposals[-1], self.b.proposals[-1]
+
+    @property
+    def frozen(self) -> Blend:
+        """Both last proposals in equal shares."""
+        return Blend(self.proposals, (0.5, 0.5))
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Raw log-weights of all draws (B, S), to learn from."""
+        return torch.cat([self.a.log_weights, self.b.log_weights], 1)
+
+    def in_turns(self) -> Tensor:
+        """Return the raw log-weights (S,) of the first object, in the order its draws were made.
+
+        For streams that took turns in every proposal.
+        """
+        turns = []
+        rounds = (s.log_weights[0].split(list(s.counts)) for s in (self.a, self.b))
+        for own, twin in zip(*rounds, strict=True):
+            turn = own.new_empty(len(own) + len(twin))
+            turn[0::2], turn[1::2] = own, twin
+            turns.append(turn)
+        return torch.cat(turns)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of each object so far."""
+        return sum(self.a.counts) + sum(self.b.counts)
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size of all draws, shape (B,)."""
+        return effective_sample_size(self.log_weights)
+
+    def efficiency(self) -> Tensor:
+        """Return the share of effective draws of the last proposals, shape (B,)."""
+        last = self.last().log_weights
+        return effective_sample_size(last) / last.shape[1]
+
+    def last(self) -> Pair:
+        """Return the draws of the last proposals alone."""
+        return self.since(len(self.a.proposals) - 1)
+
+    def since(self, first: int) -> Pair:
+        """Return the draws of the proposals from number ``first`` on."""
+        return Pair(self.a.since(first), self.b.since(first), max(self.n_shared - first, 0))
+
+    def unbiased(self) -> Pair:
+        """Return the draws that the evidence may use."""
+        return self.since(self.n_shared)
+
+    def select(self, rows: Tensor) -> Pair:
+        """Return the streams of some of the objects."""
+        return replace(self, a=self.a.select(rows), b=self.b.select(rows))
+
+    @staticmethod
+    def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
+        return fit_defended(
+            stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage
+        )
+
+
+def fit_defended(
+    z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: Family, keys: Tensor,
+    seed: int, stage: str,
+) -> LatentProposal:  # fmt: skip
+    """Fit to the target, and for a small share of the draws to its square root.
+
+    That part is wide in the shape of the posterior; a wide ellipse would miss a bent tail.
+
+    Parameters
+    ----------
+    z : Tensor, shape (B, S, D)
+    log_weights, flat_log_weights : Tensor, shape (B, S)
+        Of the draws towards the target, and towards its square root.
+    family : Family
+    keys : Tensor of int64, shape (B,)
+    seed, stage
+        Of the randomness.
+    """
+    wanted = family.wanted_ess(*z.shape[1:])
+    close = family.fit(z, _flattened(log_weights, wanted, z), keys, seed, stage)
+    if family.wider is None:
+        return close
+    flat = _flattened(flat_log_weights, wanted, z)
+    wide = family.wider.fit(z, flat, keys, seed, stage + " wide")
+    return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
+
+
+def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
+    """Return flattened weights (B, S); where no draw has any, all inside the space count alike."""
+    weights, _ = temper(log_weights, wanted)
+    inside = (z.abs() <= Z_MAX).all(-1).to(weights.dtype)
+    inside = torch.where(inside.sum(1, keepdim=True) > 0, inside, torch.ones_like(inside))
+    alike = inside / inside.sum(1, keepdim=True)
+    return torch.where(weights.sum(1, keepdim=True) > 0, weights, alike)
+
+
+def adapt(
+    pair: Pair, evaluate: Evaluate, family: Family, index: Tensor, keys: Tensor, n_each: int,
+    seed: int, stage: str,
+) -> Pair:  # fmt: skip
+    """Return the streams after one round: fit, draw ``n_each`` for each stream, evaluate.
+
+    Parameters
+    ----------
+    pair : Pair
+        Of B objects.
+    evaluate : callable
+        The target: ``evaluate(z, index)``.
+    family : Family
+    index, keys : Tensor of int64, shape (B,)
+        Which objects of the target they are, and what their randomness is keyed by.
+    n_each : int
+    seed, stage
+        Of the randomness; another stage for each round.
+    """
+    proposals = pair.fit(family, keys, seed, stage)
+    blend = Blend(proposals, (0.5, 0.5))
+    z = blend.draw(keys, 2 * n_each, seed, stage)
+    return pair.extend(proposals, z, evaluate(z, index))
+
+
+def best_fit(
+    pair: Pair, families: tuple[Family, ...], keys: Tensor, seed: int, stage: str
+) -> tuple[Family, tuple[LatentProposal, LatentProposal]]:
+    """Return the family, and its proposals for both streams, that fits the streams best.
+
+    The score is the weighted log-density that the draws of each stream get from what was fitted to
+    its twin, summed over the objects.
+    """
+    if len(families) == 1:
+        return families[0], pair.fit(families[0], keys, seed, stage)
+
+    def score(proposals: tuple[LatentProposal, LatentProposal]) -> float:
+        each = zip((pair.a, pair.b), proposals, strict=True)
+        gains = [(normalise(own.log_weights) * q.log_prob(own.z)).sum() for own, q in each]
+        return float(sum(gains))
+
+    fits = [(family, pair.fit(family, keys, seed, stage)) for family in families]
+    return max(fits, key=lambda fit: score(fit[1]))
+
+
+def take(found: Evaluation, draws: slice) -> Evaluation:
+    """Return the evaluation of some of the draws."""
+    return replace(
+        found,
+        log_prior=found.log_prior[:, draws],
+        log_likelihood=found.log_likelihood[:, draws],
+        failed=found.failed[:, draws],
+    )

@@ -1,0 +1,348 @@
+"""Mixtures of Student-t distributions, fitted to weighted draws of many objects at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus.infer.weights.summary import normalise
+from nbi_plus.problem.random import keyed_normal, keyed_uniform
+
+_RIDGE = 1e-6  # of the mean variance, when the draws are whitened
+_FLOOR = 1e-4  # variance below which no component falls, in whitened units
+_EMPTY = 1e-4  # share that keeps an emptied component alive
+_BISECTIONS = 40
+_SIZES = (1, 2, 4, 8, 16)
+MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
+_MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
+_FOLDS = 5
+_MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
+
+
+@dataclass(frozen=True)
+class StudentMixture:
+    """One mixture of multivariate t for each of B objects.
+
+    Attributes
+    ----------
+    log_shares : Tensor, shape (B, K)
+    means : Tensor, shape (B, K, D)
+    factors : Tensor, shape (B, K, D, D)
+        Lower Cholesky factors of the scale matrices.
+    dof : float
+        Degrees of freedom nu of all components.
+    """
+
+    log_shares: Tensor
+    means: Tensor
+    factors: Tensor
+    dof: float = 5.0
+
+    def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return draws (B, n, D); those of an object depend on its key alone."""
+        n_dim = self.means.shape[-1]
+        teeth = torch.arange(n, device=keys.device, dtype=torch.float64)
+        comb = keyed_uniform(seed, stage + " component", keys, (1,))
+        # stratified: each component gets its share of the draws, give or take one
+        edges = self.log_shares.exp().cumsum(-1)
+        pick = torch.searchsorted(edges / edges[:, -1:], (teeth + comb) / n, right=True)
+        pick = pick.clamp(max=edges.shape[1] - 1)
+        noise = keyed_normal(seed, stage, keys, (n, n_dim))
+        noise = noise * self._stretch(keys, n, seed, stage)[..., None]
+        factor = self.factors.gather(1, pick[..., None, None].expand(-1, -1, n_dim, n_dim))
+        mean = self.means.gather(1, pick[..., None].expand(-1, -1, n_dim))
+        return mean + (factor @ noise[..., None])[..., 0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density (B, S) of draws z (B, S, D)."""
+        n_dim = z.shape[-1]
+        centred = (z[:, None] - self.means[:, :, None]).transpose(2, 3)
+        white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
+        tails = (self.dof + n_dim) / 2 * torch.log1p(white.square().sum(2) / self.dof)
+        volume = self.factors.diagonal(dim1=2, dim2=3).log().sum(-1)
+        height = _log_height(self.dof, n_dim) + self.log_shares - volume
+        return torch.logsumexp(height[..., None] - tails, 1)
+
+    def select(self, rows: Tensor) -> StudentMixture:
+        """Return the mixtures of some of the objects."""
+        return StudentMixture(self.log_shares[rows], self.means[rows], self.factors[rows], self.dof)
+
+    def _stretch(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return sqrt(nu / chi^2_nu) (B, n): what makes a t of a normal."""
+        whole = round(self.dof)
+        normals = keyed_normal(seed, stage + " stretch", keys, (n, whole))
+        return (whole / normals.square().sum(-1)).sqrt()
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Chosen state of a mixture fit.
+
+    Attributes
+    ----------
+    n_components : int, tuple of int or None
+        The wide one not counted. Of several, each object takes its own; None offers
+        (1, 2, 4, 8, 16), up to ten parameters, else 1.
+    n_points : int
+        Resampled draws that a fit sees.
+    n_starts, n_steps : int
+        Starts, of which the likeliest end is kept, and steps of expectation and maximisation.
+    dof : int
+        Degrees of freedom of every component.
+    wide_share, wide_scale : float
+        A last component, over everything, and how many times wider it is.
+    """
+
+    n_components: int | tuple[int, ...] | None = None
+    n_points: int = 2000
+    n_starts: int = 2
+    n_steps: int = 30
+    dof: int = 7
+    wide_share: float = 0.05
+    wide_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        sizes = () if self.n_components is None else self.sizes(1)
+        numbers = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        if not (all(k >= 1 for k in sizes) and all(v > 0 for v in numbers.values())):
+            raise ValueError(f"every option must be positive, but they are {self}.")
+        if not self.wide_share < 1:
+            raise ValueError(f"wide_share must be below 1, but is {self.wide_share!r}.")
+
+    def in_dims(self, n_dim: int) -> MixtureConfig:
+        """Return the same for so many parameters: in many, one component, with lighter tails."""
+        return self if n_dim <= MANY_DIMS else replace(self, n_components=1, dof=_MANY_DIMS_DOF)
+
+    def sizes(self, n_dim: int) -> tuple[int, ...]:
+        """Return the numbers of components to choose from."""
+        if self.n_components is None:
+            return _SIZES if n_dim <= MANY_DIMS else (1,)
+        return (self.n_components,) if isinstance(self.n_components, int) else self.n_components
+
+
+# of the wide part of a proposal, which needs no detail
+COARSE = MixtureConfig(n_components=2, n_points=500, n_steps=10, n_starts=1, dof=5, wide_share=0.1)
+
+
+def temper(log_weights: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    r"""Flatten weights until their effective sample size is large enough to learn from.
+
+    Finds the largest :math:`\beta \le 1` for which the weights :math:`w^\beta` have a Kish number
+    of at least ``target``; a zero weight stays zero.
+
+    Parameters
+    ----------
+    log_weights : Tensor, shape (B, S)
+    target : float
+
+    Returns
+    -------
+    weights : Tensor, shape (B, S)
+        Normalised.
+    beta : Tensor, shape (B,)
+
+    Examples
+    --------
+    >>> weights, beta = temper(torch.tensor([[0.0, -100.0]], dtype=torch.float64), 1.9)
+    >>> round(float(1 / weights.square().sum()), 2), bool(0 < beta < 1)
+    (1.9, True)
+    """
+
+    def flattened(beta: Tensor) -> Tensor:
+        scaled = torch.where(log_weights > -math.inf, beta * log_weights, -math.inf)
+        return normalise(scaled)
+
+    def enough(beta: Tensor) -> Tensor:
+        return flattened(beta).square().sum(-1, keepdim=True) * target <= 1.0
+
+    low = torch.zeros_like(log_weights[:, :1])
+    high = torch.ones_like(low)
+    whole = enough(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fine = enough(middle)
+        low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
+    beta = torch.where(whole, torch.ones_like(low), low)
+    return flattened(beta), beta[:, 0]
+
+
+def fit_mixture(
+    z: Tensor, weights: Tensor, keys: Tensor, config: MixtureConfig, seed: int, stage: str
+) -> StudentMixture:
+    """Fit a mixture to the weighted draws of each object, by weighted EM in whitened coordinates.
+
+    Where the number of components is open, the one that gives a held-out fifth of an object's
+    draws the highest weighted log-density is taken.
+
+    Parameters
+    ----------
+    z : Tensor, shape (B, S, D)
+    weights : Tensor, shape (B, S)
+        Normalised.
+    keys : Tensor of int64, shape (B,)
+        What the randomness of each object is keyed by.
+    config : MixtureConfig
+    seed, stage
+        Of the randomness.
+    """
+    mean = (weights[..., None] * z).sum(1, keepdim=True)
+    centred = z - mean
+    factor = _cholesky(torch.einsum("bs,bsi,bsj->bij", weights, centred, centred))
+    white = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
+    white = white.transpose(1, 2)
+    sizes = config.sizes(z.shape[-1])
+    best = torch.zeros_like(keys)
+    if len(sizes) > 1:
+        held_out = torch.arange(z.shape[1], device=z.device) % _FOLDS == 0
+        learned, judged = (torch.where(m, weights, 0.0) for m in (~held_out, held_out))
+        usable = (learned.sum(1) > 0) & (judged.sum(1) > 0)
+        learned = torch.where(usable[:, None], learned, weights)
+        trials = [_fit(white, learned, keys, k, config, seed, f"{stage} {k}") for k in sizes]
+        scores = torch.stack([(judged * trial.log_prob(white)).sum(1) for trial in trials])
+        best = scores.argmax(0)
+    chosen = [(best == i).nonzero()[:, 0] for i in range(len(sizes))]
+    fitted = [
+        _fit(white[rows], weights[rows], keys[rows], k, config, seed, f"{stage} {k}")
+        for k, rows in zip(sizes, chosen, strict=True)
+        if len(rows)
+    ]
+    order = torch.cat([rows for rows in chosen if len(rows)]).argsort()
+    found = _stack(fitted).select(order)
+    return StudentMixture(
+        log_shares=found.log_shares,
+        means=mean + found.means @ factor.transpose(1, 2),
+        factors=factor[:, None] @ found.factors,
+        dof=found.dof,
+    )
+
+
+def _fit(
+    white: Tensor, weights: Tensor, keys: Tensor, k: int, config: MixtureConfig, seed: int,
+    stage: str,
+) -> StudentMixture:  # fmt: skip
+    """Return mixtures of ``k`` components and a wide one, of whitened draws (B, S, D)."""
+    n, n_draws, d = white.shape
+    total = weights.sum(1, keepdim=True)
+    ess = total[:, 0].square() / weights.square().sum(1)
+    comb = keyed_uniform(seed, stage + " comb", keys, (1,))[:, 0]
+    pick = systematic_resample(weights, min(config.n_points, n_draws), comb)
+    points = white.gather(1, pick[..., None].expand(-1, -1, d))
+    # all starts of all objects are one batch; one start in five loses a mode, two rarely do
+    n_starts = 1 if k == 1 else config.n_starts
+    starts = [_spread_starts(points, k, keys, seed, f"{stage} {i}") for i in range(n_starts)]
+    points, ess = points.repeat(n_starts, 1, 1), ess.repeat(n_starts)
+    fitted = _expectation_maximisation(points, torch.cat(starts), ess, config.n_steps)
+    found = _with_wide(*fitted, config)
+    score = found.log_prob(points).mean(1).view(n_starts, n)
+    return found.select(score.argmax(0) * n + torch.arange(n, device=white.device))
+
+
+def _with_wide(
+    shares: Tensor, means: Tensor, factors: Tensor, config: MixtureConfig
+) -> StudentMixture:
+    """Return mixtures with one more component, over everything."""
+    d = means.shape[-1]
+    wide = config.wide_scale * torch.eye(d).to(factors).expand(len(means), 1, d, d)
+    narrow = shares * (1 - config.wide_share)
+    return StudentMixture(
+        torch.cat([narrow, torch.full_like(narrow[:, :1], config.wide_share)], 1).log(),
+        torch.cat([means, torch.zeros_like(means[:, :1])], 1),
+        torch.cat([factors, wide], 1),
+        float(config.dof),
+    )
+
+
+def _stack(parts: list[StudentMixture]) -> StudentMixture:
+    """Return the mixtures of all objects; short ones get components without a share."""
+    longest = max(part.log_shares.shape[1] for part in parts)
+
+    def padded(part: StudentMixture) -> StudentMixture:
+        n_more = longest - part.log_shares.shape[1]
+        copies = (part.means[:, -1:], part.factors[:, -1:])
+        means, factors = (v.expand(-1, n_more, *v.shape[2:]) for v in copies)
+        nothing = torch.full_like(part.log_shares[:, :1], -math.inf).expand(-1, n_more)
+        return StudentMixture(
+            torch.cat([part.log_shares, nothing], 1),
+            torch.cat([part.means, means], 1),
+            torch.cat([part.factors, factors], 1),
+            part.dof,
+        )
+
+    full = [padded(part) for part in parts]
+    names = ("log_shares", "means", "factors")
+    return StudentMixture(*(torch.cat([getattr(p, k) for p in full]) for k in names), full[0].dof)
+
+
+def _spread_starts(white: Tensor, k: int, keys: Tensor, seed: int, stage: str) -> Tensor:
+    """Return k starting means (B, k, D) far apart: k-means++ of Arthur and Vassilvitskii (2007)."""
+    uniform = keyed_uniform(seed, stage + " starts", keys, (k,))
+    distance = torch.ones_like(white[..., 0])
+    chosen = []
+    for i in range(k):
+        edges = (distance + 1e-30).cumsum(-1)
+        at = torch.searchsorted(edges, uniform[:, i : i + 1] * edges[:, -1:])
+        at = at.clamp(max=white.shape[1] - 1)
+        chosen.append(white.gather(1, at[..., None].expand(-1, -1, white.shape[2])))
+        nearest = (white - chosen[-1]).square().sum(-1)
+        distance = nearest if i == 0 else torch.minimum(distance, nearest)
+    return torch.cat(chosen, 1)
+
+
+def _expectation_maximisation(
+    white: Tensor, means: Tensor, ess: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return shares (B, K), means (B, K, D) and factors (B, K, D, D) of a Gaussian mixture.
+
+    Covariances are drawn towards the mean one of all components, by D + 2 draws' worth of a prior:
+    towards that of all draws, components of far modes would be much too wide.
+    """
+    n, k, d = means.shape
+    eye = torch.eye(d).to(white)
+    prior = ((d + 2) / ess)[:, None]
+    cov = (0.5 * eye).expand(n, k, d, d)
+    shares = white.new_full((n, k), 1.0 / k)
+    for _ in range(n_steps):
+        factors = torch.linalg.cholesky(cov)
+        apart = (white[:, None] - means[:, :, None]).transpose(2, 3)
+        u = torch.linalg.solve_triangular(factors, apart, upper=False)
+        volume = factors.diagonal(dim1=2, dim2=3).log().sum(-1)
+        score = (shares.log() - volume)[..., None] - 0.5 * u.square().sum(2)
+        duty = score.softmax(1) / white.shape[1]
+        mass = duty.sum(-1) + 1e-12
+        means = (duty @ white) / mass[..., None]
+        apart = white[:, None] - means[:, :, None]
+        scatter = (duty[..., None] * apart).transpose(2, 3) @ apart
+        within = scatter.sum(1, keepdim=True) + _FLOOR * eye
+        cov = (scatter + prior[..., None, None] * within) / (mass + prior)[..., None, None]
+        shares = (mass + _EMPTY) / (mass + _EMPTY).sum(-1, keepdim=True)
+    return shares, means, torch.linalg.cholesky(cov)
+
+
+def _cholesky(cov: Tensor) -> Tensor:
+    """Return Cholesky factors of covariances (B, D, D), some of which may be singular."""
+    size = cov.diagonal(dim1=1, dim2=2)
+    ridge = _RIDGE * size.clamp(min=1e-20)
+    return torch.linalg.cholesky(cov + ridge.diag_embed())
+
+
+def _log_height(dof: float, n_dim: int) -> float:
+    """Return the log-density of a standard t at its centre."""
+    top = math.lgamma((dof + n_dim) / 2) - math.lgamma(dof / 2)
+    return top - n_dim / 2 * math.log(dof * math.pi)
+
+
+def around(modes: Tensor) -> StudentMixture:
+    """Return proposals around given places z (B, M, D), where NaN is a coordinate nobody knows.
+
+    Each place gets several widths; an unknown coordinate is as wide as the prior.
+    """
+    known = torch.isfinite(modes)
+    centre = torch.where(known, modes, 0.0).repeat(1, len(_MODE_SCALES), 1).to(torch.float64)
+    widths = [torch.where(known, scale, 1.0) for scale in _MODE_SCALES]
+    factors = torch.cat(widths, 1).to(torch.float64).diag_embed()
+    shares = torch.full(centre.shape[:2], 1.0 / centre.shape[1]).to(centre)
+    return StudentMixture(shares.log(), centre, factors)

@@ -1,0 +1,1 @@
+"""Samplers: chains of many objects at once, usable alone."""

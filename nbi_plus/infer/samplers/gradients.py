@@ -1,0 +1,103 @@
+"""Gradients of the log-densities of many objects, in launches of bounded memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.samplers.whitening import Whitening
+
+_LOG = logging.getLogger("nbi_plus")
+
+LogProb = Callable[[Tensor, Tensor], Tensor]  # z (b, C, D), index (b,) -> (b, C)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A log-density of z and its gradient in whitened coordinates.
+
+    Attributes
+    ----------
+    log_prob : callable
+        ``log_prob(z, index)``: z (b, C, D) of the objects ``index`` (b,) -> (b, C).
+    rows : int
+        Rows of one launch at most, unless one object alone has more.
+    """
+
+    log_prob: LogProb
+    rows: int
+
+    def __call__(self, u: Tensor, index: Tensor, whitening: Whitening) -> tuple[Tensor, Tensor]:
+        """Return log-densities (b, C) and gradients (b, C, D) with respect to u (b, C, D).
+
+        What is not finite is -inf, and a gradient that is not finite is zero: that makes a poor
+        proposal, but Metropolis' rule stays right, since it looks at the density alone.
+        """
+        z = whitening.back(u)
+        values, grads = torch.empty_like(u[..., 0]), torch.empty_like(u)
+        for i in self._launches(*u.shape[:2]):
+            values[i], grads[i] = self._safely(z[i], index[i])
+        values = torch.where(torch.isfinite(values), values, -math.inf)
+        usable = torch.isfinite(grads).all(-1, keepdim=True) & (values > -math.inf)[..., None]
+        grads = torch.where(usable, grads, 0.0)
+        return values, whitening.gradient(grads)
+
+    def check(self, z: Tensor, index: Tensor) -> None:
+        """Raise what the log-density raises when it does so at the starts of every object."""
+        first_launch = next(self._launches(*z.shape[:2]))
+        try:
+            self._differentiate(z[first_launch], index[first_launch])
+            return
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller's code
+            first = error
+        each = (self._safely(z[i], index[i])[0] for i in self._launches(*z.shape[:2]))
+        if all(bool((values == -math.inf).all()) for values in each):
+            raise first
+
+    def _launches(self, n_objects: int, n_chains: int) -> Iterator[slice]:
+        step = max(1, self.rows // n_chains)
+        for start in range(0, n_objects, step):
+            yield slice(start, start + step)
+
+    def _safely(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gradients; rows that make the log-density raise are -inf."""
+        try:
+            return self._differentiate(z, index)
+        except torch.cuda.OutOfMemoryError:
+            raise  # no row is to blame
+        except Exception as error:  # noqa: BLE001 - the caller's code; halved until the row is found
+            n, n_chains = z.shape[:2]
+            if n * n_chains == 1:
+                _LOG.debug("the log-density raised at %s: %r", z.tolist(), error)
+                return torch.full_like(z[..., 0], -math.inf), torch.zeros_like(z)
+        dim = 0 if n > 1 else 1
+        owners = index.chunk(2) if n > 1 else (index, index)
+        halves = [
+            self._safely(part, own) for part, own in zip(z.chunk(2, dim), owners, strict=True)
+        ]
+        values, grads = zip(*halves, strict=True)
+        return torch.cat(values, dim), torch.cat(grads, dim)
+
+    def _differentiate(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = z.detach().clone().requires_grad_(True)
+            value = self.log_prob(leaf, index)
+            if value.shape != z.shape[:2]:
+                raise ValueError(
+                    f"log_prob must return shape {tuple(z.shape[:2])} for z of shape "
+                    f"{tuple(z.shape)}, but returned {tuple(value.shape)}."
+                )
+            if not value.requires_grad:
+                raise ValueError(
+                    "log_prob must be differentiable by torch, but its result carries no gradient. "
+                    "Compute it with torch functions of z alone, or sample with emcee."
+                )
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach().to(z.dtype), grad

@@ -1,0 +1,215 @@
+"""Lanes: chains of objects that take their steps together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.proposals.base import LatentProposal
+from nbi_plus.infer.samplers.gradients import Gradients
+from nbi_plus.infer.samplers.tuning import Trial, Tuning
+from nbi_plus.infer.samplers.whitening import Whitening
+from nbi_plus.problem.random import keyed_normal, keyed_uniform
+
+_DIVERGED = -1000.0  # change of the energy
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where chains stand: u (B, C, D), log-density (B, C) and its gradient (B, C, D)."""
+
+    u: Tensor
+    log_prob: Tensor
+    grad: Tensor
+
+    def where(self, accepted: Tensor, other: Places) -> Places:
+        """Return the other places where ``accepted`` (B, C)."""
+        return Places(
+            torch.where(accepted[..., None], other.u, self.u),
+            torch.where(accepted, other.log_prob, self.log_prob),
+            torch.where(accepted[..., None], other.grad, self.grad),
+        )
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the chains of B objects did, each of shape (B,)."""
+
+    n_gradients: Tensor
+    n_divergent: Tensor
+    accepted: Tensor
+    n_steps: Tensor
+
+    @classmethod
+    def zero(cls, n: int, like: Tensor) -> Tally:
+        """Return a tally of nothing yet."""
+        none = torch.zeros(n, dtype=torch.int64, device=like.device)
+        return cls(none, none, torch.zeros(n, dtype=like.dtype, device=like.device), none)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """B objects in lockstep.
+
+    Attributes
+    ----------
+    index, keys : Tensor of int64, shape (B,)
+        Which objects they are, and what their randomness is keyed by.
+    places : Places
+    whitening : Whitening
+    tuning : Tuning
+    tally : Tally
+        Of the present phase.
+    draws : Tensor, shape (B, C, n, D + 1)
+        z and log-density after every step of the present window.
+    may_jump : Tensor of bool, shape (B,)
+    """
+
+    index: Tensor
+    keys: Tensor
+    places: Places
+    whitening: Whitening
+    tuning: Tuning
+    tally: Tally
+    draws: Tensor
+    may_jump: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def z(self) -> Tensor:
+        """Where the chains stand, (B, C, D)."""
+        return self.whitening.back(self.places.u)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One transition of chains: a jittered HMC trajectory, and now and then a jump.
+
+    Attributes
+    ----------
+    gradients : Gradients
+    seed : int
+    max_leaps : int
+    target_accept, rate : float
+    jumps : LatentProposal or None
+        Of all objects that `Lane.index` counts.
+    jump_every : int
+    """
+
+    gradients: Gradients
+    seed: int
+    max_leaps: int
+    target_accept: float
+    rate: float
+    jumps: LatentProposal | None
+    jump_every: int
+
+    def stretch(self, lane: Lane, first: int, window: range, *, adapts: bool) -> Lane:
+        """Return a lane after steps ``window`` (counted from 1 in its window), draws recorded.
+
+        ``first`` is the number of the first step since the start; randomness is keyed by it.
+        """
+        n, n_chains, d = lane.places.u.shape
+        stage = f"hmc {first}"
+        momenta = keyed_normal(self.seed, stage, lane.keys, (len(window), n_chains, d))
+        uniforms = keyed_uniform(self.seed, stage + " accept", lane.keys, (len(window), n_chains))
+        like = lane.places.u.dtype
+        found = []
+        for i, t in enumerate(window):
+            jitter = _radical_inverse(first + i)
+            lane = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), jitter,
+                              t if adapts else None)  # fmt: skip
+            if self.jumps is not None and (first + i) % self.jump_every == 0:
+                lane = self._jump(lane, first + i)
+            found.append(torch.cat([lane.z, lane.places.log_prob[..., None]], -1))
+        return replace(lane, draws=torch.cat([lane.draws, torch.stack(found, 2)], 2))
+
+    def _step(
+        self, lane: Lane, momentum: Tensor, log_uniform: Tensor, jitter: float, t: int | None
+    ) -> Lane:
+        """Return a lane after one trajectory, and its tuning updated unless ``t`` is None."""
+        n_leaps = lane.tuning.n_leaps(jitter, self.max_leaps)
+        reached, last = self._leapfrog(lane, momentum, n_leaps)
+        gain = reached.log_prob - 0.5 * last.square().sum(-1)
+        gain = gain - (lane.places.log_prob - 0.5 * momentum.square().sum(-1))
+        gain = torch.where(torch.isfinite(gain), gain, -math.inf)
+        freed = torch.isneginf(lane.places.log_prob) & torch.isfinite(reached.log_prob)
+        gain = torch.where(freed, 0.0, gain)  # out of where the density is zero any way is up
+        accept = gain.clamp(max=0.0).exp()
+        tuning = lane.tuning
+        if t is not None:
+            trial = Trial(lane.places.u, reached.u, last, accept, jitter)
+            tuning = tuning.update(trial, t, self.target_accept, self.rate, self.max_leaps)
+        old, n_chains = lane.tally, momentum.shape[1]
+        tally = Tally(
+            old.n_gradients + n_leaps * n_chains,
+            old.n_divergent + (gain < _DIVERGED).sum(1),
+            old.accepted + accept.mean(1),
+            old.n_steps + 1,
+        )
+        places = lane.places.where(log_uniform < gain, reached)
+        return replace(lane, places=places, tuning=tuning, tally=tally)
+
+    def _leapfrog(self, lane: Lane, momentum: Tensor, n_leaps: Tensor) -> tuple[Places, Tensor]:
+        """Return where trajectories end, and their momenta there.
+
+        The objects of the longest trajectories stand first, so that those still moving are a slice.
+        """
+        order = n_leaps.argsort(descending=True)
+        counts = n_leaps[order].tolist()
+        u, log_prob, grad = (getattr(lane.places, k)[order] for k in ("u", "log_prob", "grad"))
+        p, index = momentum[order], lane.index[order]
+        step = lane.tuning.log_step.exp()[order, None, None]
+        mean, factor = lane.whitening.mean[order], lane.whitening.factor[order]
+        n = len(counts)
+        for i in range(counts[0]):
+            while counts[n - 1] <= i:
+                n -= 1
+            here = slice(0, n)
+            p[here] += 0.5 * step[here] * grad[here]
+            u[here] += step[here] * p[here]
+            whitening = Whitening(mean[here], factor[here])
+            log_prob[here], grad[here] = self.gradients(u[here], index[here], whitening)
+            p[here] += 0.5 * step[here] * grad[here]
+        back = order.argsort()
+        return Places(u[back], log_prob[back], grad[back]), p[back]
+
+    def _jump(self, lane: Lane, number: int) -> Lane:
+        """Return a lane after a step of independence Metropolis for the objects that may."""
+        rows = lane.may_jump.nonzero()[:, 0]
+        if not len(rows):
+            return lane
+        keys, index, places = lane.keys[rows], lane.index[rows], lane.places
+        whitening = Whitening(lane.whitening.mean[rows], lane.whitening.factor[rows])
+        proposal = self.jumps.select(index)
+        n_chains = places.u.shape[1]
+        z = proposal.draw(keys, n_chains, self.seed, f"jump {number}").to(places.u.dtype)
+        # draws come in the order of their components: each chain must have a chance of each
+        shuffle = keyed_uniform(self.seed, f"jump {number} order", keys, (n_chains,)).argsort(1)
+        z = z.gather(1, shuffle[..., None].expand_as(z))
+        u = whitening.to(z)
+        log_prob, grad = self.gradients(u, index, whitening)
+        here = lane.z[rows]
+        ratio = log_prob - proposal.log_prob(z) - places.log_prob[rows] + proposal.log_prob(here)
+        uniform = keyed_uniform(self.seed, f"jump {number} accept", keys, (n_chains,))
+        own = Places(places.u[rows], places.log_prob[rows], places.grad[rows])
+        moved = own.where(uniform.log() < ratio, Places(u, log_prob, grad))
+        whole = Places(*(getattr(places, k).index_copy(0, rows, getattr(moved, k))
+                         for k in ("u", "log_prob", "grad")))  # fmt: skip
+        cost = torch.zeros_like(lane.tally.n_gradients).index_fill(0, rows, n_chains)
+        tally = replace(lane.tally, n_gradients=lane.tally.n_gradients + cost)
+        return replace(lane, places=whole, tally=tally)
+
+
+def _radical_inverse(i: int) -> float:
+    """Return the i-th term (from 1) of van der Corput's sequence: the bits of i, mirrored."""
+    value, share = 0.0, 0.5
+    while i:
+        value += share * (i & 1)
+        i, share = i >> 1, share / 2
+    return value

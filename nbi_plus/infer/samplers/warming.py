@@ -1,0 +1,95 @@
+"""Warming up: how chains of many objects get to where they can be counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.samplers.diagnostics import nested_r_hat
+from nbi_plus.infer.samplers.lane import Kernel, Lane, Places, Tally
+from nbi_plus.infer.samplers.tuning import Tuning
+from nbi_plus.infer.samplers.whitening import Whitening
+
+_STRETCH = 10  # steps after which stragglers may change lanes
+_DRIFT = 0.5  # of the log-density between both ends of a window, in its standard deviations
+_APART = 2.0  # R-hat of the log-density: modes of unlike height may differ, lost chains do more
+_WIDER = 3.0  # variance along any direction, in coordinates where it should be one
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some steps: their first number, their place in the window, and what follows them.
+
+    ``refits`` whitens anew; ``ends_lap`` lets objects sample that have settled, or all at last.
+    """
+
+    first: int
+    window: range
+    refits: bool
+    ends_lap: bool
+
+
+def laps(windows: tuple[int, ...], n_laps: int) -> list[Stretch]:
+    """Return the stretches of all laps; each lap is made of windows of so many steps."""
+    found, first = [], 1
+    for i, size in enumerate(windows * n_laps):
+        ends_lap = (i + 1) % len(windows) == 0
+        for start in range(0, size, _STRETCH):
+            window = range(start + 1, min(start + _STRETCH, size) + 1)
+            last = window.stop == size + 1
+            found.append(Stretch(first, window, last, last and ends_lap))
+            first += len(window)
+    return found
+
+
+def enter(
+    z0: Tensor, index: Tensor, keys: Tensor, may_jump: Tensor, whitening: Whitening, kernel: Kernel
+) -> Lane:
+    """Return a lane of objects at their starts."""
+    u, n_dim = whitening.to(z0), z0.shape[-1]
+    places = Places(u, *kernel.gradients(u, index, whitening))
+    tuning = Tuning.start(len(z0), 0.5 * n_dim**-0.25, z0)
+    nothing = z0.new_empty(len(z0), z0.shape[1], 0, n_dim + 1)
+    return Lane(index, keys, places, whitening, tuning, Tally.zero(len(z0), z0), nothing, may_jump)
+
+
+def settled(lane: Lane, n_super: int) -> Tensor:
+    """Say whose chains have arrived, shape (B,).
+
+    Within the last window their density neither rises nor falls, no superchain's is far from the
+    others', and no direction has become much wider than the coordinates of that window say.
+    """
+    quarter = max(lane.draws.shape[2] // 4, 1)
+    early, late = (
+        lane.draws[:, :, part].flatten(1, 2) for part in (slice(0, quarter), slice(-quarter, None))
+    )
+    rise = (late[..., -1].mean(1) - early[..., -1].mean(1)).abs()
+    u = lane.whitening.to(late[..., :-1])
+    u = u - u.mean(1, keepdim=True)
+    widest = torch.linalg.eigvalsh(u.transpose(1, 2) @ u / u.shape[1]).amax(-1)
+    apart = nested_r_hat(lane.draws[..., -1:], n_super)[:, 0]
+    steady = (rise <= _DRIFT * late[..., -1].std(1)) & (widest <= _WIDER)
+    return steady & (apart <= _APART)
+
+
+def ready_to_sample(lane: Lane) -> Lane:
+    """Return a lane that has warmed up: tuning frozen, nothing counted but gradients."""
+    tally = replace(Tally.zero(len(lane), lane.places.u), n_gradients=lane.tally.n_gradients)
+    return replace(lane, draws=lane.draws[:, :, :0], tuning=lane.tuning.frozen, tally=tally)
+
+
+def refitted(lane: Lane, kernel: Kernel) -> Lane:
+    """Return a lane in new coordinates, learned from the second half of its window."""
+    if not len(lane):
+        return lane
+    n, n_chains, n_steps = lane.draws.shape[:3]
+    recent = lane.draws[:, :, n_steps // 2 :, :-1].flatten(1, 2)
+    whitening = lane.whitening.refit(recent, max(n_chains, recent.shape[1] / 4))
+    u = whitening.to(lane.z)
+    places = Places(u, *kernel.gradients(u, lane.index, whitening))
+    tuning = Tuning.start(n, 0.9 * u.shape[-1] ** -0.25, u)
+    tally = replace(lane.tally, n_gradients=lane.tally.n_gradients + n_chains)
+    return replace(lane, places=places, whitening=whitening, tuning=tuning, tally=tally,
+                   draws=lane.draws[:, :, :0])  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sequential fits: one object, from few simulations."""

@@ -1,0 +1,97 @@
+"""Keeping: a sequential fit as JSON and numbers, for the file of its engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.sequential.fit import SequentialFit
+from nbi_plus.infer.sequential.journal import decode, encode
+from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
+from nbi_plus.io.archive import Archive
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
+
+_PREFIXES = ("posterior/", "object/", "coords/", "scalars/", "rounds/", "frozen/")
+
+
+def to_archive(fit: SequentialFit) -> Archive:
+    """Return everything but prior, noise and simulator."""
+    posterior, batch = fit.posterior.to_archive(), fit.observations.batch()
+    arrays: dict[str, NDArray] = {f"posterior/{k}": v for k, v in posterior.arrays.items()}
+    tensors = {"object/x": batch.x, "object/mask": batch.mask}
+    tensors |= {} if batch.x_err is None else {"object/x_err": batch.x_err}
+    tensors |= {f"coords/{k}": v for k, v in batch.coords.items()}
+    tensors |= {f"scalars/{k}": v for k, v in batch.scalars.items()}
+    arrays |= {k: v.numpy() for k, v in tensors.items()}
+    rows = [asdict(row) for row in fit.rounds]
+    numbers = [k for k in rows[0] if k != "phase"]
+    arrays |= {f"rounds/{k}": np.array([row[k] for row in rows]) for k in numbers}
+    meta = {
+        "posterior": posterior.meta,
+        "id": str(fit.observations.ids[0]),
+        "categories": {k: list(v) for k, v in fit.observations.categories.items()},
+        "units": fit.observations.units,
+        "phases": [row["phase"] for row in rows],
+        "stop": fit.rounds.stop.name,
+        "caution": fit.rounds.caution,
+        "family": fit.family,
+        "frozen": encode(fit.frozen, "frozen/", arrays),
+    }
+    return Archive(meta, arrays)
+
+
+def from_archive(
+    archive: Archive, prior: Prior, noise: Noise, device: torch.device
+) -> SequentialFit:
+    """Undo `to_archive`, without a simulator; the noise is bound."""
+    meta, arrays = archive.meta, archive.arrays
+    parts: dict[str, dict[str, NDArray]] = {prefix: {} for prefix in _PREFIXES}
+    for name, value in arrays.items():
+        prefix, key = name.split("/", 1)
+        parts[prefix + "/"][key] = value
+    posterior = Archive(meta["posterior"], parts["posterior/"])
+    return SequentialFit(
+        observations=_observations(meta, parts),
+        posterior=Posterior.from_archive(posterior, "the sequential fit"),
+        rounds=_rounds(meta, parts["rounds/"]),
+        frozen=decode(meta["frozen"], "frozen/", arrays, device),
+        family=_family(meta),
+        prior=prior,
+        noise=noise,
+        simulator=None,
+        device=device,
+    )
+
+
+def _family(meta: dict[str, Any]) -> str:
+    """Return whose gate the draws must pass; files of the first versions know mixtures alone."""
+    return meta["family"] if "family" in meta else "mixture" if meta["is_mixture"] else "flow"
+
+
+def _observations(meta: dict[str, Any], parts: dict[str, dict[str, NDArray]]) -> Observations:
+    own = parts["object/"]
+    return Observations.from_arrays(
+        own["x"],
+        own.get("x_err"),
+        mask=own["mask"],
+        ids=[meta["id"]],
+        scalars=parts["scalars/"],
+        categories=meta["categories"],
+        units=meta["units"],
+        **parts["coords/"],
+    )
+
+
+def _rounds(meta: dict[str, Any], numbers: dict[str, NDArray]) -> Rounds:
+    rows = [
+        Round(phase=phase, **{k: v[i].item() for k, v in numbers.items()})
+        for i, phase in enumerate(meta["phases"])
+    ]
+    return Rounds(tuple(rows), Stop[meta["stop"]], meta["caution"])

@@ -1,0 +1,324 @@
+"""Sequential fits: from the data of one object to its posterior, and what can be drawn again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nbi_plus.data.observations import Observations
+from nbi_plus.infer.ladder.hints import latent_hints
+from nbi_plus.infer.ladder.translated import Change, Translated
+from nbi_plus.infer.posterior import verdict
+from nbi_plus.infer.posterior.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.predictive import averaged, checked, with_tails
+from nbi_plus.infer.posterior.status import Rung
+from nbi_plus.infer.proposals.base import LatentProposal
+from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.sequential.config import First, RoundsConfig
+from nbi_plus.infer.sequential.journal import Tape
+from nbi_plus.infer.sequential.ledger import Ledger
+from nbi_plus.infer.sequential.locator import Locator
+from nbi_plus.infer.sequential.published import Classic
+from nbi_plus.infer.sequential.rounds import Rounds
+from nbi_plus.infer.sequential.search import Search
+from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.io.store import SimulationStore
+from nbi_plus.learn.fitting import Ingredients
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.run import Run
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.setup import Setup
+from nbi_plus.problem.simulator.simulator import FAILED, BoundSimulator
+from nbi_plus.problem.target import Target
+
+METHODS = ("amis", "snpe-is", "apt", "tsnpe")
+
+
+@dataclass(frozen=True)
+class SequentialFit:
+    """What a sequential fit leaves behind.
+
+    Attributes
+    ----------
+    observations : Observations
+        The one object that it is for.
+    posterior : Posterior
+        The pooled answer.
+    rounds : Rounds
+    frozen : LatentProposal
+        What `Engine.predict` draws from afresh.
+    family : str
+        Of that proposal: whose gate those draws must pass.
+    prior, noise, simulator : Prior, Noise, BoundSimulator or None
+        Of the problem; the noise is bound.
+    device : torch.device
+        Where the proposal draws.
+    """
+
+    observations: Observations
+    posterior: Posterior
+    rounds: Rounds
+    frozen: LatentProposal
+    family: str
+    prior: Prior
+    noise: Noise
+    simulator: BoundSimulator | None
+    device: torch.device
+
+    def is_for(self, other: Observations) -> bool:
+        """Say whether another object has the same data, errors and coordinates."""
+        if len(other) != 1:
+            return False
+        # the coordinates of one object may be noted as its own, or as a grid that all share
+        mine, theirs = self.observations.laid_out().batch(), other.laid_out().batch()
+        return (
+            _same(mine.x, theirs.x)
+            and _same(mine.mask, theirs.mask)
+            and _same(mine.x_err, theirs.x_err)
+            and mine.arguments().keys() == theirs.arguments().keys()
+            and all(_same(v, theirs.arguments()[k]) for k, v in mine.arguments().items())
+        )
+
+    def draws(self, n: int, seed: int) -> NDArray[np.float64]:
+        """Return draws theta (n, D) of the frozen proposal, not corrected."""
+        z = self.frozen.draw(self._key, n, seed, "sample")[0]
+        return self.prior.from_latent(z).cpu().numpy()
+
+    def log_prob(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return log q(theta) of the frozen proposal, shape (n,), of theta (n, D)."""
+        z = torch.as_tensor(self.prior.to_latent(theta), device=self.device)
+        latent = self.frozen.log_prob(z[None])[0] - self.prior.log_prob_latent(z)
+        return latent.cpu().numpy() + self.prior.log_prob(theta)
+
+    @property
+    def _key(self) -> Tensor:
+        return _key(self.observations).to(self.device)
+
+    def predict(
+        self, n: int, gate: Gate, seed: int, n_jobs: int | None, client: object | None,
+        change: Change | None = None,
+    ) -> Posterior:  # fmt: skip
+        """Return the posterior of ``n`` fresh draws of the frozen proposal.
+
+        ``change`` leads to another prior.
+        """
+        key, data = self._key, self.observations.batch().to(self.device)
+        if not self.noise.has_likelihood(data.x_err is not None):
+            if change is not None:
+                raise ValueError(
+                    "predict with another prior must weigh its draws, but no likelihood was "
+                    "given. Use posterior.reweight(prior)."
+                )
+            outcome = unweighted_outcome(self.frozen, self.frozen.draw(key, n, seed, "predict"))
+            return _posterior(outcome, self.observations, self.prior, gate, seed)
+        if self.simulator is None:
+            raise ValueError(
+                "predict must have the simulator to weigh fresh draws with, but the engine was "
+                "loaded without. Call Engine.load(path, simulator=...), or use posterior_."
+            )
+        prior = self.prior if change is None else change.new
+        frozen = self.frozen if change is None else Translated(self.frozen, change)
+        target = Target(prior, self.simulator, self.noise, data, n_jobs, client)
+        z = frozen.draw(key, n, seed, "predict")
+        found = target.evaluate(z, torch.zeros_like(key))
+        outcome = fresh_outcome(
+            frozen, z, found, gate_of(self.family, gate),
+            circles=circular_columns(prior.periods), seed=seed,
+        )  # fmt: skip
+        if change is not None:
+            s = outcome.summary
+            outcome = outcome.unless(change.ends_inside(z, s.weights, s.ess))
+        outcome = checked(target, outcome, key, seed)
+        return _posterior(outcome, self.observations, target.prior, gate, seed)
+
+
+@dataclass(frozen=True)
+class SequentialRun:
+    """How a sequential fit is run.
+
+    Attributes
+    ----------
+    config : RoundsConfig
+    method : str
+        One of `METHODS`.
+    gate : Gate
+    run : Run
+        Where and how the simulator is run.
+    modes : array_like, shape (M, D), or callable, optional
+        Places in theta to look at from the start, or ``modes(x_obs)`` that returns them; NaN where
+        a coordinate is not known.
+    """
+
+    config: RoundsConfig
+    method: str
+    gate: Gate
+    run: Run
+    modes: ArrayLike | Callable[[NDArray], ArrayLike] | None = None
+
+    def __call__(
+        self,
+        setup: Setup,
+        observations: Observations,
+        parts: Ingredients,
+        start: TrainedModel | None = None,
+    ) -> SequentialFit:
+        """Return the fit of one object."""
+        run, data = self.run, setup.conditions.to(parts.device)
+        target = Target(setup.prior, setup.simulator, setup.noise, data, run.n_jobs, run.client)
+        first = self._first(setup, parts, start)
+        folder = self._own_folder(setup, parts, first)
+        with contextlib.ExitStack() as stack:
+            store = None
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                columns = Ledger.columns(target)
+                path = folder / "simulations.h5"
+                store = stack.enter_context(
+                    SimulationStore.open(path, {}, columns, self.config.n_per_round)
+                )
+            ledger = Ledger(target, store, run.progress)
+            ledger.check_reuse()
+            search = Search if self.method == "amis" else partial(Classic, self.method)
+            answer = search(
+                ledger,
+                Locator(parts, run.callback),
+                Tape(folder, parts.device),
+                self.config,
+                self.gate,
+                _key(observations).to(parts.device),
+                parts.seed,
+            )(first)
+        outcome = _checked(answer.outcome, ledger, exact=setup.noise.exact_p_value)
+        posterior = _posterior(outcome, observations, setup.prior, self.gate, parts.seed)
+        return SequentialFit(
+            observations=observations,
+            posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior)),
+            rounds=answer.rounds,
+            frozen=answer.frozen,
+            family=answer.outcome.family,
+            prior=setup.prior,
+            noise=setup.noise,
+            simulator=setup.simulator,
+            device=parts.device,
+        )
+
+    def _first(self, setup: Setup, parts: Ingredients, start: TrainedModel | None) -> First:
+        """Return round 0: what is simulated already, prior draws, or an amortized network."""
+        modes = self._latent_modes(setup, parts.device)
+        if start is not None:
+            return First(network=start.network, modes=modes)
+        if setup.columns is not None:
+            z, x = setup.columns["z"], setup.columns["x"]
+            failed = np.zeros(len(z), bool)
+        else:
+            z, x, failed = self._prior_draws(setup, parts, modes is not None)
+        tensors = (torch.as_tensor(v, device=parts.device) for v in (z, x, failed))
+        return First(simulations=tuple(tensors), modes=modes)
+
+    def _prior_draws(self, setup: Setup, parts: Ingredients, halved: bool) -> tuple:
+        n, run = self.config.n_per_round, self.run
+        n = max(n // 2, 2) if halved else n
+        campaign = run.campaign(setup, parts.seed)
+        with campaign.open(run.folder, n) as store:
+            campaign.fill(store, n, run.max_failed)
+            found = store.read(np.arange(n), ["z", "x", "state"])
+        failed = found["state"] == FAILED
+        return found["z"], np.where(failed[:, None, None], np.nan, found["x"]), failed
+
+    def _latent_modes(self, setup: Setup, device: torch.device) -> Tensor | None:
+        if self.modes is None:
+            return None
+        given = self.modes
+        if callable(given):
+            x = setup.conditions.x[0].numpy()
+            given = given(x[0] if len(x) == 1 else x)
+        places = np.atleast_2d(np.asarray(given, np.float64))
+        return torch.as_tensor(latent_hints(setup.prior, places), device=device)
+
+    def _own_folder(self, setup: Setup, parts: Ingredients, first: First) -> Path | None:
+        """Return a folder for this very fit: another object, or other options, get another."""
+        if self.run.folder is None:
+            return None
+        options = {k: v for k, v in asdict(self.config).items() if k != "max_seconds"}
+        described = {
+            "prior": setup.prior.manifest(),
+            "noise": setup.noise.fingerprint(),
+            "method": self.method,
+            "rounds": options,
+            "train": asdict(parts.train),
+            "flow": asdict(parts.flow),
+            "featurizer": asdict(parts.featurizer),
+            "custom": repr(parts.custom),
+            "seed": parts.seed,
+        }
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=repr).encode())
+        c = setup.conditions
+        tensors = [c.x, c.x_err, c.mask, first.modes, *c.arguments().values()]
+        tensors += first.simulations or ()
+        network = {} if first.network is None else first.network.state_dict()
+        custom = {} if parts.custom is None else parts.custom.state_dict()
+        for tensor in [*tensors, *network.values(), *custom.values()]:
+            content = b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes()
+            digest.update(content)
+        return self.run.folder / f"sequential-{digest.hexdigest()[:16]}"
+
+
+def _checked(outcome: Outcome, ledger: Ledger, *, exact: bool) -> Outcome:
+    """Return the outcome with p-values of the data from the simulations of the fit."""
+    if outcome.rung == AMORTIZED:
+        return outcome
+    tails = ledger.tails(outcome.pool.z[0])[None]
+    return with_tails(outcome, averaged(tails, outcome.summary.weights, exact=exact))
+
+
+def _posterior(
+    outcome: Outcome, observations: Observations, prior: Prior, gate: Gate, seed: int
+) -> Posterior:
+    device = outcome.pool.z.device
+    objects = verdict.Objects(
+        ids=observations.ids,
+        keys=_key(observations).to(device),
+        ood=torch.zeros(1, dtype=torch.bool, device=device),
+        p_value=torch.full((1,), torch.nan, device=device),
+        n_masked=observations.n_masked,
+        n_duplicates=observations.n_duplicates,
+        refusals=np.where(observations.n_points > 0, "", f"{verdict.BAD_INPUT}: no valid point."),
+        hashes=observations.hashes,
+    )
+    request = verdict.Request(prior, None, gate, seed)
+    if outcome.rung == AMORTIZED:
+        return verdict.amortized(outcome, objects, request, "no likelihood was given")[0]
+    return verdict.corrected([outcome], objects, request)[0]
+
+
+def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[Rung, ...]:
+    """Return one rung for each round; the last one carries the verdict and why there is no more."""
+    rungs = [
+        Rung(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False) for r in rounds.rows
+    ]
+    failure = posterior.rungs[-1].reason
+    reason = f"{failure} {rounds.reason}".lstrip()
+    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
+
+
+def _key(observations: Observations) -> Tensor:
+    return torch.as_tensor(observations.keys[:1])
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))

@@ -1,0 +1,163 @@
+"""Steps: what every sequential fit does with its simulations, its budget and its table."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.posterior.certificate import evidence_of
+from nbi_plus.infer.proposals.base import Blend, Conditioned, FlowProposal, LatentProposal
+from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.sequential.config import RoundsConfig
+from nbi_plus.infer.sequential.journal import Step, Tape
+from nbi_plus.infer.sequential.ledger import Ledger, OutOfTime
+from nbi_plus.infer.sequential.locator import Locator
+from nbi_plus.infer.sequential.rounds import Round, Stop, describe
+from nbi_plus.infer.weights.summary import summarise
+from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.sources import Rows
+from nbi_plus.problem.target import Evaluation
+
+_LOG = logging.getLogger("nbi_plus")
+_LEAST_DRAWS = 100  # a round of fewer teaches nothing
+
+
+class Halt(Exception):  # noqa: N818 - not an error
+    """The fit must end here, with what it has."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.value)
+        self.stop = stop
+
+
+@dataclass
+class Bench:
+    """What one sequential fit works with.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        Evaluates draws.
+    locator : Locator
+        Trains networks.
+    tape : Tape
+        Remembers proposals and draws.
+    config : RoundsConfig
+    key : Tensor of int64, shape (1,)
+        What the object's randomness is keyed by.
+    seed : int
+    reserve : int
+        Draws that rounds must leave for the certificate.
+    rows : list of Round
+        The table so far.
+    began : float
+        Of `time.perf_counter`.
+    """
+
+    ledger: Ledger
+    locator: Locator
+    tape: Tape
+    config: RoundsConfig
+    key: Tensor
+    seed: int
+    reserve: int = 0
+    rows: list[Round] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.config.max_seconds is not None:
+            self.ledger.deadline = self.began + self.config.max_seconds
+
+    # --- simulations -----------------------------------------------------------------------------
+
+    def evaluate(self, z: Tensor, *, keep: bool = False) -> Evaluation:
+        """Return the target at draws z (1, n, D), or halt when the time is over."""
+        try:
+            return self.ledger.evaluate(z, keep=keep)
+        except OutOfTime:
+            raise Halt(Stop.TIME) from None
+
+    def simulations(self) -> tuple[Rows, Tensor]:
+        """Return everything kept, ready to train on, and which rows are finite, bool (S,)."""
+        z, models = self.ledger.pool()
+        usable = torch.isfinite(models).flatten(1).all(1)
+        if not usable.any():
+            raise Halt(Stop.NO_SUPPORT)
+        prior = self.ledger.target.prior
+        theta = prior.complete(prior.from_latent(z))
+        owner = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        dtype = self.locator.parts.dtype(float(models[usable].abs().max()))
+        return Rows(z, theta, models.to(dtype), owner), usable
+
+    # --- proposals -------------------------------------------------------------------------------
+
+    def proposal(self, network: PosteriorNetwork, share: float = 0.2) -> Conditioned:
+        """Return a network's posterior of the object, a ``share`` of it from a wider base."""
+        exact = network.exact_flow()
+        features = network.features(self.ledger.target.data)
+        return Conditioned(FlowProposal(exact, exact, share), features)
+
+    def drawn(
+        self, proposals: tuple[LatentProposal, ...], n: int, stage: str,
+        network: PosteriorNetwork | None = None,
+    ) -> Step:  # fmt: skip
+        """Return a step of ``n`` draws, as many of each proposal, and the network's state."""
+        shares = (1.0 / len(proposals),) * len(proposals)
+        z = Blend(proposals, shares).draw(self.key, n, self.seed, stage)
+        return Step(proposals, z, {} if network is None else network.state_dict())
+
+    # --- budget ----------------------------------------------------------------------------------
+
+    def left(self, reserve: int = 0) -> int:
+        """Return how many draws the budget still allows, some of them kept back."""
+        return self.config.budget - self.ledger.n_simulated - reserve
+
+    def end_of_rounds(self) -> Stop | None:
+        """Say why no further round can be afforded: the certificate's draws are kept back."""
+        if len(self.rows) >= self.config.n_rounds:
+            return Stop.ROUNDS
+        return Stop.BUDGET if self.left(self.reserve) < _LEAST_DRAWS else None
+
+    def affordable(self, wanted: int) -> int:
+        """Return how many of the draws wanted for a round the budget allows."""
+        return min(wanted, self.left(self.reserve))
+
+    def last(self, wanted: int) -> int:
+        """Return how many of the draws wanted for the certificate the budget allows, or halt."""
+        n = min(wanted, self.left()) // 2 * 2
+        if n < 2:
+            raise Halt(Stop.BUDGET)
+        return n
+
+    # --- table -----------------------------------------------------------------------------------
+
+    def note(
+        self, phase: str, n_sims: int, *, ess: float = math.nan, efficiency: float = math.nan,
+        k_hat: float = math.nan, log_evidence: float = math.nan, log_evidence_err: float = math.nan,
+    ) -> None:  # fmt: skip
+        """Add a row to the table; NaN says that a figure does not exist."""
+        n_total = n_sims + (self.rows[-1].n_total if self.rows else 0)
+        seconds = time.perf_counter() - self.began
+        row = Round(
+            phase, n_sims, n_total, ess, efficiency, k_hat, log_evidence, log_evidence_err, seconds
+        )
+        self.rows.append(row)
+        _LOG.info("%s", describe(row))
+
+    def note_pair(self, phase: str, n_sims: int, pair: Pair, fresh: Stream | None) -> None:
+        """Add a row about pooled draws, and the evidence of what nothing was fitted to."""
+        pooled, evidence = summarise(pair.log_weights), evidence_of(pair, fresh)
+        found = {} if evidence is None else {
+            "log_evidence": float(evidence.log_evidence),
+            "log_evidence_err": float(evidence.log_evidence_err),
+        }  # fmt: skip
+        self.note(
+            phase, n_sims, ess=float(pooled.ess), efficiency=float(pair.efficiency()),
+            k_hat=float(pooled.k_hat), **found,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Weights: how far draws can be believed."""

@@ -1,0 +1,1 @@
+"""Checks: whether noise that users wrote keeps its contract."""

@@ -1,0 +1,1 @@
+"""Noise: what the data add to a model, drawn and weighed."""

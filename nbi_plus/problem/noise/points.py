@@ -1,0 +1,328 @@
+"""Noise models whose points are independent: Gaussian, Student-t and Poisson."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nbi_plus.data.batch import Batch
+from nbi_plus.data.ingest import ingest, numbers, unit_of
+from nbi_plus.data.units import factor
+from nbi_plus.problem.noise.base import (
+    Noise,
+    PointNoise,
+    chi_square_p_value,
+    coordinate,
+    harmless,
+)
+from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.low_rank import Independent, LowRankGaussian
+from nbi_plus.problem.noise.student import log_student_cdf
+
+__all__ = ["GaussianNoise", "Noise", "PoissonNoise", "ScatterNoise", "StudentTNoise"]
+
+Jitter = str | float | Mapping[str, str | float]
+_LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class ScatterNoise(PointNoise):
+    r"""Independent noise whose scale is the error of the point, optionally inflated.
+
+    The square of the scale is :math:`\sigma^2 + \sigma_\mathrm{jitter}^2 + (\eta f)^2`.
+
+    Parameters
+    ----------
+    sigma, jitter, fractional, along
+        As for `GaussianNoise`.
+    """
+
+    def __init__(
+        self,
+        sigma: ArrayLike | str | None = None,
+        *,
+        jitter: Jitter | None = None,
+        fractional: float | str = 0.0,
+        along: str = "band",
+    ) -> None:
+        self.along = along
+        named = sigma is None or isinstance(sigma, str)
+        self._unit = None if named else unit_of(sigma)
+        self.sigma = sigma if named else _positive("sigma", ingest("sigma", sigma)[0])
+        self.jitter = jitter
+        self.fractional = fractional if isinstance(fractional, str) else float(fractional)
+        each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}
+        if jitter is not None and not each:
+            each = {"jitter": jitter}
+        self._hypers = {k: Hyper("jitter", v) for k, v in each.items()}
+        self._hypers["fractional"] = Hyper("fractional", self.fractional)
+        if isinstance(sigma, str):
+            self._hypers["sigma"] = Hyper("sigma", sigma)
+
+    def bind(self, has_errors: bool, names: tuple[str, ...]) -> ScatterNoise:
+        """Return a copy that knows the columns of its parameters; refuse data of unknown errors."""
+        if not has_errors and self.sigma is None:
+            raise self._no_errors()
+        bound = copy.copy(self)
+        bound._hypers = {k: hyper.bind(names) for k, hyper in self._hypers.items()}
+        return bound
+
+    def in_unit(self, unit: str | None) -> ScatterNoise:
+        """Return a copy whose sigma is in the unit of the data."""
+        if self.sigma is None or self._unit in (None, ""):
+            return self
+        if unit is None:
+            raise ValueError(
+                f"sigma must be a bare number where the data have no unit, but is in "
+                f"{self._unit!r}. Give the data a unit, or sigma as a number in theirs."
+            )
+        same = copy.copy(self)
+        same.sigma, same._unit = self.sigma * factor(self._unit, unit, "sigma"), None
+        return same
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return {
+            "type": type(self).__name__,
+            "sigma": self.sigma.tolist() if isinstance(self.sigma, np.ndarray) else self.sigma,
+            "jitter": dict(self.jitter) if isinstance(self.jitter, Mapping) else self.jitter,
+            "fractional": self.fractional,
+            "along": self.along,
+        }
+
+    @property
+    def names_sigma(self) -> bool:
+        """Whether sigma is a parameter."""
+        return isinstance(self.sigma, str)
+
+    def error_bars(self, model: Tensor, obs: Batch) -> Tensor:
+        """Return the errors of the points before they are inflated, broadcastable to the model."""
+        if obs.x_err is not None:
+            return obs.x_err
+        if self.sigma is None or self.names_sigma:
+            raise self._no_errors()
+        return _beside("sigma", self.sigma, model)
+
+    def scale(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the scale of each point, broadcastable to the model (..., C, L)."""
+        named = obs.x_err is None and self.names_sigma
+        sigma = self._hypers["sigma"].of(theta) if named else self.error_bars(model, obs)
+        if self.jitter is None and not self.fractional:
+            return sigma
+        variance = sigma.square()
+        if self.fractional:
+            variance = variance + (self._hypers["fractional"].of(theta) * model).square()
+        if self.jitter is not None:
+            variance = variance + self._jitter_square(obs, theta)
+        return variance.sqrt()
+
+    @property
+    def _per_category(self) -> bool:
+        return isinstance(self.jitter, Mapping)
+
+    def _jitter_square(self, obs: Batch, theta: Tensor) -> Tensor | float:
+        """Return the square of each point's jitter, broadcastable to the model (..., C, L)."""
+        if not self._per_category:
+            return self._hypers["jitter"].of(theta) ** 2
+        codes = coordinate(obs, self.along, type(self).__name__).unsqueeze(-2)
+        kinds = obs.categories.get(self.along, ())
+        unnamed = sorted(set(kinds) - set(self.jitter))
+        if unnamed or not kinds:
+            raise ValueError(
+                f"jitter must have a value for every {self.along} of {kinds}, but has only "
+                f"{tuple(self.jitter)}. Give 0 where there is none."
+            )
+        each = (self._hypers[f"jitter[{kind}]"].of(theta) ** 2 for kind in kinds)
+        return sum((codes == i) * square for i, square in enumerate(each))
+
+    @abstractmethod
+    def log_cdf(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the log-probability (..., C, L) of data below ``obs.x``."""
+
+    def _no_errors(self) -> ValueError:
+        name = type(self).__name__
+        return ValueError(
+            f"{name} must know the size of the errors, but neither the observations have x_err "
+            f"nor was sigma given. Give x_err, or {name}(sigma=...)."
+        )
+
+
+class GaussianNoise(ScatterNoise):
+    r"""Independent Gaussian noise of known standard deviation, optionally inflated.
+
+    The variance of a point is :math:`\sigma^2 + \sigma_\mathrm{jitter}^2 + (\eta f)^2`.
+
+    Parameters
+    ----------
+    sigma : float, str or array_like, shape broadcastable to (C, L), optional
+        Standard deviation for observations without ``x_err`` (theirs win), or the name of the
+        parameter that holds it.
+    jitter : str, float or mapping of these, optional
+        :math:`\sigma_\mathrm{jitter}`, or the name of the parameter that holds it; a mapping has
+        one for each category of the coordinate ``along``, by its name.
+    fractional : float or str
+        The relative error :math:`\eta` of the model, or the name of the parameter that holds it.
+    along : str
+        A coordinate of categories, such as ``"instrument"``.
+
+    Examples
+    --------
+    >>> from nbi_plus.data.observations import Observations
+    >>> obs = Observations.from_arrays([[0.0]], 2.0)
+    >>> GaussianNoise().log_likelihood(np.zeros((1, 1)), np.zeros((1, 1, 1)), obs).round(3)
+    array([-1.612])
+    """
+
+    exact_p_value = True
+    rescales_model = False
+
+    @property
+    def follows_model(self) -> bool:
+        """Whether the scatter depends on the model."""
+        return bool(self.fractional)
+
+    def gaussian(self, model: Tensor, obs: Batch, theta: Tensor) -> LowRankGaussian:
+        """Return the distribution of the data, for noise models built upon this one."""
+        return LowRankGaussian(model, Independent(self.scale(model, obs, theta).to(model.dtype)))
+
+    def log_cdf(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the log-probability (..., C, L) of data below ``obs.x``."""
+        return torch.special.log_ndtr((obs.x - model) / self.scale(model, obs, theta))
+
+    def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Return the probability of a larger chi-square, shape (n,)."""
+        model = harmless(model, obs)
+        square = ((obs.x - model) / self.scale(model, obs, theta)).square()
+        return chi_square_p_value(torch.where(obs.mask, square, 0.0).sum((1, 2)), obs.mask)
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(model.shape, generator=rng, device=model.device, dtype=model.dtype)
+        return model + self.scale(model, obs, theta) * noise
+
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        sigma = self.scale(model, obs, theta)
+        height = -sigma.log() - _LOG_ROOT_2PI  # the errors' shape: seldom the draws'
+        return height - 0.5 * ((obs.x - model) / sigma).square()
+
+
+class StudentTNoise(ScatterNoise):
+    """Student-t noise: like `GaussianNoise`, with tails that forgive outliers.
+
+    Parameters
+    ----------
+    df : float
+        Degrees of freedom; 4 is a common choice.
+    sigma, jitter, fractional, along
+        As for `GaussianNoise`; they set the scale of the distribution.
+    """
+
+    def __init__(
+        self,
+        df: float = 4.0,
+        sigma: ArrayLike | str | None = None,
+        *,
+        jitter: Jitter | None = None,
+        fractional: float | str = 0.0,
+        along: str = "band",
+    ) -> None:
+        super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
+        if not 0 < df < math.inf:
+            raise ValueError(f"df must be finite and positive, but is {df}.")
+        self.df = float(df)
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return super().meta() | {"df": self.df}
+
+    def log_cdf(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the log-probability (..., C, L) of data below ``obs.x``."""
+        return log_student_cdf((obs.x - model) / self.scale(model, obs, theta), self.df)
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        # Bailey (1994): a polar method for Student-t, whose two uniforms any generator can give.
+        u = torch.rand((2, *model.shape), generator=rng, device=model.device, dtype=torch.float64)
+        u = u.clamp(1e-15, 1 - 1e-15)
+        radius = (self.df * torch.expm1(-2 / self.df * u[0].log())).sqrt()
+        noise = (radius * torch.cos(2 * math.pi * u[1])).to(model.dtype)
+        return model + self.scale(model, obs, theta) * noise
+
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        sigma = self.scale(model, obs, theta)
+        nu = self.df
+        constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(nu * math.pi)
+        tail = torch.log1p(((obs.x - model) / sigma).square() / nu)
+        return constant - sigma.log() - (nu + 1) / 2 * tail
+
+
+class PoissonNoise(PointNoise):
+    """Counts: data are Poisson with mean ``exposure * model + background``.
+
+    Parameters
+    ----------
+    exposure, background : float or array_like, shape broadcastable to (C, L)
+        The model is a rate; counts are what is observed. A negative mean has zero likelihood.
+    """
+
+    def __init__(self, exposure: ArrayLike = 1.0, background: ArrayLike = 0.0) -> None:
+        self.exposure = _positive("exposure", exposure)
+        self.background = _numbers("background", background)
+        if not (np.isfinite(self.background) & (self.background >= 0)).all():
+            raise ValueError(f"background must be finite and >= 0, but is {background!r}.")
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return {
+            "type": "PoissonNoise",
+            "exposure": self.exposure.tolist(),
+            "background": self.background.tolist(),
+        }
+
+    def _mean(self, model: Tensor) -> Tensor:
+        background = _beside("background", self.background, model)
+        return _beside("exposure", self.exposure, model) * model + background
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        mean = self._mean(model).clamp(min=0.0)
+        bad = ~torch.isfinite(mean)  # one such point would make torch.poisson raise
+        return torch.poisson(mean.masked_fill(bad, 0.0), generator=rng).masked_fill(bad, math.nan)
+
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:  # noqa: ARG002
+        x, mean = obs.x, self._mean(model)
+        positive = mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        density = torch.xlogy(x, positive) - positive - torch.lgamma(x + 1)
+        impossible = (mean < 0) | (x < 0) | (x != x.round()) | ((mean == 0) & (x > 0))
+        return density.masked_fill(impossible, -math.inf)
+
+
+def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = _numbers(name, value)
+    if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(f"{name} must be finite and positive, but is {value!r}.")
+    return array
+
+
+def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = numbers(name, value)
+    if array.ndim > 2:
+        raise ValueError(
+            f"{name} must fit one object, shape (C, L) at most, but has {array.shape}. "
+            "Give what differs between objects as their x_err."
+        )
+    return array
+
+
+def _beside(name: str, value: NDArray[np.float64], model: Tensor) -> Tensor:
+    """Return numbers of a noise as a tensor beside a model (..., C, L), which they must fit."""
+    shape = tuple(model.shape[-2:])
+    if any(n not in (1, m) for n, m in zip(value.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(
+            f"{name} must have a shape that fits x (C, L) = {shape}, but has {value.shape}. Give "
+            f"one number, one for each of the {shape[1]} points, or x_err with the data."
+        )
+    return torch.as_tensor(value, device=model.device, dtype=model.dtype)

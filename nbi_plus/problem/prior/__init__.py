@@ -1,0 +1,1 @@
+"""Priors: what is believed of the parameters before the data."""

@@ -1,0 +1,1 @@
+"""Simulators: calling them, in parallel, and keeping what they gave."""

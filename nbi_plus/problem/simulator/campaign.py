@@ -1,0 +1,203 @@
+"""Simulations from the prior: numbered rows, made in parallel, stored, and never made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nbi_plus.data.batch import Batch
+from nbi_plus.io.store import SimulationStore
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.random import keyed_normal
+from nbi_plus.problem.simulator.cadence import TIME, shifts
+from nbi_plus.problem.simulator.identity import check_reuse
+from nbi_plus.problem.simulator.parallel import OnBlock, check_failures, simulate_rows
+from nbi_plus.problem.simulator.simulator import OK, BoundSimulator, SimulationBlock
+
+_N_LISTED = 100  # failures that an error names
+_UNKNOWN = "failed in an earlier run"
+_NOT_FINITE = "the output is not finite"
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is simulated: rows of prior draws, under conditions that the row number decides.
+
+    Attributes
+    ----------
+    prior, simulator
+        The problem.
+    conditions : Batch
+        Coordinates and scalars; row ``i`` takes object ``i mod N`` where they differ by object.
+    seed : int
+        Of the prior draws.
+    shift : float
+        Largest share of its owner's time span that a row's times are shifted by.
+    n_jobs, client, progress
+        How the simulator is run.
+    """
+
+    prior: Prior
+    simulator: BoundSimulator
+    conditions: Batch
+    seed: int
+    shift: float = 0.0
+    n_jobs: int | None = None
+    client: object | None = None
+    progress: bool | None = None
+
+    def latent(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the latent prior draws z (n, D) of numbered rows."""
+        keys = torch.as_tensor(rows, dtype=torch.int64)
+        return keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,)).numpy()
+
+    def owner(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the object whose coordinates each row is simulated at."""
+        return rows % len(self.conditions)
+
+    def shifts(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what the times of each row are shifted by."""
+        if not self.shift:
+            return np.zeros(len(rows))
+        keys, owner = torch.as_tensor(rows), torch.as_tensor(self.owner(rows))
+        return shifts(self.conditions, keys, owner, self.shift, self.seed).numpy()
+
+    def manifest(self) -> dict[str, object]:
+        """Return what must agree before stored simulations are used again."""
+        return {
+            "parameters": list(self.prior.full_names),
+            "prior": self.prior.manifest(),
+            "coordinates": {k: _digest(v.numpy()) for k, v in self._coords().items()},
+            "shape": list(self.simulator.shape),
+            "seed": self.seed,
+            "shift": self.shift,
+            "objects": len(self.conditions) if self._per_row() else 1,
+        }
+
+    def file_name(self) -> str:
+        """Return the name of the store: another problem never meets this one's simulations."""
+        text = json.dumps(self.manifest(), sort_keys=True)
+        return f"simulations-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
+
+    def open(self, folder: Path | None, n: int) -> SimulationStore:
+        """Open the store of this campaign with room for ``n`` rows, in memory without a folder."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        d = self.prior.n_dim
+        columns = {"z": (d,), "theta": (d,), "x": tuple(self.simulator.shape), "owner": (),
+                   "shift": ()}  # fmt: skip
+        path = None if folder is None else folder / self.file_name()
+        return SimulationStore.open(path, self.manifest(), columns, n)
+
+    def fill(self, store: SimulationStore, n: int, max_failed: float) -> None:
+        """Simulate what is missing of the first ``n`` rows; raise when too many fail."""
+        check_reuse(self.simulator, store, self._make_rows, n_jobs=self.n_jobs, client=self.client)
+        missing = store.missing(n)
+        done = np.setdiff1d(np.arange(n), missing)
+        earlier = store.read(done, ["state"])["state"] != OK
+        failures = _Failures(dict.fromkeys(done[earlier].tolist(), _UNKNOWN))
+
+        def keep(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+            z = self.latent(rows)
+            theta = self.prior.from_latent(z)
+            store.write(
+                int(rows[0]), block.state, z=z, theta=theta, x=block.x, owner=self.owner(rows),
+                shift=self.shifts(rows),
+            )  # fmt: skip
+            failures.add(rows, block)
+            self._check(failures, n, max_failed)  # what cannot succeed any more stops at once
+
+        self._run(missing, keep)
+        self._check(failures, n, max_failed)
+
+    def simulate(
+        self, rows: NDArray[np.int64], max_failed: float | None = None
+    ) -> dict[str, NDArray]:
+        """Return the columns of successive numbered rows that came out well; store nothing."""
+        z = self.latent(rows)
+        x = np.full((len(rows), *self.simulator.shape), np.nan)
+        good = np.zeros(len(rows), bool)
+        failures = _Failures()
+
+        def keep(done: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+            place = done - rows[0]
+            x[place], good[place] = block.x, block.state == OK
+            failures.add(done, block)
+
+        self._run(rows, keep)
+        self._check(failures, len(rows), max_failed)
+        return {
+            "z": z[good],
+            "theta": self.prior.from_latent(z[good]),
+            "x": x[good],
+            "owner": self.owner(rows[good]),
+            "shift": self.shifts(rows[good]),
+        }
+
+    def _check(self, failures: _Failures, n: int, max_failed: float | None) -> None:
+        """Raise a SimulationError that names the first failures when there are too many."""
+        first = sorted(failures.errors)[:_N_LISTED]
+        theta = self.prior.from_latent(self.latent(np.array(first, np.int64))).tolist()
+        named = [
+            {"row": row, "theta": dict(zip(self.prior.names, values, strict=True)),
+             "error": failures.errors[row]}
+            for row, values in zip(first, theta, strict=True)
+        ]  # fmt: skip
+        limit = {} if max_failed is None else {"max_fraction": max_failed}
+        check_failures(len(failures.errors), n, failed=named, **limit)
+
+    def _run(self, rows: NDArray[np.int64], keep: OnBlock) -> None:
+        simulate_rows(
+            self.simulator,
+            self._make_rows,
+            rows,
+            keep,
+            n_jobs=self.n_jobs,
+            client=self.client,
+            progress=self.progress,
+        )
+
+    def _coords(self) -> Mapping[str, torch.Tensor]:
+        wanted = self.conditions.arguments()
+        return {k: v for k, v in wanted.items() if k in self.simulator.arguments}
+
+    def _per_row(self) -> frozenset[str]:
+        """Return what the simulator asks for that differs between objects."""
+        return self.conditions.per_object() & set(self._coords())
+
+    def _make_rows(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray], frozenset[str]]:
+        theta = self.prior.complete(self.prior.from_latent(self.latent(rows)))
+        per_row = self._per_row()
+        owner = self.owner(rows)
+        coords = {
+            k: v.numpy()[owner] if k in per_row else v.numpy() for k, v in self._coords().items()
+        }
+        if TIME in per_row and coords[TIME].ndim == 2:
+            coords[TIME] = coords[TIME] + self.shifts(rows)[:, None]
+        return theta, coords, per_row
+
+
+@dataclass
+class _Failures:
+    """Rows that came out badly, and why."""
+
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def add(self, rows: NDArray[np.int64], block: SimulationBlock) -> None:
+        bad = np.flatnonzero(block.state != OK)
+        self.errors |= {int(rows[i]): _NOT_FINITE for i in bad}
+        self.errors |= {int(rows[i]): message for i, message in block.errors}
+
+
+def _digest(array: NDArray) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{list(array.shape)} {content[:16]}"
