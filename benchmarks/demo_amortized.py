@@ -15,7 +15,7 @@ import torch
 
 import nbi_plus as nbi
 from benchmarks.single_problems import load
-from nbi_plus.infer.ladder.rung_refine import RefineConfig
+from nbi_plus.infer.ladder.rung_refine import RefineRung
 
 SIGMA = 0.1  # of the object
 
@@ -48,7 +48,7 @@ def main():
         # the network's own draws, without help for objects that fail the gate
         ladder = nbi.Ladder(
             n_draws=12_800, top_up_draws=12_800, defensive_share=share,
-            refine=RefineConfig(n_rounds=0),
+            refine=RefineRung(n_rounds=0),
         )  # fmt: skip
         engine.set_params(ladder=ladder)
         posterior = engine.predict_many(nbi.Observations.from_arrays(problem.x_obs[None]))[0]

@@ -22,7 +22,7 @@ from scipy.optimize import least_squares
 from scipy.stats import loguniform, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder.rung_refine import RefineConfig
+from nbi_plus.infer.ladder.rung_refine import RefineRung
 from nbi_plus.models.periodic import sawtooth
 
 BANDS = ("g", "r", "i")
@@ -46,7 +46,7 @@ NOISE = nbi.LinearNuisance(
     along="band",
 )
 # twice the usual draws for the mixtures, after which the budget lets neither flows nor chains begin
-LADDER = nbi.Ladder(refine=RefineConfig(n_each=1000), budget=nbi.Budget(22_000, gradients=0))
+LADDER = nbi.Ladder(refine=RefineRung(n_each=1000), budget=nbi.Budget(22_000, gradients=0))
 MISFIT = 0.05  # magnitudes: error of the template in least squares
 N_PEAKS, N_MODES, N_PLACES = 40, 6, 64  # of the periodogram; of them followed up; draws of these
 

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from nbi_plus import files
-from nbi_plus import options as doors
+from nbi_plus import files, options
 from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -35,7 +34,7 @@ from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.setup import Given, Setup, check_noise_of, set_up
+from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
@@ -228,16 +227,16 @@ class Engine(Predictor, BaseEstimator):
         Engine
             Itself.
         """
-        n_sims, theta = doors.positional(n_sims, theta, x)
+        n_sims, theta = options.positional(n_sims, theta, x)
         check_inputs(inputs, self.simulator, "fit")
         sequential = self._is_sequential(n_rounds, method, observations, x_obs)
         goes_on = hasattr(self, "model_") and (sequential or warm_start)
         known = self._conventions() if goes_on else NONE_KNOWN
         real = point_mask(mask, bad)
-        given = Given(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
+        given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
         self._check_start(sequential, warm_start, n_sims, online, given)
-        options = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
-        config = doors.train_config(train, options, _LOCATE if sequential else {})
+        chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
+        config = options.train_config(train, chosen, _LOCATE if sequential else {})
         noise = as_noise(self.noise if noise is None else noise)
         if max_failed is None:
             max_failed = 0.5 if sequential else 0.1
@@ -245,20 +244,20 @@ class Engine(Predictor, BaseEstimator):
             n_sims, online, max_failed, self._folder(), self.n_jobs, self.client, callback, progress
         )
         with preserved_random_state():
-            setup = set_up(self._prior(), self.simulator, noise, given)
+            problem = set_up(self._prior(), self.simulator, noise, given)
             start = self.model_ if warm_start else None
-            doors.check_continues(start, setup.conditions)
-            parts = self._ingredients(setup, config, doors.perturbation(perturb, observations))
-            check_noise_of(setup, parts.device)
+            options.check_continues(start, problem.conditions)
+            recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
+            check_noise_of(problem, recipe.device)
             if not sequential:
-                return self._keep_many(run(setup, parts, start), setup, given)
+                return self._keep_many(run(problem, recipe, start), problem, given)
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
             gate = (self.ladder or Ladder()).gate
-            fit_one = SequentialRun(rounds, doors.method_for(method, setup), gate, run, modes)
-            return self._keep_one(fit_one(setup, given.objects, parts, start), given)
+            fit_one = SequentialRun(rounds, options.method_for(method, problem), gate, run, modes)
+            return self._keep_one(fit_one(problem, given.objects, recipe, start), given)
 
     def _check_start(
-        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: Given
+        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: FitInputs
     ) -> None:
         """Refuse a fit that has nothing to start from, or too much."""
         if warm_start:
@@ -298,7 +297,7 @@ class Engine(Predictor, BaseEstimator):
             )
         return True
 
-    def _keep_one(self, fit: SequentialFit, given: Given) -> Engine:
+    def _keep_one(self, fit: SequentialFit, given: FitInputs) -> Engine:
         """Keep a sequential fit beside an amortized network, or alone."""
         self.sequential_, self.posterior_, self.rounds_ = fit, fit.posterior, fit.rounds
         if not hasattr(self, "model_"):
@@ -306,12 +305,12 @@ class Engine(Predictor, BaseEstimator):
             self.defaults_ = given.defaults()
         return self
 
-    def _keep_many(self, model: TrainedModel, setup: Setup, given: Given) -> Engine:
+    def _keep_many(self, model: TrainedModel, problem: Problem, given: FitInputs) -> Engine:
         """Keep an amortized network; a sequential fit from before is of another problem."""
         for name in ("sequential_", "posterior_", "rounds_"):
             if hasattr(self, name):
                 delattr(self, name)
-        self.prior_, self.noise_, self.simulator_ = setup.prior, setup.noise, setup.simulator
+        self.prior_, self.noise_, self.simulator_ = problem.prior, problem.noise, problem.simulator
         self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
         return self
 
@@ -338,7 +337,7 @@ class Engine(Predictor, BaseEstimator):
         noise: Noise | Callable | None = None,
         featurizer: nn.Module | None = None,
         device: str | None = None,
-        **options: Any,  # noqa: ANN401 - passed on to Engine
+        **others: Any,  # noqa: ANN401 - passed on to Engine
     ) -> Engine:
         """Read a fitted engine; nothing in the file is executed.
 
@@ -349,11 +348,11 @@ class Engine(Predictor, BaseEstimator):
             The same as at `fit`; without it answers stay uncorrected.
         prior, noise, featurizer
             Needed only where they are your own code.
-        device, **options
+        device, **others
             As for `Engine`.
         """
         fitted = files.read(
-            Path(path), doors.device_of(device), prior=prior, noise=noise, featurizer=featurizer
+            Path(path), options.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
         model, one = fitted.model, fitted.sequential
         trained = {} if model is None else {"flow": model.network.flow.config}
@@ -366,7 +365,7 @@ class Engine(Predictor, BaseEstimator):
             device=device,
             seed=fitted.seed,
             **trained,
-            **options,
+            **others,
         )
         engine.prior_, engine.noise_, engine.defaults_ = fitted.prior, fitted.noise, fitted.defaults
         conditions = one.observations.batch() if model is None else model.conditions
@@ -385,24 +384,24 @@ class Engine(Predictor, BaseEstimator):
     def _folder(self) -> Path | None:
         return None if self.path is None else Path(self.path)
 
-    def _ingredients(
-        self, setup: Setup, config: TrainConfig, perturbation: Perturbation | None
-    ) -> fitting.Ingredients:
-        prior = setup.prior
-        spec, custom = doors.featurizer_spec(self.featurizer, setup.conditions, prior.n_dim)
-        return fitting.Ingredients(
+    def _recipe(
+        self, problem: Problem, config: TrainConfig, perturbation: Perturbation | None
+    ) -> fitting.Recipe:
+        prior = problem.prior
+        spec, custom = options.featurizer_spec(self.featurizer, problem.conditions, prior.n_dim)
+        return fitting.Recipe(
             prior=prior,
-            noise=setup.noise,
+            noise=problem.noise,
             cadences=Cadences(
-                setup.conditions, setup.fixed, perturbation, setup.grid, custom is None
+                problem.conditions, problem.fixed, perturbation, problem.grid, custom is None
             ),
-            units=setup.units,
-            window=setup.window,
+            units=problem.units,
+            window=problem.window,
             featurizer=spec,
             custom=custom,
-            flow=doors.flow_config(self.flow, prior.n_dim),
+            flow=options.flow_config(self.flow, prior.n_dim),
             train=config,
-            device=doors.device_of(self.device),
+            device=options.device_of(self.device),
             seed=self.seed,
             memory=int(self.memory * 1e9),
         )

@@ -25,7 +25,7 @@ from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import MULTI, FeaturizerSpec, TrainedModel
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.problem.setup import Setup
+from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.cadence import TIME, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
@@ -120,17 +120,17 @@ def check_not_swapped(
         )
 
 
-def method_for(method: str | None, setup: Setup) -> str:
+def method_for(method: str | None, problem: Problem) -> str:
     """Return the method of a sequential fit that this problem allows."""
     if method is not None and method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, but is {method!r}.")
-    if setup.simulator is None:
+    if problem.simulator is None:
         raise ValueError(
             "fit must have a simulator for more than one round, but the engine has none. Give "
             "Engine(simulator, prior), or n_rounds=1."
         )
-    has_likelihood = setup.noise.has_likelihood(setup.conditions.x_err is not None)
-    exact = has_likelihood and not setup.simulator.stochastic
+    has_likelihood = problem.noise.has_likelihood(problem.conditions.x_err is not None)
+    exact = has_likelihood and not problem.simulator.stochastic
     if method is None:
         return "amis" if exact else "tsnpe"
     if not exact and method in ("amis", "snpe-is"):

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
-from nbi_plus import options as doors
+from nbi_plus import options
 from nbi_plus.data.ingest import ingest, point_mask, unit_of
 from nbi_plus.data.joining import agreed_units, shared_again
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import coordinate
-from nbi_plus.infer.ladder.amortized import Answerer
+from nbi_plus.infer.ladder.amortized import Amortized
 from nbi_plus.infer.ladder.escalation import Part, in_order, try_again
 from nbi_plus.infer.ladder.hints import Hints, hints_for
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -37,7 +37,7 @@ from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.setup import Given, set_up
+from nbi_plus.problem.setup import FitInputs, set_up
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.target import Target
 
@@ -125,9 +125,9 @@ class Predictor:
                 n_draws, ladder.gate, chosen_seed, self.n_jobs, self.client, change
             )
         else:
-            answerer = self._answerer("predict", one, modes, prior)
-            answerer.check_times(one)
-            posterior = answerer.posteriors(one, n_samples, None, chosen_seed)[0]
+            amortized = self._network_answers("predict", one, modes, prior)
+            amortized.check_times(one)
+            posterior = amortized.posteriors(one, n_samples, None, chosen_seed)[0]
         if not posterior.trusted:
             reason = posterior.rungs[-1].reason
             told = doubts(posterior.status, posterior.flags, reason)
@@ -169,9 +169,9 @@ class Predictor:
         """
         self._require_fit("predict_many")
         objects = self._like_training(observations)
-        answerer = self._answerer("predict_many", objects, modes, prior)
+        amortized = self._network_answers("predict_many", objects, modes, prior)
         chosen_seed = self.seed if seed is None else seed
-        return answerer.posteriors(objects, n_samples, keep, chosen_seed)
+        return amortized.posteriors(objects, n_samples, keep, chosen_seed)
 
     def retry(self, posteriors: Posteriors, *, ladder: Ladder | None = None) -> Posteriors:
         """Return the posteriors with those that no rung certified tried once more.
@@ -220,7 +220,7 @@ class Predictor:
         own = self._sequential_fit(one, "sample")
         if own is not None:
             return own.draws(n_samples, chosen_seed)
-        return self._answerer("sample").draws(one, n_samples, chosen_seed)[0]
+        return self._network_answers("sample").draws(one, n_samples, chosen_seed)[0]
 
     def log_prob(
         self,
@@ -251,7 +251,7 @@ class Predictor:
         own = self._sequential_fit(objects, "log_prob")
         if own is not None:
             return own.log_prob(draws)
-        return self._answerer("log_prob").log_prob(draws, objects)
+        return self._network_answers("log_prob").log_prob(draws, objects)
 
     def score(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -321,24 +321,24 @@ class Predictor:
             raise ValueError(
                 f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
             )
-        doors.check_not_swapped(self.simulator, given[0])
+        options.check_not_swapped(self.simulator, given[0])
         return Prior.coerce(given[0], labels=self.labels)
 
-    def _require_fit(self, door: str, *, sequential: bool = False) -> None:
+    def _require_fit(self, caller: str, *, sequential: bool = False) -> None:
         """Refuse what needs a fit: an amortized one, or (``sequential``) any."""
         one = hasattr(self, "sequential_")
         if hasattr(self, "model_") or (one and sequential):
             return
         if one:
             raise NotFittedError(
-                f"This Engine is fitted to one object, and has no network for {door}. Fit it with "
-                "n_rounds=1 first."
+                f"This Engine is fitted to one object, and has no network for {caller}. Fit it "
+                "with n_rounds=1 first."
             )
-        raise NotFittedError(f"This Engine is not fitted yet. Call fit before {door}.")
+        raise NotFittedError(f"This Engine is not fitted yet. Call fit before {caller}.")
 
-    def _sequential_fit(self, objects: Observations, door: str) -> SequentialFit | None:
+    def _sequential_fit(self, objects: Observations, caller: str) -> SequentialFit | None:
         """Return the sequential fit if it is of this object, or None for the network to answer."""
-        self._require_fit(door, sequential=True)
+        self._require_fit(caller, sequential=True)
         fit = getattr(self, "sequential_", None)
         if fit is None:
             return None
@@ -346,7 +346,7 @@ class Predictor:
             return fit
         if not hasattr(self, "model_"):
             raise ValueError(
-                f"x_obs must be the object that this Engine was fitted to in rounds, for {door}, "
+                f"x_obs must be the object that this Engine was fitted to in rounds, for {caller}, "
                 "but is another one. Fit with n_rounds=1 for many objects, or fit this one."
             )
         return None
@@ -362,12 +362,12 @@ class Predictor:
         x_obs: ArrayLike,
         x_err: ArrayLike | None,
         inputs: Mapping[str, ArrayLike],
-        door: str,
+        caller: str,
         mask: ArrayLike | None = None,
         bad: ArrayLike | None = None,
     ) -> Observations:
         """Return one object, with what was given to `fit` where nothing is given here."""
-        check_inputs(inputs, self.simulator, door)
+        check_inputs(inputs, self.simulator, caller)
         real = point_mask(mask, bad)
         defaults = getattr(self, "defaults_", {})
         return one_object(x_obs, x_err, real, inputs, self._conventions(), defaults)
@@ -391,15 +391,15 @@ class Predictor:
         one_grid = any(v.ndim == 1 for v in trained.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
 
-    def _answerer(
-        self, door: str, objects: Observations | None = None, modes: Hints | None = None,
+    def _network_answers(
+        self, caller: str, objects: Observations | None = None, modes: Hints | None = None,
         prior: Prior | Mapping | None = None,
-    ) -> Answerer:  # fmt: skip
-        self._require_fit(door)
-        device = doors.device_of(self.device)
+    ) -> Amortized:  # fmt: skip
+        self._require_fit(caller)
+        device = options.device_of(self.device)
         change = None if prior is None else Change(self.prior_, Prior.coerce(prior))
         chosen = self.prior_ if change is None else change.new
-        return Answerer(
+        return Amortized(
             prior=chosen,
             noise=self.noise_,
             simulator=self.simulator_,
@@ -419,18 +419,18 @@ class Predictor:
         x_err: ArrayLike | None,
         real: ArrayLike | None,
         inputs: Mapping[str, ArrayLike],
-        door: str,
+        caller: str,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
         if self.simulator is None:
-            raise ValueError(f"{door} must have a simulator, but the engine has none.")
+            raise ValueError(f"{caller} must have a simulator, but the engine has none.")
         with preserved_random_state():
             if hasattr(self, "simulator_"):
                 prior, bound, noise = self.prior_, self.simulator_, self.noise_
-                data = self._one(x_obs, x_err, inputs, door, real).batch()
+                data = self._one(x_obs, x_err, inputs, caller, real).batch()
             else:
-                check_inputs(inputs, self.simulator, door)
-                given = Given(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
+                check_inputs(inputs, self.simulator, caller)
+                given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
                 setup = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
                 prior, bound, noise, data = (
                     setup.prior, setup.simulator, setup.noise, setup.conditions,

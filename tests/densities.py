@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.open_objects import Course
-from nbi_plus.infer.posterior.accounts import Budget, Meter, Trail
+from nbi_plus.infer.ladder.open_objects import RungContext
+from nbi_plus.infer.posterior.accounts import Budget, Meter, ReportLog
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.weights.clean import clean
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size
@@ -213,7 +213,7 @@ class Data:
         return len(self.x)
 
 
-def course_of(density, n_dim, n=16, gate=None):
-    """Return what rungs need besides their climbers, for ``n`` objects alike."""
+def context_of(density, n_dim, n=16, gate=None):
+    """Return what rungs need besides their objects, for ``n`` objects alike."""
     meter, gate = Meter.of(LatentTarget(density, n, n_dim)), gate or Gate()
-    return Course(meter, Trail.of(meter, gate), gate, Budget(), 0)
+    return RungContext(meter, ReportLog.of(meter, gate), gate, Budget(), 0)

@@ -12,7 +12,7 @@ from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.problem.random import generator
-from nbi_plus.problem.setup import Given, set_up
+from nbi_plus.problem.setup import FitInputs, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation, shift_by, spans
 from nbi_plus.problem.simulator.campaign import Campaign
 from nbi_plus.problem.simulator.dense import DenseGrid
@@ -105,7 +105,7 @@ def test_times_shift_by_at_most_the_share_of_the_span():
 
 def test_simulations_are_made_at_the_times_they_are_shown_with():
     own = survey()
-    setup = set_up(nbi.Prior(PRIOR), wave, nbi.GaussianNoise(), Given(observations=own))
+    setup = set_up(nbi.Prior(PRIOR), wave, nbi.GaussianNoise(), FitInputs(observations=own))
     assert setup.fixed
     campaign = Campaign(setup.prior, setup.simulator, setup.conditions, seed=0, shift=0.2)
     columns = campaign.simulate(np.arange(200))
@@ -153,7 +153,7 @@ def test_cubic_interpolation_is_exact_for_cubics_and_of_fourth_order():
 def test_a_grid_gives_every_simulation_other_cadences_at_every_epoch():
     own = survey().relative_to("first")
     nodes = np.linspace(0, 60, 600)
-    given = Given(observations=own, grid=nodes)
+    given = FitInputs(observations=own, grid=nodes)
     setup = set_up(nbi.Prior(PRIOR), wave, nbi.GaussianNoise(), given)
     assert not setup.fixed
     assert setup.simulator.shape == (1, 1200)
@@ -177,7 +177,7 @@ def test_a_grid_gives_every_simulation_other_cadences_at_every_epoch():
     ({"t": [0.0, 1.0], "band": [0.0, 1.0]}, "grid must hold values of one coordinate"),
 ])  # fmt: skip
 def test_a_grid_that_cannot_serve_is_refused(grid, message):
-    given = Given(observations=survey(), grid=grid)
+    given = FitInputs(observations=survey(), grid=grid)
     with pytest.raises(ValueError, match=message):
         set_up(nbi.Prior(PRIOR), wave, nbi.GaussianNoise(), given)
 
@@ -193,10 +193,10 @@ def test_a_coarse_grid_is_warned_of(caplog):
 
 
 def test_batches_of_similar_length_hold_every_simulation_once():
-    from nbi_plus.learn.sources import Resident, Rows
+    from nbi_plus.learn.sources import Resident, TrainingRows
 
     n = 1000
-    rows = Rows(*(torch.arange(n, dtype=torch.float64) for _ in range(3)), torch.arange(n))
+    rows = TrainingRows(*(torch.arange(n, dtype=torch.float64) for _ in range(3)), torch.arange(n))
     lengths = torch.randint(20, 400, (n,), generator=generator(0, "test"))
     batches = [b.owner for b in Resident(rows, lengths).batches(0, 50, generator(1, "test"))]
     assert sorted(torch.cat(batches).tolist()) == list(range(n))

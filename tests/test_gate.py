@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from densities import Needle, Normal, course_of, evaluation, normals, standard_log_prob
+from densities import Needle, Normal, context_of, evaluation, normals, standard_log_prob
 from scipy.stats import lognorm, norm
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder.open_objects import Climbers
-from nbi_plus.infer.ladder.rung_refine import RefineConfig, refine
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung_refine import RefineRung, refine
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import fresh_outcome, outcome_of
 from nbi_plus.infer.proposals.base import Blend
@@ -93,17 +93,17 @@ def in_ladder(family):
     target, keys = Normal.standard(4, 2), torch.arange(4)
 
     @dataclass(frozen=True)
-    class Config(RefineConfig):
+    class Config(RefineRung):
         def family(self, n_dim):
             return Stub(family, torch.zeros(1, 1, n_dim).double(), 1.0)
 
-    course = course_of(target, 2, len(keys), STRICT)
+    context = context_of(target, 2, len(keys), STRICT)
     z = target.draw(keys, 2048, 0, "first")
     pair = replace(Pair.start(target, z, evaluation(target, z)), n_shared=0)
-    left = list(refine(Climbers(keys, keys, pair, ()), course, Config(n_rounds=1), "refine"))
+    left = list(refine(OpenObjects(keys, keys, pair, ()), context, Config(n_rounds=1), "refine"))
     passed = torch.cat([group.tried[-1].passed for group in left])
     assert {group.tried[-1].family for group in left} == {family}
-    assert all(passed.all() or "moments" in line[-1].reason for line in course.trail.lines)
+    assert all(passed.all() or "moments" in line[-1].reason for line in context.report.lines)
     return bool(passed.all())
 
 

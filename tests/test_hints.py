@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from densities import Needle, Normal, course_of
+from densities import Needle, Normal, context_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.infer.ladder.hints import hints_for, latent_hints
-from nbi_plus.infer.ladder.ladder import HINTS, climb, climbers_of, reweight
+from nbi_plus.infer.ladder.ladder import HINTS, climb, open_objects_of, reweight
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung
 from nbi_plus.infer.proposals.base import Draws
@@ -97,26 +97,30 @@ class Network:
 def answered(target, modes, n=30):
     """Return the outcomes of ``n`` objects after the first rung, and at the end of the ladder."""
     network = Network(Normal.standard(1, target.n_dim).scaled(1.1 * target.broad))
-    course, keys, features = course_of(target, target.n_dim, n), torch.arange(n), torch.zeros(n, 1)
+    context, keys, features = (
+        context_of(target, target.n_dim, n),
+        torch.arange(n),
+        torch.zeros(n, 1),
+    )
     walkers = replace(EnsembleRung().sampler, n_walkers=0)
     ladder = nbi.Ladder(flow=FlowRung(n_rounds=0), ensemble=EnsembleRung(sampler=walkers))
-    first = list(reweight(network, features, keys, course, ladder, modes))
-    groups = [climbers_of(o, network, features[o.pool.index], keys[o.pool.index], modes)
+    first = list(reweight(network, features, keys, context, ladder, modes))
+    groups = [open_objects_of(o, network, features[o.pool.index], keys[o.pool.index], modes)
               for o in first]  # fmt: skip
-    return first, [o for group in climb(groups, course, ladder) for o in group.answers()], course
+    return first, [o for group in climb(groups, context, ladder) for o in group.answers()], context
 
 
 @pytest.mark.parametrize("n_dim", [2, 3])
 def test_a_hinted_mode_is_weighed_before_any_certificate(n_dim):
     """A needle beside a broad mode: the network's draws pass, and are wrong by its whole mass."""
     target = Needle(n_dim)
-    first, _, course = answered(target, None)
+    first, _, context = answered(target, None)
     assert all(o.passed.all() for o in first)
-    assert (course.meter.read(slice(None)).calls == 2048).all()  # who has no hints pays for none
+    assert (context.meter.read(slice(None)).calls == 2048).all()  # who has no hints pays for none
     modes = torch.full((30, 1, n_dim), target.place).double()
-    first, last, course = answered(target, modes)
+    first, last, context = answered(target, modes)
     assert {o.rung for o in first} == {HINTS}
-    names = [line[0].name for line in course.trail.lines]
+    names = [line[0].name for line in context.report.lines]
     assert names == [HINTS] * 30
     for outcome in (*first, *last):
         off = (target.mass(outcome.pool.z, outcome.summary.weights) - target.share).abs()

@@ -12,13 +12,13 @@ from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineConfig
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
 from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
 
 N_OBJECTS = 16
 QUICK_FLOW = FlowRung(n_rounds=1, density=DensityConfig(n_steps=200))
-STRAIGHT_TO_CHAINS = nbi.Ladder(top_up_draws=2048, refine=RefineConfig(n_rounds=0), flow=QUICK_FLOW)
+STRAIGHT_TO_CHAINS = nbi.Ladder(top_up_draws=2048, refine=RefineRung(n_rounds=0), flow=QUICK_FLOW)
 FITTED = ("model_", "prior_", "noise_", "simulator_", "defaults_")
 
 
@@ -297,7 +297,7 @@ class Numpy:
 def test_black_boxes_are_never_differentiated(problem, survey, kind):
     box = Numpy(problem.design, kind)
     ladder = nbi.Ladder(
-        refine=RefineConfig(n_rounds=0), flow=FlowRung(n_rounds=0), top_up_draws=2048,
+        refine=RefineRung(n_rounds=0), flow=FlowRung(n_rounds=0), top_up_draws=2048,
         budget=Budget(calls=60_000),
     )  # fmt: skip
     engine = nbi.Engine(box, problem.prior, noise=problem.sigma, featurizer="resnet", ladder=ladder)
@@ -369,7 +369,7 @@ def test_an_object_without_support_leaves_the_others_alone():
     engine = nbi.Engine(
         lambda theta: torch.exp(1 + theta[:, :1] + theta[:, 1:] * t),
         {"a": norm(0, 1), "b": norm(0, 1)}, noise=nbi.PoissonNoise(), featurizer="resnet",
-        ladder=replace(STRAIGHT_TO_CHAINS, refine=RefineConfig(n_rounds=2)),
+        ladder=replace(STRAIGHT_TO_CHAINS, refine=RefineRung(n_rounds=2)),
     ).fit(n_sims=400, n_epochs=2)  # fmt: skip
     x = np.random.default_rng(0).poisson(4.0, size=(4, 20)).astype(float)
     x[2] += 0.5

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from densities import Banana, Bimodal, Normal, course_of, evaluation
+from densities import Banana, Bimodal, Normal, context_of, evaluation
 
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import Climbers
+from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
 from nbi_plus.infer.ladder.rung_refine import FlowRung, refine
 from nbi_plus.infer.posterior.outcome import Chains
@@ -19,12 +19,12 @@ from nbi_plus.infer.proposals.cross_fit import Pair
 N = 16
 
 
-def climbers_from(proposal, density, n_draws=2048):
+def open_objects_from(proposal, density, n_draws=2048):
     """Return objects with draws of a proposal, and no outcome that certifies them."""
     keys = torch.arange(N)
     z = proposal.draw(keys, n_draws, 0, "first")
     pair = replace(Pair.start(proposal, z, evaluation(density, z)), n_shared=0)
-    return Climbers(keys, keys, pair, (nobody_of(N),))
+    return OpenObjects(keys, keys, pair, (nobody_of(N),))
 
 
 def nobody_of(n):
@@ -57,9 +57,9 @@ def test_modes_get_their_weights_whatever_the_chains_say():
     target = Bimodal(n_dim=5, apart=0.5, sd=0.05, share=0.3)
     wrong = replace(target, share=0.6)
     z = wrong.draw(torch.arange(N), 3200, 1, "chains")
-    course = course_of(target, 5)
-    groups = list(weigh_chains(climbers_from(wrong, target), chains_of(z, converged=False), course,
-                               LayeredConfig(), "hmc"))  # fmt: skip
+    context = context_of(target, 5)
+    objects, chains = open_objects_from(wrong, target), chains_of(z, converged=False)
+    groups = list(weigh_chains(objects, chains, context, LayeredConfig(), "hmc"))
     passed = joined(groups, lambda o: o.passed)
     share = joined(groups, lambda o: (o.summary.weights * (o.pool.z[..., 0] < 0)).sum(1))
     log_z = joined(groups, lambda o: o.summary.log_evidence)
@@ -74,8 +74,8 @@ def test_modes_get_their_weights_whatever_the_chains_say():
 def test_evidence_of_bent_posteriors(n_dim, bend, width):
     target = Banana(bend, width, n_dim)
     z = target.draw(torch.arange(N), 3200, 1, "chains")
-    course = course_of(target, n_dim)
-    groups = list(weigh_chains(climbers_from(target, target), chains_of(z), course,
+    context = context_of(target, n_dim)
+    groups = list(weigh_chains(open_objects_from(target, target), chains_of(z), context,
                                LayeredConfig(), "hmc"))  # fmt: skip
     weighted = [o for o in outcomes(groups) if o.rung == "hmc weights"]
     assert weighted
@@ -86,13 +86,13 @@ def test_evidence_of_bent_posteriors(n_dim, bend, width):
 def test_chains_answer_where_the_mixture_fails_and_disagreement_is_said():
     target = Normal.standard(N, 3)
     z = target.draw(torch.arange(N), 3200, 1, "chains") + torch.tensor([0.5, 0.0, 0.0])
-    course = course_of(target, 3)
-    groups = list(weigh_chains(climbers_from(target, target), chains_of(z), course,
+    context = context_of(target, 3)
+    groups = list(weigh_chains(open_objects_from(target, target), chains_of(z), context,
                                LayeredConfig(), "hmc"))  # fmt: skip
     assert joined(groups, lambda o: o.passed).all()
     assert joined(groups, lambda o: o.chains.disagree).all()
     right = target.draw(torch.arange(N), 3200, 2, "chains")
-    groups = list(weigh_chains(climbers_from(target, target), chains_of(right), course,
+    groups = list(weigh_chains(open_objects_from(target, target), chains_of(right), context,
                                LayeredConfig(), "hmc"))  # fmt: skip
     assert not joined(groups, lambda o: o.chains.disagree).any()
 
@@ -103,8 +103,8 @@ def bent():
     target = Banana(bend=1.0, width=0.2, n_dim=4)
     rough = Normal.standard(N, 4)
     rough = Normal(rough.mean, rough.sd * torch.tensor([1.2, 1.8, 1.2, 1.8]))
-    course = course_of(target, 4)
-    return target, course, list(run_hmc(climbers_from(rough, target), course, HmcRung()))
+    context = context_of(target, 4)
+    return target, context, list(run_hmc(open_objects_from(rough, target), context, HmcRung()))
 
 
 def test_a_strong_banana_is_no_success_of_chains(bent):
@@ -125,14 +125,14 @@ def test_a_strong_banana_is_no_success_of_chains(bent):
 @pytest.mark.statistics
 def test_flows_do_not_certify_a_tail_that_they_left_out(bent):
     """Both b have a kurtosis of 15: what a flow misses of their tail, their variance misses."""
-    target, course, groups = bent
+    target, context, groups = bent
     n_tried = 0
     for group in groups:
         if group.passed.all():
             continue
         left = group.where(~group.passed)
         for after in refine(
-            left.select(torch.arange(min(len(left), 4))), course, FlowRung(), "flow"
+            left.select(torch.arange(min(len(left), 4))), context, FlowRung(), "flow"
         ):
             outcome = after.tried[-1]
             n_tried += len(outcome.grade)

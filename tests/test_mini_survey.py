@@ -17,7 +17,7 @@ import nbi_plus as nbi
 from nbi_plus.infer.ladder import amortized as answer
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineConfig
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.samplers.ensemble import EnsembleConfig
 from nbi_plus.problem.simulator.simulator import SimulationError
@@ -296,7 +296,7 @@ LADDERS = {
     "auto": {},
     "always": {"escalate": "always"},
     "refined alone": NO_CHAINS,
-    "straight to chains": {"top_up_draws": 2048, "refine": RefineConfig(n_rounds=0)},
+    "straight to chains": {"top_up_draws": 2048, "refine": RefineRung(n_rounds=0)},
     "few calls": {"budget": nbi.Budget(calls=3000), "top_up_draws": 2048},
     "no gradients": {"budget": nbi.Budget(calls=9000, gradients=0)},
     "no time": {"budget": nbi.Budget(seconds=0.0)},

@@ -9,13 +9,15 @@ from scipy import stats
 
 from nbi_plus import plots
 from nbi_plus.infer.posterior.posterior import Parameters, Posterior
-from nbi_plus.infer.posterior.status import Rung, Status
+from nbi_plus.infer.posterior.status import RungReport, Status
 
 matplotlib = pytest.importorskip("matplotlib")
 
 C, N, D = 64, 60, 3
-HMC = Rung("hmc", C * N, 2000.0, 0.4, np.nan, True, n_gradients=50_000, seconds=2.0, r_hat=1.004)
-REWEIGHT = Rung("reweight", 2048, 6.0, 0.003, 9.0, False, "ess below 400", 2048, 0, 0.1)
+HMC = RungReport(
+    "hmc", C * N, 2000.0, 0.4, np.nan, True, n_gradients=50_000, seconds=2.0, r_hat=1.004
+)
+REWEIGHT = RungReport("reweight", 2048, 6.0, 0.003, 9.0, False, "ess below 400", 2048, 0, 0.1)
 
 
 def make_posterior(chains=None, *, rungs=(REWEIGHT, HMC), status=Status.HMC, n_dim=D):
@@ -275,7 +277,7 @@ def test_efficiency_by_rung_of_many_objects_draws_few_points(tmp_path):
 
 
 def test_efficiency_by_rung_of_answers_that_nothing_weighed_is_drawn(tmp_path):
-    amortized = Rung("amortized", 1000, 1000.0, np.nan, np.nan, False)
+    amortized = RungReport("amortized", 1000, 1000.0, np.nan, np.nan, False)
     figure = plots.efficiency_by_rung(posteriors_of((amortized,), status=Status.AMORTIZED))
     figure.savefig(tmp_path / "amortized.png", dpi=50)
     assert row_names(figure.axes[0]) == ["amortized"]

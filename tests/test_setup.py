@@ -10,7 +10,7 @@ import nbi_plus as nbi
 from nbi_plus.data.observations import Observations
 from nbi_plus.problem.noise.custom import CustomNoise
 from nbi_plus.problem.noise.points import GaussianNoise
-from nbi_plus.problem.setup import Given, set_up
+from nbi_plus.problem.setup import FitInputs, set_up
 
 PRIOR = nbi.Prior({"a": stats.uniform(0, 1), "b": stats.norm(0, 1)})
 T = np.arange(4)
@@ -26,14 +26,14 @@ def flat(theta):
 
 def test_observations_take_the_grid_given_beside_them():
     bare = Observations.from_arrays(np.zeros((3, 4)), 0.1)
-    setup = set_up(PRIOR, line, GaussianNoise(), Given(observations=bare, inputs={"t": T}))
+    setup = set_up(PRIOR, line, GaussianNoise(), FitInputs(observations=bare, inputs={"t": T}))
     assert setup.conditions.coords["t"].tolist() == [0, 1, 2, 3]
     assert setup.simulator.shape == (1, 4)
     assert len(setup.conditions) == 3
 
 
 def test_simulator_alone_tells_the_shape_of_the_data():
-    setup = set_up(PRIOR, line, GaussianNoise(0.1), Given(inputs={"t": T}))
+    setup = set_up(PRIOR, line, GaussianNoise(0.1), FitInputs(inputs={"t": T}))
     assert setup.conditions.mask.shape == (1, 1, 4)
     assert setup.conditions.mask.all()
     assert setup.conditions.coords["t"].dtype == setup.conditions.x.dtype
@@ -43,7 +43,7 @@ def test_one_object_brings_errors_and_scalars():
     def shifted(theta, t, z):
         return line(theta, t) + z
 
-    given = Given(x_obs=np.zeros(4), x_err=0.2, inputs={"t": T, "z": 0.5})
+    given = FitInputs(x_obs=np.zeros(4), x_err=0.2, inputs={"t": T, "z": 0.5})
     setup = set_up(PRIOR, shifted, GaussianNoise(), given)
     assert setup.conditions.scalars["z"].tolist() == [0.5]
     assert setup.conditions.x_err.tolist() == [[[0.2] * 4]]
@@ -56,13 +56,13 @@ def test_simulations_that_cannot_be_used_are_left_out_and_counted(caplog):
     theta = np.array([[0.5, 0.0], [0.0, 0.0], [1.0, 1.0], [0.3, 2.0], [1.5, 0.0], [0.9, 0.0]])
     x = np.ones((6, 4))
     x[3, 1] = np.nan  # row 4 lies outside of the prior, rows 1 and 2 on its edges
-    setup = set_up(PRIOR, None, GaussianNoise(0.1), Given(theta=theta, x=x))
+    setup = set_up(PRIOR, None, GaussianNoise(0.1), FitInputs(theta=theta, x=x))
     assert setup.columns["theta"].tolist() == theta[[0, 1, 2, 5]].tolist()
     assert np.isfinite(setup.columns["z"]).all()
     assert setup.columns["x"].shape == (4, 1, 4)
     assert "2 of 6 simulations" in caplog.text
     with pytest.raises(ValueError, match="5 of 6 have not"):
-        set_up(PRIOR, None, GaussianNoise(0.1), Given(theta=theta[[0, 4, 4, 3, 4, 4]], x=x))
+        set_up(PRIOR, None, GaussianNoise(0.1), FitInputs(theta=theta[[0, 4, 4, 3, 4, 4]], x=x))
 
 
 def test_stochastic_simulator_needs_a_noise_without_likelihood():
@@ -70,9 +70,9 @@ def test_stochastic_simulator_needs_a_noise_without_likelihood():
         return np.asarray(theta)[:, :1] + np.random.normal(size=(len(theta), 4))  # noqa: NPY002
 
     with pytest.raises(ValueError, match="gave two different ones"):
-        set_up(PRIOR, noisy, GaussianNoise(0.1), Given())
+        set_up(PRIOR, noisy, GaussianNoise(0.1), FitInputs())
     free = CustomNoise(lambda model, obs, theta, rng: model)
-    assert set_up(PRIOR, noisy, free, Given()).simulator.stochastic
+    assert set_up(PRIOR, noisy, free, FitInputs()).simulator.stochastic
 
 
 @pytest.mark.parametrize(("simulator", "given", "message"), [
@@ -90,4 +90,4 @@ def test_stochastic_simulator_needs_a_noise_without_likelihood():
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(simulator, given, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        set_up(PRIOR, simulator, GaussianNoise(), Given(**given))
+        set_up(PRIOR, simulator, GaussianNoise(), FitInputs(**given))

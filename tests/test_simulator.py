@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nbi_plus.problem.random import preserved_random_state
-from nbi_plus.problem.simulator.calling import Rows
+from nbi_plus.problem.simulator.calling import CallRows
 from nbi_plus.problem.simulator.probing import _row_counts
 from nbi_plus.problem.simulator.simulator import (
     FAILED,
@@ -239,7 +239,7 @@ def test_probes_have_row_counts_that_no_other_axis_has():
     for k in (1, 5, 16):
         for p in range(1, 20):
             coords = {"t": np.ones(k + 1), "m": np.ones((k, 2, k + 2))}
-            rows = Rows.of(np.ones((k, p)), coords, {"m"})
+            rows = CallRows.of(np.ones((k, p)), coords, {"m"})
             many, few = _row_counts(rows)
             assert many != few
             assert many >= k

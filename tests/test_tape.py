@@ -1,4 +1,4 @@
-"""Laws of the tape: proposals survive the file, steps are played back, forgeries are refused."""
+"""Laws of the journal: proposals survive the file, steps are played back, forgeries are refused."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from nbi_plus.infer.proposals.base import (
 )
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.mixture import StudentMixture
-from nbi_plus.infer.sequential.journal import Step, Tape, decode, encode
+from nbi_plus.infer.sequential.journal import Journal, Step, decode, encode
 from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
 from nbi_plus.learn.flows import Flow, FlowConfig
 
@@ -87,7 +87,7 @@ def test_a_proposal_survives_the_file(kind, tmp_path):
 
 def test_two_proposals_of_a_kind_are_not_mixed_up(tmp_path):
     pair, z = (mixture(1), mixture(2)), normals(0, 1, 5, N_DIM)
-    found = Tape(tmp_path, CPU).step("adapt", lambda: Step(pair, z, {})).proposals
+    found = Journal(tmp_path, CPU).step("adapt", lambda: Step(pair, z, {})).proposals
     for mine, theirs in zip(pair, found, strict=True):
         assert_same(mine, theirs)
 
@@ -106,9 +106,9 @@ def test_recorded_steps_are_played_back(tmp_path):
         Step((PROPOSALS[kind](),), normals(i, 1, 5, N_DIM), {"weight": torch.full((2,), i)})
         for i, kind in enumerate(("mixture", "network", "prior"))
     ]
-    first = Tape(tmp_path, CPU)
+    first = Journal(tmp_path, CPU)
     made = [first.step(f"step {i}", lambda s=step: s) for i, step in enumerate(steps)]
-    again = Tape(tmp_path, CPU)
+    again = Journal(tmp_path, CPU)
     for i, step in enumerate(steps):
         played = again.step(f"step {i}", refuse_to_make)
         for found in (made[i], played):
@@ -122,7 +122,7 @@ def test_recorded_steps_are_played_back(tmp_path):
 def test_a_network_s_state_keeps_its_dtypes(tmp_path):
     state = {"a.weight": torch.ones(2, 3), "b.n": torch.tensor(3), "c": torch.zeros(0).double(),
              "d": torch.tensor([True])}  # fmt: skip
-    step = Tape(tmp_path, CPU).step("train", lambda: Step((), torch.zeros(1, 0, 1), state))
+    step = Journal(tmp_path, CPU).step("train", lambda: Step((), torch.zeros(1, 0, 1), state))
     assert step.state.keys() == state.keys()
     for name, value in state.items():
         assert step.state[name].dtype == value.dtype
@@ -130,21 +130,21 @@ def test_a_network_s_state_keeps_its_dtypes(tmp_path):
 
 
 def test_without_a_folder_every_step_is_made():
-    tape, step = Tape(None, CPU), Step((mixture(),), torch.zeros(1, 2, N_DIM), {})
-    assert tape.step("adapt", lambda: step) is step
+    journal, step = Journal(None, CPU), Step((mixture(),), torch.zeros(1, 2, N_DIM), {})
+    assert journal.step("adapt", lambda: step) is step
 
 
 def test_a_step_that_fails_leaves_no_record(tmp_path):
     with pytest.raises(AssertionError, match="must not"):
-        Tape(tmp_path, CPU).step("adapt", refuse_to_make)
+        Journal(tmp_path, CPU).step("adapt", refuse_to_make)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_fit_s_step_is_refused(tmp_path):
     step = Step((mixture(),), torch.zeros(1, 2, N_DIM), {})
-    Tape(tmp_path, CPU).step("locate 1", lambda: step)
+    Journal(tmp_path, CPU).step("locate 1", lambda: step)
     with pytest.raises(ArchiveError, match="must hold the step 'adapt 1' .* holds 'locate 1'"):
-        Tape(tmp_path, CPU).step("adapt 1", refuse_to_make)
+        Journal(tmp_path, CPU).step("adapt 1", refuse_to_make)
 
 
 def forge(path, **changes):
@@ -160,16 +160,16 @@ def forge(path, **changes):
 ])  # fmt: skip
 def test_a_forged_proposal_is_refused(tmp_path, changes):
     step = Step((mixture(),), torch.zeros(1, 2, N_DIM), {})
-    Tape(tmp_path, CPU).step("adapt", lambda: step)
+    Journal(tmp_path, CPU).step("adapt", lambda: step)
     forge(tmp_path / "round-000.h5", **changes)
     with pytest.raises(ArchiveError):
-        Tape(tmp_path, CPU).step("adapt", refuse_to_make)
+        Journal(tmp_path, CPU).step("adapt", refuse_to_make)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     write_archive(tmp_path / "round-000.h5", "model", {"name": "adapt"}, {"z": np.zeros(3)})
     with pytest.raises(ArchiveError):
-        Tape(tmp_path, CPU).step("adapt", refuse_to_make)
+        Journal(tmp_path, CPU).step("adapt", refuse_to_make)
     (tmp_path / "round-000.h5").write_bytes(b"nothing of the sort")
     with pytest.raises(ArchiveError):
-        Tape(tmp_path, CPU).step("adapt", refuse_to_make)
+        Journal(tmp_path, CPU).step("adapt", refuse_to_make)

@@ -29,8 +29,8 @@ from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
-from nbi_plus.learn.sources import NoisyBank, Online, Resident, Rows, Streamed
-from nbi_plus.learn.training import Problem, TrainConfig, TrainingError, train
+from nbi_plus.learn.sources import NoisyBank, Online, Resident, Streamed, TrainingRows
+from nbi_plus.learn.training import TrainConfig, TrainingError, TrainingTask, train
 from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
 from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.random import generator
@@ -63,7 +63,7 @@ def simulate(n, seed=0):
     """Return Rows of a linear model with a known posterior."""
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(n, 2, generator=rng, dtype=torch.float64)
-    return Rows(z, z, (z @ DESIGN)[:, None].float(), torch.zeros(n, dtype=torch.long))
+    return TrainingRows(z, z, (z @ DESIGN)[:, None].float(), torch.zeros(n, dtype=torch.long))
 
 
 def conditions():
@@ -73,7 +73,9 @@ def conditions():
 def make_problem(n=640, n_held_out=200, **changes):
     rows = simulate(n + n_held_out)
     source = Resident(rows.pick(slice(0, n)))
-    problem = Problem(source, rows.pick(slice(n, None)), GaussianNoise(), Cadences(conditions()))
+    problem = TrainingTask(
+        source, rows.pick(slice(n, None)), GaussianNoise(), Cadences(conditions())
+    )
     return replace(problem, **changes)
 
 
@@ -352,7 +354,7 @@ def test_conditions_are_those_of_random_objects_unless_made_on_their_grid():
     errors = np.array([[0.1] * 5, [1.0] * 5, [10.0] * 5])
     three = Observations.from_arrays(np.zeros((3, 5)), errors).batch().to(dtype=torch.float32)
     rows = simulate(3000)._replace(owner=torch.arange(3000) % 3)
-    problem = Problem(Resident(rows), rows, GaussianNoise(), Cadences(three))
+    problem = TrainingTask(Resident(rows), rows, GaussianNoise(), Cadences(three))
     seen = problem.observe(rows, generator(0, "test")).x_err[:, 0, 0]
     shares = torch.stack([(seen == e).double().mean() for e in (0.1, 1.0, 10.0)])
     torch.testing.assert_close(shares, torch.full_like(shares, 1 / 3), rtol=0, atol=0.035)
@@ -545,10 +547,10 @@ def test_compiled_training_is_the_same_training():
 # ------------------------------------------------------------------ fitting
 
 
-def ingredients(**changes):
+def recipe(**changes):
     batch = Observations.from_arrays(np.zeros((2, 5)), SIGMA).batch()
     n_channels = EncoderConfig.of(batch).n_inputs
-    parts = fitting.Ingredients(
+    parts = fitting.Recipe(
         prior=PRIOR, noise=GaussianNoise(), cadences=Cadences(batch), units={},
         featurizer=FeaturizerSpec("custom", n_channels, 5, 2, {}),
         custom=without_global_rng(0, lambda: Flat(n_channels)),
@@ -566,19 +568,19 @@ def columns(n=300):
 
 def test_split_is_keyed_by_the_row_and_complete():
     rows = np.arange(1000)
-    training_rows, held_out = fitting.split(rows, ingredients())
+    training_rows, held_out = fitting.split(rows, recipe())
     assert len(held_out) == 100
     assert np.array_equal(np.sort(np.concatenate([training_rows, held_out])), rows)
     shuffled = np.random.default_rng(0).permutation(rows)
-    assert np.array_equal(fitting.split(shuffled, ingredients())[1], held_out)
-    assert not np.array_equal(fitting.split(rows, ingredients(seed=1))[1], held_out)
-    assert [len(part) for part in fitting.split(np.arange(2), ingredients())] == [1, 1]
+    assert np.array_equal(fitting.split(shuffled, recipe())[1], held_out)
+    assert not np.array_equal(fitting.split(rows, recipe(seed=1))[1], held_out)
+    assert [len(part) for part in fitting.split(np.arange(2), recipe())] == [1, 1]
 
 
 def test_store_too_large_for_memory_is_streamed(tmp_path):
     with stored(tmp_path) as store:
-        small = fitting.from_store(store, 640, ingredients(memory=20_000))
-        large = fitting.from_store(store, 640, ingredients())
+        small = fitting.from_store(store, 640, recipe(memory=20_000))
+        large = fitting.from_store(store, 640, recipe())
         assert isinstance(small.source, Streamed)
         assert isinstance(large.source, Resident)
         assert small.n_sims == large.n_sims == 640
@@ -586,26 +588,26 @@ def test_store_too_large_for_memory_is_streamed(tmp_path):
         assert set(small.source.rows) == set(large.source.rows.owner.tolist())
         assert not set(small.source.rows) & set(small.validation.owner.tolist())
         for material in (small, large):
-            model = fitting.fit(material, ingredients(), progress=False)
+            model = fitting.fit(material, recipe(), progress=False)
             assert math.isfinite(model.history[-1]["val_nll"])
 
 
 def test_large_values_with_small_errors_are_kept_in_float64():
     def dtype(scale, sigma, x_err):
         batch = Observations.from_arrays(np.zeros((1, 5)), x_err).batch()
-        return ingredients(cadences=Cadences(batch), noise=GaussianNoise(sigma)).dtype(scale)
+        return recipe(cadences=Cadences(batch), noise=GaussianNoise(sigma)).dtype(scale)
 
     assert dtype(1.0, 1e-3, None) == torch.float32
     assert dtype(1e6, 1.0, None) == torch.float64
     assert dtype(1e6, 1.0, 100.0) == torch.float32  # the observations' own errors win
     assert dtype(1e6, None, 1.0) == torch.float64
     masked = Observations.from_arrays(np.zeros((1, 5)), 1.0, mask=np.zeros((1, 5))).batch()
-    assert ingredients(cadences=Cadences(masked)).dtype(1e6) == torch.float32
+    assert recipe(cadences=Cadences(masked)).dtype(1e6) == torch.float32
 
 
 def test_per_item_noise_reaches_encoder_training_and_reference():
     constant = columns() | {"x": np.ones((300, 1, 5))}  # noise-free data have no spread at all
-    parts = ingredients(noise=CallableNoise(lambda x, y: (x + np.random.normal(size=5), y)))  # noqa: NPY002
+    parts = recipe(noise=CallableNoise(lambda x, y: (x + np.random.normal(size=5), y)))  # noqa: NPY002
     model = fitting.fit(fitting.from_arrays(constant, parts), parts, progress=False)
     encoder = model.network.encoder
     assert 0.1 < encoder.width[0] < 1  # the medians of five unit normals spread by 0.5
@@ -613,7 +615,7 @@ def test_per_item_noise_reaches_encoder_training_and_reference():
 
 
 def test_reference_of_a_fit_flags_one_ordinary_object_in_a_hundred():
-    parts = ingredients(train=replace(SHORT, n_epochs=1, val_fraction=0.5))
+    parts = recipe(train=replace(SHORT, n_epochs=1, val_fraction=0.5))
     model = fitting.fit(fitting.from_arrays(columns(3000), parts), parts, progress=False)
     fresh = simulate(5000, seed=77)
     problem = make_problem()
@@ -629,7 +631,7 @@ def test_reference_of_a_fit_flags_one_ordinary_object_in_a_hundred():
 
 
 def test_streamed_simulations_refuse_per_item_noise(tmp_path):
-    parts = ingredients(noise=CallableNoise(jump), memory=20_000)
+    parts = recipe(noise=CallableNoise(jump), memory=20_000)
     with stored(tmp_path) as store:
         material = fitting.from_store(store, 640, parts)
         with pytest.raises(ValueError, match="Use CustomNoise"):
@@ -637,7 +639,7 @@ def test_streamed_simulations_refuse_per_item_noise(tmp_path):
 
 
 def test_fit_resumes_its_own_run_alone(tmp_path):
-    parts = ingredients()
+    parts = recipe()
     material = fitting.from_arrays(columns(), parts)
     whole = fitting.fit(material, parts, progress=False)
 
@@ -655,7 +657,7 @@ def test_fit_resumes_its_own_run_alone(tmp_path):
 
 
 def test_fingerprint_names_all_that_a_run_depends_on():
-    parts = ingredients()
+    parts = recipe()
     material = fitting.from_arrays(columns(), parts)
     other = Observations.from_arrays(np.zeros((2, 5)), 2 * SIGMA).batch()
     timed = Observations.from_arrays(np.zeros((2, 5)), SIGMA, t=np.arange(5)).batch()

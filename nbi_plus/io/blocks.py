@@ -14,7 +14,7 @@ _GAP_BYTES = 64 * 2**10  # to read so much in vain costs less than another call
 _BLOCKS_PER_POOL = 64
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """What an HDF5 dataset and an ndarray have in common."""
 
     shape: tuple[int, ...]
@@ -44,12 +44,12 @@ def row_numbers(rows: slice | Sequence[int] | NDArray, n: int) -> NDArray[np.int
     return rows.astype(np.int64)
 
 
-def gather(data: Rows, rows: NDArray[np.int64]) -> NDArray:
+def gather(data: RowSource, rows: NDArray[np.int64]) -> NDArray:
     """Return rows of a dataset in the order given, going through the file once.
 
     Parameters
     ----------
-    data : Rows, shape (n, ...)
+    data : RowSource, shape (n, ...)
         What is read.
     rows : ndarray of int64, shape (k,)
         Row numbers, in any order, also repeated.

@@ -25,7 +25,7 @@ class StoreError(ValueError):
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnLayout:
     """One row of a column.
 
     Attributes
@@ -58,17 +58,17 @@ class Layout:
     """
 
     manifest: dict[str, object]
-    columns: dict[str, Column]
+    columns: dict[str, ColumnLayout]
 
     @property
-    def written(self) -> dict[str, Column]:
+    def written(self) -> dict[str, ColumnLayout]:
         """What comes with each row: the user's columns, and its state."""
-        return {**self.columns, "state": Column((), "uint8")}
+        return {**self.columns, "state": ColumnLayout((), "uint8")}
 
     @property
-    def stored(self) -> dict[str, Column]:
+    def stored(self) -> dict[str, ColumnLayout]:
         """What is stored of each row: all that, and whether it is done."""
-        return {**self.written, "done": Column((), "uint8")}
+        return {**self.written, "done": ColumnLayout((), "uint8")}
 
     def names(self, names: Sequence[str] | None) -> tuple[str, ...]:
         """Return names of what is stored, or of all columns if None is given."""
@@ -133,7 +133,7 @@ def layout_of(meta: Mapping[str, object]) -> Layout:
     return make_layout(meta["manifest"], shapes, dtypes)
 
 
-def _column(name: str, shape: tuple[int, ...], dtype: str) -> Column:
+def _column(name: str, shape: tuple[int, ...], dtype: str) -> ColumnLayout:
     if not name.isidentifier() or name in _RESERVED:
         raise ValueError(
             f"columns must be named by identifiers other than {_RESERVED}, but one is {name!r}. "
@@ -141,7 +141,7 @@ def _column(name: str, shape: tuple[int, ...], dtype: str) -> Column:
         )
     if dtype not in _DTYPES:
         raise ValueError(f"{name} must have a dtype of {sorted(_DTYPES)}, but has {dtype!r}.")
-    return Column(tuple(positive(f"shape of {name}", size) for size in shape), dtype)
+    return ColumnLayout(tuple(positive(f"shape of {name}", size) for size in shape), dtype)
 
 
 def positive(name: str, value: int) -> int:

@@ -43,7 +43,7 @@ from nbi_plus.io.blocks import gather, row_numbers, rows_per_block, shuffled_poo
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.io.layout import (
     KIND,
-    Column,
+    ColumnLayout,
     Layout,
     StoreError,
     check_same,
@@ -385,7 +385,7 @@ def _fill(file: h5py.File, layout: Layout, capacity: int, source: h5py.File | No
     return file
 
 
-def _allocate(file: h5py.File, name: str, column: Column, capacity: int) -> None:
+def _allocate(file: h5py.File, name: str, column: ColumnLayout, capacity: int) -> None:
     """Make a dataset that takes its place in the file now and never moves; `done` is zero."""
     plan = h5p.create(h5p.DATASET_CREATE)
     plan.set_layout(h5d.CONTIGUOUS)

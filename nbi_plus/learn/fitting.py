@@ -27,12 +27,12 @@ from nbi_plus.learn.sources import (
     NoisyBank,
     Online,
     Resident,
-    Rows,
     Streamed,
+    TrainingRows,
     noisy_copy,
     to_device,
 )
-from nbi_plus.learn.training import History, Problem, TrainConfig, train
+from nbi_plus.learn.training import History, TrainConfig, TrainingTask, train
 from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -53,7 +53,7 @@ _ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG0
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class Recipe:
     """All that a fit is a function of, besides the simulations.
 
     Attributes
@@ -118,85 +118,85 @@ class Ingredients:
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingSet:
     """Simulations ready for training: the source, the held-out rows, and how many in all."""
 
     source: Resident | Streamed | Online
-    validation: Rows
-    sample: Rows
+    validation: TrainingRows
+    sample: TrainingRows
     n_sims: int
 
 
-def from_arrays(columns: Mapping[str, NDArray], parts: Ingredients) -> Material:
-    """Return material of columns in memory; every row is good."""
+def from_arrays(columns: Mapping[str, NDArray], recipe: Recipe) -> TrainingSet:
+    """Return the training set of columns in memory; every row is good."""
     rows = np.arange(len(columns["z"]))
-    training, held_out = split(rows, parts)
+    training, held_out = split(rows, recipe)
     everything = to_device(
-        dict(columns), parts.prior, parts.device, parts.dtype(_largest(columns["x"]))
+        dict(columns), recipe.prior, recipe.device, recipe.dtype(_largest(columns["x"]))
     )
-    chosen = everything.pick(torch.as_tensor(training, device=parts.device))
-    resident = Resident(chosen, parts.lengths(chosen.owner))
-    validation = everything.pick(torch.as_tensor(held_out, device=parts.device))
-    return Material(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
+    chosen = everything.pick(torch.as_tensor(training, device=recipe.device))
+    resident = Resident(chosen, recipe.lengths(chosen.owner))
+    validation = everything.pick(torch.as_tensor(held_out, device=recipe.device))
+    return TrainingSet(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
 
 
-def from_store(store: SimulationStore, n: int, parts: Ingredients) -> Material:
-    """Return material of the good rows among the first ``n``: on the device if they fit there."""
+def from_store(store: SimulationStore, n: int, recipe: Recipe) -> TrainingSet:
+    """Return that of the good rows among the first ``n``: on the device if they fit there."""
     rows = store.good_rows(n)
-    if store.nbytes <= parts.memory:
-        return from_arrays(store.read(rows, COLUMNS), parts)
+    if store.nbytes <= recipe.memory:
+        return from_arrays(store.read(rows, COLUMNS), recipe)
     _LOG.info("streaming %.1f GB of simulations from disk", store.nbytes / 1e9)
-    training, held_out = split(rows, parts)
+    training, held_out = split(rows, recipe)
     sample = store.read(training[:_N_ENCODER], COLUMNS)
-    dtype = parts.dtype(_largest(sample["x"]))
-    source = Streamed(store, training, parts.prior, parts.device, dtype, parts.memory)
-    validation = to_device(store.read(held_out, COLUMNS), parts.prior, parts.device, dtype)
-    return Material(
-        source, validation, to_device(sample, parts.prior, parts.device, dtype), len(rows)
+    dtype = recipe.dtype(_largest(sample["x"]))
+    source = Streamed(store, training, recipe.prior, recipe.device, dtype, recipe.memory)
+    validation = to_device(store.read(held_out, COLUMNS), recipe.prior, recipe.device, dtype)
+    return TrainingSet(
+        source, validation, to_device(sample, recipe.prior, recipe.device, dtype), len(rows)
     )
 
 
 def online(
-    campaign: Campaign, n: int, parts: Ingredients, max_failed: float | None = None
-) -> Material:
-    """Return material that simulates ``n`` fresh rows for each epoch, and some to validate with."""
+    campaign: Campaign, n: int, recipe: Recipe, max_failed: float | None = None
+) -> TrainingSet:
+    """Return one that simulates ``n`` fresh rows for each epoch, and some to validate with."""
     simulate = partial(campaign.simulate, max_failed=max_failed)
-    n_held_out = min(max(int(parts.train.val_fraction * n), 100), _MAX_VALIDATION)
+    n_held_out = min(max(int(recipe.train.val_fraction * n), 100), _MAX_VALIDATION)
     held_out = simulate(np.arange(n_held_out))
-    dtype = parts.dtype(_largest(held_out["x"]))
-    source = Online(simulate, n, n_held_out, parts.prior, parts.device, dtype)
-    validation = to_device(held_out, parts.prior, parts.device, dtype)
-    return Material(source, validation, validation, n_held_out + n * parts.train.n_epochs)
+    dtype = recipe.dtype(_largest(held_out["x"]))
+    source = Online(simulate, n, n_held_out, recipe.prior, recipe.device, dtype)
+    validation = to_device(held_out, recipe.prior, recipe.device, dtype)
+    return TrainingSet(source, validation, validation, n_held_out + n * recipe.train.n_epochs)
 
 
-def split(
-    rows: NDArray[np.int64], parts: Ingredients
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(rows: NDArray[np.int64], recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return training and held-out rows; which is which is keyed by the row number."""
-    u = keyed_uniform(parts.seed, "split", torch.as_tensor(rows), ())
+    u = keyed_uniform(recipe.seed, "split", torch.as_tensor(rows), ())
     order = rows[torch.argsort(u).numpy()]
-    n_held_out = min(max(int(round(parts.train.val_fraction * len(rows))), 1), _MAX_VALIDATION)
+    n_held_out = min(max(int(round(recipe.train.val_fraction * len(rows))), 1), _MAX_VALIDATION)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
 def fit(
-    material: Material,
-    parts: Ingredients,
+    training_set: TrainingSet,
+    recipe: Recipe,
     *,
     start: TrainedModel | None = None,
     folder: Path | None = None,
     callback: Callable[[History], None] | None = None,
     progress: bool | None = None,
 ) -> TrainedModel:
-    """Train a network on the material, or go on with the one of ``start``."""
-    problem = problem_of(material, parts)
-    network = untrained(parts, problem, material.sample) if start is None else start.network
-    checkpoint = None if folder is None else folder / f"training-{_fingerprint(parts, material)}.h5"
+    """Train a network on the training set, or go on with the one of ``start``."""
+    task = task_of(training_set, recipe)
+    network = untrained(recipe, task, training_set.sample) if start is None else start.network
+    checkpoint = None
+    if folder is not None:
+        checkpoint = folder / f"training-{_fingerprint(recipe, training_set)}.h5"
     history = train(
         network,
-        problem,
-        parts.train,
-        stage_key(parts.seed, "train") % 2**31,
+        task,
+        recipe.train,
+        stage_key(recipe.seed, "train") % 2**31,
         checkpoint=checkpoint,
         callback=callback,
         progress=progress,
@@ -205,19 +205,19 @@ def fit(
         checkpoint.unlink(missing_ok=True)  # a finished run is no state to resume
     return TrainedModel(
         network=network,
-        featurizer=parts.featurizer,
-        reference=_reference(network, problem, parts),
-        conditions=parts.conditions,
-        units=parts.units,
-        window=parts.window,
+        featurizer=recipe.featurizer,
+        reference=_reference(network, task, recipe),
+        conditions=recipe.conditions,
+        units=recipe.units,
+        window=recipe.window,
         history=(start.history if start is not None else []) + history,
-        n_sims=material.n_sims,
+        n_sims=training_set.n_sims,
     )
 
 
-def problem_of(material: Material, parts: Ingredients) -> Problem:
+def task_of(training_set: TrainingSet, recipe: Recipe) -> TrainingTask:
     """Return the training problem; a per-item noise is replaced by a bank of noisy copies."""
-    source, validation, noise = material.source, material.validation, parts.noise
+    source, validation, noise = training_set.source, training_set.validation, recipe.noise
     if isinstance(noise, CallableNoise):
         if not isinstance(source, Resident):
             raise ValueError(
@@ -229,50 +229,50 @@ def problem_of(material: Material, parts: Ingredients) -> Problem:
             "CustomNoise works on whole batches.",
             source.n_rows,
         )
-        source = NoisyBank(source, noise, parts.prior)
-        seed = stage_key(parts.seed, "validation") % 2**32
-        validation, noise = noisy_copy(validation, noise, parts.prior, seed), _ALREADY_NOISY
-    cadences = parts.cadences.to(parts.device, validation.model.dtype)
+        source = NoisyBank(source, noise, recipe.prior)
+        seed = stage_key(recipe.seed, "validation") % 2**32
+        validation, noise = noisy_copy(validation, noise, recipe.prior, seed), _ALREADY_NOISY
+    cadences = recipe.cadences.to(recipe.device, validation.model.dtype)
     if noise is _ALREADY_NOISY and cadences.perturbation is not None:
         unscaled = replace(cadences.perturbation, error_scale=1.0)  # the noise is there already
         cadences = replace(cadences, perturbation=unscaled)
-    return Problem(source, validation, noise, cadences)
+    return TrainingTask(source, validation, noise, cadences)
 
 
-def untrained(parts: Ingredients, problem: Problem, sample: Rows) -> PosteriorNetwork:
+def untrained(recipe: Recipe, task: TrainingTask, sample: TrainingRows) -> PosteriorNetwork:
     """Return an untrained network that knows the scales of the data."""
-    if isinstance(problem.source, NoisyBank):
-        seed = stage_key(parts.seed, "encoder") % 2**32
-        sample = noisy_copy(sample, problem.source.noise, parts.prior, seed)
-    batch = problem.observe(sample, generator(parts.seed, "encoder", parts.device))
+    if isinstance(task.source, NoisyBank):
+        seed = stage_key(recipe.seed, "encoder") % 2**32
+        sample = noisy_copy(sample, task.source.noise, recipe.prior, seed)
+    batch = task.observe(sample, generator(recipe.seed, "encoder", recipe.device))
 
     def make() -> PosteriorNetwork:
-        module = parts.featurizer.build(parts.custom)
+        module = recipe.featurizer.build(recipe.custom)
         return PosteriorNetwork(
-            EncoderConfig.of(parts.conditions), module, parts.prior.n_dim, parts.flow
+            EncoderConfig.of(recipe.conditions), module, recipe.prior.n_dim, recipe.flow
         )
 
-    network = without_global_rng(stage_key(parts.seed, "weights") % 2**63, make).to(parts.device)
+    network = without_global_rng(stage_key(recipe.seed, "weights") % 2**63, make).to(recipe.device)
     network.encoder.fit(batch)
     network.flow.whiten(sample.z[torch.isfinite(sample.z).all(-1)])
     return network
 
 
 @torch.no_grad()
-def _reference(network: PosteriorNetwork, problem: Problem, parts: Ingredients) -> FeatureReference:
+def _reference(network: PosteriorNetwork, task: TrainingTask, recipe: Recipe) -> FeatureReference:
     """Return the feature distance, of held-out simulations under several draws of noise."""
-    rows = problem.validation
+    rows = task.validation
     half = max(len(rows.z) // 2, 1)
     halves = rows.pick(slice(0, half)), rows.pick(slice(-half, None))
     n_copies = max(1, _N_REFERENCE // (2 * half))
     # a forward pass of a few rows costs as much as one of hundreds
     together = max(1, _ROWS_TOGETHER // half) * half
     several = torch.arange(half).repeat(n_copies).split(together)
-    shown = [problem.cadences.bank]
+    shown = [task.cadences.bank]
 
-    def features(part: Rows, name: str) -> Tensor:
-        rng = generator(parts.seed, f"reference {name}", parts.device)
-        copies = [problem.observe(part.pick(rows), rng) for rows in several]
+    def features(part: TrainingRows, name: str) -> Tensor:
+        rng = generator(recipe.seed, f"reference {name}", recipe.device)
+        copies = [task.observe(part.pick(rows), rng) for rows in several]
         shown.extend(copies)
         found = torch.cat([network.features(batch) for batch in copies])
         return found[torch.isfinite(found).all(-1)]
@@ -284,29 +284,29 @@ def _largest(x: NDArray) -> float:
     return float(np.abs(x).max(initial=0.0))
 
 
-def _fingerprint(parts: Ingredients, material: Material) -> str:
+def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
     """Return a name for a training run: only the very same run may resume it."""
     digest = hashlib.sha256()
     described = {
-        "prior": parts.prior.manifest(),
-        "noise": parts.noise.fingerprint(),
-        "featurizer": asdict(parts.featurizer),
-        "flow": asdict(parts.flow),
-        "train": asdict(parts.train),
-        "fixed": parts.cadences.fixed,
-        "perturbation": asdict(parts.cadences.perturbation or Perturbation(0.0, 0.0, 1.0, 0.0)),
-        "custom": repr(parts.custom),
-        "seed": parts.seed,
-        "n_sims": material.n_sims,
+        "prior": recipe.prior.manifest(),
+        "noise": recipe.noise.fingerprint(),
+        "featurizer": asdict(recipe.featurizer),
+        "flow": asdict(recipe.flow),
+        "train": asdict(recipe.train),
+        "fixed": recipe.cadences.fixed,
+        "perturbation": asdict(recipe.cadences.perturbation or Perturbation(0.0, 0.0, 1.0, 0.0)),
+        "custom": repr(recipe.custom),
+        "seed": recipe.seed,
+        "n_sims": training_set.n_sims,
     }
     digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
-    conditions, custom = parts.conditions, parts.custom
+    conditions, custom = recipe.conditions, recipe.custom
     tensors = {
         "x_err": conditions.x_err,
         "mask": conditions.mask,
-        "z": material.validation.z,
-        "model": material.validation.model,
-        "sample": material.sample.model,
+        "z": training_set.validation.z,
+        "model": training_set.validation.model,
+        "sample": training_set.sample.model,
         **conditions.arguments(),
         **({} if custom is None else custom.state_dict()),
     }

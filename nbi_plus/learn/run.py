@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.training import History
-from nbi_plus.problem.setup import Setup
+from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.campaign import Campaign
 
 _LOG = logging.getLogger("nbi_plus")
@@ -23,14 +23,14 @@ _N_COMPARED = 8  # simulations that are made at an object's own points, too
 _TOLERATED = 0.1  # rms error of interpolation, in units of the errors of the data
 
 
-def _compare(setup: Setup, columns: Mapping[str, NDArray]) -> None:
+def _compare(problem: Problem, columns: Mapping[str, NDArray]) -> None:
     """Warn where interpolating on the grid is worse than the errors of the data allow."""
-    owner = torch.as_tensor(columns["owner"]).long() % len(setup.conditions)
-    objects = setup.conditions.select(owner)
-    found = setup.grid.interpolate(torch.as_tensor(columns["x"]), objects)
-    theta = setup.prior.complete(columns["theta"])
+    owner = torch.as_tensor(columns["owner"]).long() % len(problem.conditions)
+    objects = problem.conditions.select(owner)
+    found = problem.grid.interpolate(torch.as_tensor(columns["x"]), objects)
+    theta = problem.prior.complete(columns["theta"])
     own = {k: v.numpy() for k, v in objects.arguments().items()}
-    exact = torch.as_tensor(setup.simulator.run(theta, own, objects.per_object()).x)
+    exact = torch.as_tensor(problem.simulator.run(theta, own, objects.per_object()).x)
     off = torch.where(objects.mask, found - exact, torch.nan)
     size = torch.where(objects.mask, exact, torch.nan).flatten(1)
     if objects.x_err is None:
@@ -85,32 +85,32 @@ class Run:
             raise ValueError(f"max_failed must lie in [0, 1], but is {self.max_failed!r}.")
 
     def __call__(
-        self, setup: Setup, parts: fitting.Ingredients, start: TrainedModel | None = None
+        self, problem: Problem, recipe: fitting.Recipe, start: TrainedModel | None = None
     ) -> TrainedModel:
         """Return the trained model, or a copy of ``start`` trained on."""
         if start is not None:
             start = replace(start, network=copy.deepcopy(start.network))
-        if setup.columns is not None:
-            return self._train(fitting.from_arrays(setup.columns, parts), parts, start)
-        perturbation = parts.cadences.perturbation
+        if problem.columns is not None:
+            return self._train(fitting.from_arrays(problem.columns, recipe), recipe, start)
+        perturbation = recipe.cadences.perturbation
         shift = 0.0 if perturbation is None else perturbation.shift
-        campaign = self.campaign(setup, parts.seed, shift if setup.fixed else 0.0)
+        campaign = self.campaign(problem, recipe.seed, shift if problem.fixed else 0.0)
         if self.online:
-            material = fitting.online(campaign, self.n_sims, parts, self.max_failed)
-            return self._train(material, parts, start)
+            training_set = fitting.online(campaign, self.n_sims, recipe, self.max_failed)
+            return self._train(training_set, recipe, start)
         with campaign.open(self.folder, self.n_sims) as store:
             campaign.fill(store, self.n_sims, self.max_failed)
-            if setup.grid is not None:
+            if problem.grid is not None:
                 rows = store.good_rows(self.n_sims)[:_N_COMPARED]
-                _compare(setup, store.read(rows, ["theta", "x", "owner"]))
-            return self._train(fitting.from_store(store, self.n_sims, parts), parts, start)
+                _compare(problem, store.read(rows, ["theta", "x", "owner"]))
+            return self._train(fitting.from_store(store, self.n_sims, recipe), recipe, start)
 
-    def campaign(self, setup: Setup, seed: int, shift: float = 0.0) -> Campaign:
+    def campaign(self, problem: Problem, seed: int, shift: float = 0.0) -> Campaign:
         """Return the simulations of the prior that this run makes or finds."""
         return Campaign(
-            prior=setup.prior,
-            simulator=setup.simulator,
-            conditions=setup.simulated_at,
+            prior=problem.prior,
+            simulator=problem.simulator,
+            conditions=problem.simulated_at,
             seed=seed,
             shift=shift,
             n_jobs=self.n_jobs,
@@ -119,12 +119,12 @@ class Run:
         )
 
     def _train(
-        self, material: fitting.Material, parts: fitting.Ingredients, start: TrainedModel | None
+        self, training_set: fitting.TrainingSet, recipe: fitting.Recipe, start: TrainedModel | None
     ) -> TrainedModel:
         folder = self.folder if start is None else None  # a continued run has another beginning
         return fitting.fit(
-            material,
-            parts,
+            training_set,
+            recipe,
             start=start,
             folder=folder,
             callback=self.callback,

@@ -19,7 +19,7 @@ COLUMNS = ("z", "theta", "x", "owner", "shift")
 _BATCHES_SORTED = 16  # enough to save a third of the padding, few enough to mix
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """Training simulations on the device: z (n, D), theta (n, P), model (n, C, L), owner (n,).
 
     ``owner`` is the object that a simulation was made for, ``shift`` (n,) what was added to its
@@ -32,9 +32,9 @@ class Rows(NamedTuple):
     owner: Tensor
     shift: Tensor | None = None
 
-    def pick(self, index: Tensor | slice) -> Rows:
+    def pick(self, index: Tensor | slice) -> TrainingRows:
         """Return some of the rows."""
-        return Rows(*(None if column is None else column[index] for column in self))
+        return TrainingRows(*(None if column is None else column[index] for column in self))
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Resident:
     With ``lengths`` (n,) given, those of one batch are of similar length, and little is padded.
     """
 
-    rows: Rows
+    rows: TrainingRows
     lengths: Tensor | None = None
 
     @property
@@ -52,7 +52,7 @@ class Resident:
         """Number of simulations."""
         return len(self.rows.z)
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[TrainingRows]:  # noqa: ARG002
         """Yield whole batches in random order; a few rows left over wait for another epoch."""
         order = torch.randperm(self.n_rows, generator=rng, device=self.rows.z.device)
         order = order[: self.n_rows // batch_size * batch_size]
@@ -86,15 +86,19 @@ class Streamed:
         """Number of simulations."""
         return len(self.rows)
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:  # noqa: ARG002
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[TrainingRows]:  # noqa: ARG002
         """Yield whole batches of shuffled chunks; what is left of one goes before the next."""
         chunks = self.store.stream(
             self.rows, COLUMNS, buffer_bytes=self.buffer_bytes, seed=rng.initial_seed()
         )
-        rest: Rows | None = None
+        rest: TrainingRows | None = None
         for chunk in chunks:
             rows = to_device(chunk, self.prior, self.device, self.dtype)
-            rows = rows if rest is None else Rows(*map(torch.cat, zip(rest, rows, strict=True)))
+            rows = (
+                rows
+                if rest is None
+                else TrainingRows(*map(torch.cat, zip(rest, rows, strict=True)))
+            )
             whole = len(rows.z) // batch_size * batch_size
             for start in range(0, whole, batch_size):
                 yield rows.pick(slice(start, start + batch_size))
@@ -115,7 +119,7 @@ class Online:
     device: torch.device
     dtype: torch.dtype
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[TrainingRows]:
         """Yield whole batches of this epoch's own simulations."""
         rows = self.first_row + epoch * self.n_rows + np.arange(self.n_rows)
         resident = Resident(to_device(self.simulate(rows), self.prior, self.device, self.dtype))
@@ -135,14 +139,14 @@ class NoisyBank:
         """Number of simulations."""
         return self.clean.n_rows
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[TrainingRows]:
         """Yield whole batches of noisy copies."""
         seed = rng.initial_seed() % 2**32
         noisy = noisy_copy(self.clean.rows, self.noise, self.prior, seed)
         yield from Resident(noisy).batches(epoch, batch_size, rng)
 
 
-def noisy_copy(clean: Rows, noise: CallableNoise, prior: Prior, seed: int) -> Rows:
+def noisy_copy(clean: TrainingRows, noise: CallableNoise, prior: Prior, seed: int) -> TrainingRows:
     """Return rows whose model is noisy data; the function may change theta too."""
     theta = prior.from_latent(clean.z).cpu().numpy()
     x, changed = noise.pairs(clean.model.cpu().to(torch.float64).numpy(), theta, seed)
@@ -150,15 +154,15 @@ def noisy_copy(clean: Rows, noise: CallableNoise, prior: Prior, seed: int) -> Ro
     if not np.array_equal(changed, theta):
         z = torch.as_tensor(prior.to_latent(changed), device=z.device)
     full = prior.complete(prior.from_latent(z))
-    return Rows(z, full, torch.as_tensor(x).to(clean.model), clean.owner, clean.shift)
+    return TrainingRows(z, full, torch.as_tensor(x).to(clean.model), clean.owner, clean.shift)
 
 
 def to_device(
     columns: dict[str, NDArray], prior: Prior, device: torch.device, dtype: torch.dtype
-) -> Rows:
+) -> TrainingRows:
     """Return stored columns as tensors; the model in the dtype that the data need."""
     theta = prior.complete(torch.as_tensor(columns["theta"], device=device))
-    return Rows(
+    return TrainingRows(
         torch.as_tensor(columns["z"], device=device),
         theta,
         torch.as_tensor(columns["x"], device=device).to(dtype),

@@ -23,7 +23,7 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
-from nbi_plus.learn.sources import Rows
+from nbi_plus.learn.sources import TrainingRows
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.random import (
     generator,
@@ -102,19 +102,19 @@ class Source(Protocol):
     def n_rows(self) -> int:
         """Number of simulations of one epoch."""
 
-    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[Rows]:
+    def batches(self, epoch: int, batch_size: int, rng: torch.Generator) -> Iterator[TrainingRows]:
         """Yield batches of one epoch, on the device."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class TrainingTask:
     """What is trained on: simulations, and the noise and conditions that make data of them.
 
     Attributes
     ----------
     source : Source
         Training simulations.
-    validation : Rows
+    validation : TrainingRows
         Simulations that are never trained on.
     noise : Noise
         Bound noise model.
@@ -125,12 +125,12 @@ class Problem:
     """
 
     source: Source
-    validation: Rows
+    validation: TrainingRows
     noise: Noise
     cadences: Cadences
     loss: Loss = nll
 
-    def observe(self, rows: Rows, rng: torch.Generator) -> Batch:
+    def observe(self, rows: TrainingRows, rng: torch.Generator) -> Batch:
         """Return noisy data of simulations."""
         seen, model = self.cadences.imitate(rows.owner, rows.shift, rows.model, rng)
         return self.noise.observe(model, seen, rows.theta, rng)
@@ -138,7 +138,7 @@ class Problem:
 
 def train(
     network: PosteriorNetwork,
-    problem: Problem,
+    task: TrainingTask,
     config: TrainConfig,
     seed: int,
     *,
@@ -152,7 +152,7 @@ def train(
     ----------
     network : PosteriorNetwork
         On the device of the problem.
-    problem : Problem
+    problem : TrainingTask
     config : TrainConfig
     seed : int
         Of batches and noise.
@@ -173,8 +173,8 @@ def train(
         run = _start(network, config)
         if checkpoint is not None and checkpoint.exists():
             restore(run, checkpoint)
-        held_out = _validation_data(problem, seed)
-        loss_of = _loss(network, problem.loss, config)
+        held_out = _validation_data(task, seed)
+        loss_of = _loss(network, task.loss, config)
         bar = tqdm(
             total=config.n_epochs,
             initial=len(run.history),
@@ -188,7 +188,7 @@ def train(
                     break
                 with preserved_random_state():  # dropout draws from the global generators
                     reseed_global_generators(stage_key(seed, f"epoch {epoch}"))
-                    _epoch(run, problem, loss_of, held_out, config, seed, epoch)
+                    _epoch(run, task, loss_of, held_out, config, seed, epoch)
                 bar.update()
                 bar.set_postfix(
                     train=f"{run.history[-1]['train_nll']:.3f}",
@@ -223,13 +223,13 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
 
 
 @torch.no_grad()
-def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
+def _validation_data(task: TrainingTask, seed: int) -> tuple[Tensor, Batch]:
     """Return held-out z and noisy data: noise unlike any in training, the same at every epoch.
 
     Data that are not finite are left out: one of them would make every validation loss NaN.
     """
-    rows = problem.validation
-    batch = problem.observe(rows, generator(seed, "validation", rows.z.device))
+    rows = task.validation
+    batch = task.observe(rows, generator(seed, "validation", rows.z.device))
     good = _finite(rows.z, batch)
     if not good.any():
         raise TrainingError(
@@ -244,7 +244,7 @@ def _validation_data(problem: Problem, seed: int) -> tuple[Tensor, Batch]:
 
 def _epoch(
     run: TrainingState,
-    problem: Problem,
+    task: TrainingTask,
     loss_of: Callable[[Tensor, Batch], tuple[Tensor, Tensor]],
     held_out: tuple[Tensor, Batch],
     config: TrainConfig,
@@ -255,15 +255,15 @@ def _epoch(
     began = time.perf_counter()
     device = held_out[0].device
     rng = generator(seed, f"epoch {epoch}", device)
-    size = min(config.batch_size, problem.source.n_rows)
-    n_batches = max(1, problem.source.n_rows // size)
+    size = min(config.batch_size, task.source.n_rows)
+    n_batches = max(1, task.source.n_rows // size)
     total, n_good, n_bad = torch.zeros((3,), device=device)
     n_steps = 0
-    for rows in problem.source.batches(epoch, size, rng):
+    for rows in task.source.batches(epoch, size, rng):
         rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        loss, n_out = loss_of(rows.z, problem.observe(rows, rng))
+        loss, n_out = loss_of(rows.z, task.observe(rows, rng))
         good = _step(run, loss, config)
         total, n_good = total + torch.where(good, loss.detach(), 0.0), n_good + good
         n_bad = n_bad + torch.where(good, n_out, len(rows.z))
@@ -279,7 +279,7 @@ def _epoch(
         mean.copy_(now)  # running statistics of a normalisation layer are averages already
     entry = {
         "train_nll": float(total / n_good),
-        "val_nll": evaluate(run.average, *held_out, problem.loss),
+        "val_nll": evaluate(run.average, *held_out, task.loss),
         "lr": rate,
         "seconds": time.perf_counter() - began,
         "n_bad": int(n_bad),

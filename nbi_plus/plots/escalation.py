@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from nbi_plus.infer.posterior.posterior import Posterior
-from nbi_plus.infer.posterior.status import Rung, Status
+from nbi_plus.infer.posterior.status import RungReport, Status
 from nbi_plus.infer.samplers.diagnostics import chain_ess
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.style import COLORS, GUIDE, INK, PALE, house_style
@@ -315,9 +315,9 @@ def _of_draws(draws: ArrayLike, like: Posterior) -> Posterior:
     )  # fmt: skip
 
 
-def _by_rung(rungs: Sequence[Sequence[Rung]]) -> dict[str, list[list[Rung]]]:
+def _by_rung(rungs: Sequence[Sequence[RungReport]]) -> dict[str, list[list[RungReport]]]:
     """Return for each rung, in order, the lines of every object that tried it."""
-    found: dict[str, list[list[Rung]]] = {}
+    found: dict[str, list[list[RungReport]]] = {}
     for lines in rungs:
         for name in dict.fromkeys(line.name for line in lines):
             found.setdefault(name, []).append([line for line in lines if line.name == name])
@@ -325,7 +325,7 @@ def _by_rung(rungs: Sequence[Sequence[Rung]]) -> dict[str, list[list[Rung]]]:
     return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(place))))
 
 
-def _counts(axes: Axes, tried: Mapping[str, list[list[Rung]]]) -> None:
+def _counts(axes: Axes, tried: Mapping[str, list[list[RungReport]]]) -> None:
     """Draw how many objects tried each rung, and how many of them passed."""
     most = max(len(own) for own in tried.values())
     for row, own in enumerate(tried.values()):
@@ -337,7 +337,7 @@ def _counts(axes: Axes, tried: Mapping[str, list[list[Rung]]]) -> None:
     axes.set(xlim=(0, 2.1 * most), xticks=[0, most])
 
 
-def _efficiencies(axes: Axes, row: int, lines: list[Rung], rng: np.random.Generator) -> None:
+def _efficiencies(axes: Axes, row: int, lines: list[RungReport], rng: np.random.Generator) -> None:
     """Draw the efficiency of each line as a point, and their distribution as a box."""
     known = [line for line in lines if np.isfinite(line.efficiency) and line.n_draws]
     # a logarithmic axis has no place for 0; one effective draw is the least there is

@@ -286,7 +286,7 @@ def asked_for(simulator: Simulator | Callable | None, conditions: Batch) -> set[
 
 
 def check_inputs(
-    inputs: Mapping[str, ArrayLike], simulator: Simulator | Callable | None, door: str
+    inputs: Mapping[str, ArrayLike], simulator: Simulator | Callable | None, caller: str
 ) -> None:
     """Refuse a keyword that no simulator asks for: it is most likely a misspelt option."""
     if simulator is None:
@@ -301,7 +301,7 @@ def check_inputs(
     unknown = [k for k in inputs if k not in names and k not in COMMON]
     if unknown and not takes_any:
         raise TypeError(
-            f"{door} got unexpected keywords {unknown}: they are no option of {door}, and the "
+            f"{caller} got unexpected keywords {unknown}: they are no option of {caller}, and the "
             f"simulator takes {names} besides its parameters."
         )
 

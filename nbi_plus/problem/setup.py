@@ -42,7 +42,7 @@ _BANK_NUMBERS = 2**22  # padded data of the objects that simulations imitate
 
 
 @dataclass(frozen=True)
-class Given:
+class FitInputs:
     """Data as they came through a public door; see `Engine.fit` for their meaning."""
 
     observations: Observations | None = None
@@ -161,7 +161,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Setup:
+class Problem:
     """One consistent problem.
 
     Attributes
@@ -205,8 +205,8 @@ class Setup:
 
 
 def set_up(
-    prior: Prior, simulator: Simulator | Callable | None, noise: Noise, given: Given
-) -> Setup:
+    prior: Prior, simulator: Simulator | Callable | None, noise: Noise, given: FitInputs
+) -> Problem:
     """Match prior, simulator, noise and data, or say what does not fit."""
     if given.theta is None and given.x is None and simulator is None:
         raise ValueError(
@@ -239,7 +239,7 @@ def set_up(
             "weights would be silently wrong. Move its noise into noise=, or give a "
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
-    return Setup(prior, bound, bound_noise, start, columns, grid, seen.units, window_of(seen))
+    return Problem(prior, bound, bound_noise, start, columns, grid, seen.units, window_of(seen))
 
 
 def _check_new(inputs: Mapping[str, ArrayLike], observations: Observations) -> None:
@@ -266,19 +266,19 @@ def _is_each(name: str, value: NDArray, observations: Observations) -> bool:
     return each
 
 
-def check_noise_of(setup: Setup, device: torch.device) -> None:
+def check_noise_of(problem: Problem, device: torch.device) -> None:
     """Raise where the noise fails its checks, tried on a few rows on the device of the training."""
-    made = setup.columns
+    made = problem.columns
     if made is None:
-        rows = simulated_rows(setup.simulator, setup.prior, setup.conditions)
+        rows = simulated_rows(problem.simulator, problem.prior, problem.conditions)
     else:
         some = slice(0, _N_TRIED)
         z, theta, x = (torch.as_tensor(made[k][some]) for k in ("z", "theta", "x"))
-        owner = torch.arange(len(z)) % len(setup.conditions)
-        obs = setup.conditions.select(owner)
-        model = x if setup.grid is None else setup.grid.interpolate(x.to(torch.float64), obs)
-        rows = rows_of(z, setup.prior.complete(theta), model, obs)
-    require(checks_of(setup.noise, setup.prior, rows.to(device)))
+        owner = torch.arange(len(z)) % len(problem.conditions)
+        obs = problem.conditions.select(owner)
+        model = x if problem.grid is None else problem.grid.interpolate(x.to(torch.float64), obs)
+        rows = rows_of(z, problem.prior.complete(theta), model, obs)
+    require(checks_of(problem.noise, problem.prior, rows.to(device)))
 
 
 def _check_points(seen: Observations, bound: BoundSimulator | None, made_elsewhere: bool) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from nbi_plus.batched import join
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.escalation import Part, Party, escalate, in_order, merged, settled
+from nbi_plus.infer.ladder.escalation import Group, Part, escalate, in_order, merged, settled
 from nbi_plus.infer.ladder.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
-from nbi_plus.infer.ladder.open_objects import Course
+from nbi_plus.infer.ladder.open_objects import RungContext
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
-from nbi_plus.infer.posterior.accounts import Meter, Trail
+from nbi_plus.infer.posterior.accounts import Meter, ReportLog
 from nbi_plus.infer.posterior.certificate import unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posteriors import Posteriors
@@ -38,7 +38,7 @@ _ESCALATED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass(frozen=True)
-class Answerer:
+class Amortized:
     """A trained model, the problem it was trained for, and how to compute.
 
     Attributes
@@ -112,21 +112,21 @@ class Answerer:
     ) -> Iterator[Part]:  # fmt: skip
         """Yield answers; those objects that escalate wait until enough are there to go together."""
         at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
-        waiting: list[tuple[Party, Outcome]] = []
+        waiting: list[tuple[Group, Outcome]] = []
         for rows, modes in self._with_modes(pieces):
             objects, batch, features = self._see(observations[rows])
             meter = Meter.of(self._target(batch))
-            course = Course(meter, Trail.of(meter, ladder.gate), ladder.gate, ladder.budget,
-                            request.seed)  # fmt: skip
-            party = Party(objects, rows, features, course)
-            for outcome in reweight(proposal, features, objects.keys, course, ladder, modes):
+            report = ReportLog.of(meter, ladder.gate)
+            context = RungContext(meter, report, ladder.gate, ladder.budget, request.seed)
+            group = Group(objects, rows, features, context)
+            for outcome in reweight(proposal, features, objects.keys, context, ladder, modes):
                 # no rung can make up for data that cannot be used
                 usable = torch.as_tensor(objects.usable, device=self.device)
                 goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]
                 if not goes_on.all():
-                    yield settled(outcome.select((~goes_on).nonzero()[:, 0]), party, request)
+                    yield settled(outcome.select((~goes_on).nonzero()[:, 0]), group, request)
                 if goes_on.any():
-                    waiting.append((party, outcome.select(goes_on.nonzero()[:, 0])))
+                    waiting.append((group, outcome.select(goes_on.nonzero()[:, 0])))
             if sum(len(o.grade) for _, o in waiting) >= at_once:
                 yield from self._escalated(observations, waiting, proposal, ladder, request)
                 waiting = []
@@ -149,10 +149,10 @@ class Answerer:
                 yield rows[~has], None
 
     def _escalated(
-        self, observations: Observations, waiting: list[tuple[Party, Outcome]],
+        self, observations: Observations, waiting: list[tuple[Group, Outcome]],
         proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
     ) -> Iterator[Part]:  # fmt: skip
-        """Yield answers for objects that waited, as one party; those of one rung as one batch."""
+        """Yield answers for objects that waited, as one group; those of one rung as one batch."""
         waiting = sorted(waiting, key=lambda own: own[1].rung)
         indices = [outcome.pool.index for _, outcome in waiting]
         rows = np.concatenate([p.positions[i.cpu().numpy()]
@@ -160,7 +160,7 @@ class Answerer:
         features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
         objects, batch, _ = self._see(observations[rows], features)
         modes = None if self.modes is None else self.modes[rows]
-        party = Party(objects, rows, features, merged(waiting, self._target(batch)), modes)
+        group = Group(objects, rows, features, merged(waiting, self._target(batch)), modes)
         outcomes, first = [], 0
         for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
             outcome = join(list(same))
@@ -168,7 +168,7 @@ class Answerer:
             index = torch.arange(first, first + n, device=features.device)
             outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
             first += n
-        yield from escalate(party, outcomes, proposal, ladder, request)
+        yield from escalate(group, outcomes, proposal, ladder, request)
 
     def _target(self, batch: Batch) -> Target:
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)

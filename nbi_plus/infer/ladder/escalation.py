@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.batched import join
-from nbi_plus.infer.ladder.ladder import HINTS, Ladder, NetworkProposal, climb, climbers_of
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.ladder import HINTS, Ladder, NetworkProposal, climb, open_objects_of
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.posterior import verdict
-from nbi_plus.infer.posterior.accounts import Cost, Meter, Trail
+from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.predictive import checked
-from nbi_plus.infer.posterior.status import Rung
+from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
-class Party:
+class Group:
     """Objects that are answered together.
 
     Attributes
@@ -33,7 +33,7 @@ class Party:
     positions : ndarray of int, shape (N,)
         Where they stand among all that were asked for.
     features : Tensor, shape (N, F)
-    course : Course
+    context : RungContext
     modes : Tensor or None, shape (N, M, D)
         Latent places that are worth a look.
     """
@@ -41,7 +41,7 @@ class Party:
     objects: verdict.Objects
     positions: NDArray[np.int64]
     features: Tensor
-    course: Course
+    context: RungContext
     modes: Tensor | None = None
 
 
@@ -51,17 +51,17 @@ class Unfinished:
 
     Attributes
     ----------
-    party : Party
-    climbers : Climbers
-        Of all those of the party that came the same way.
+    group : Group
+    objects : OpenObjects
+        Of all those of the group that came the same way.
     row : int
         Which of them it is.
     request : verdict.Request
         How its answer was wanted.
     """
 
-    party: Party
-    climbers: Climbers
+    group: Group
+    objects: OpenObjects
     row: int
     request: verdict.Request
 
@@ -80,26 +80,26 @@ def in_order(parts: Sequence[Part]) -> Posteriors:
     return Posteriors.concatenate([part.posteriors for part in parts])[order]
 
 
-def settled(outcome: Outcome, party: Party, request: verdict.Request) -> Part:
+def settled(outcome: Outcome, group: Group, request: verdict.Request) -> Part:
     """Return the answers for objects that go no further."""
-    course, index = party.course, outcome.pool.index
-    keys = party.objects.keys[index]
-    outcome = checked(course.meter.target, outcome, keys, request.seed)
-    posteriors = verdict.corrected([outcome], party.objects, request, course.trail)
-    return Part(posteriors, party.positions[index.cpu().numpy()])
+    context, index = group.context, outcome.pool.index
+    keys = group.objects.keys[index]
+    outcome = checked(context.meter.target, outcome, keys, request.seed)
+    posteriors = verdict.corrected([outcome], group.objects, request, context.report)
+    return Part(posteriors, group.positions[index.cpu().numpy()])
 
 
 def escalate(
-    party: Party, outcomes: Sequence[Outcome], proposal: NetworkProposal, ladder: Ladder,
+    group: Group, outcomes: Sequence[Outcome], proposal: NetworkProposal, ladder: Ladder,
     request: verdict.Request,
 ) -> Iterator[Part]:  # fmt: skip
-    """Yield the answers for a party after the whole ladder.
+    """Yield the answers for a group after the whole ladder.
 
     Parameters
     ----------
-    party : Party
+    group : Group
     outcomes : sequence of Outcome
-        Of the network's draws; together they hold every object of the party once.
+        Of the network's draws; together they hold every object of the group once.
     proposal : FlowProposal or TranslatedFlow
     ladder : Ladder
     request : verdict.Request
@@ -107,10 +107,10 @@ def escalate(
     groups = []
     for outcome in outcomes:
         index = outcome.pool.index
-        keys = party.objects.keys[index]
-        modes = party.modes[index] if outcome.rung == HINTS else None
-        groups.append(climbers_of(outcome, proposal, party.features[index], keys, modes))
-    yield from _answers(climb(groups, party.course, ladder), party, request)
+        keys = group.objects.keys[index]
+        modes = group.modes[index] if outcome.rung == HINTS else None
+        groups.append(open_objects_of(outcome, proposal, group.features[index], keys, modes))
+    yield from _answers(climb(groups, group.context, ladder), group, request)
 
 
 def try_again(waiting: Sequence[Unfinished], ladder: Ladder) -> Iterator[Part]:
@@ -121,45 +121,47 @@ def try_again(waiting: Sequence[Unfinished], ladder: Ladder) -> Iterator[Part]:
     """
     together: dict[int, list[int]] = {}
     for i, own in enumerate(waiting):
-        together.setdefault(id(own.climbers), []).append(i)
+        together.setdefault(id(own.objects), []).append(i)
     for numbers in together.values():
         first = waiting[numbers[0]]
-        rows = torch.tensor([waiting[i].row for i in numbers], device=first.climbers.index.device)
-        again = first.climbers.select(rows)
-        old = first.party.course
+        rows = torch.tensor([waiting[i].row for i in numbers], device=first.objects.index.device)
+        again = first.objects.select(rows)
+        old = first.group.context
         meter = Meter.of(old.meter.target, old.meter.read(slice(None)), is_free=True)
-        trail = Trail.of(meter, ladder.gate, old.trail.lines)
-        course = replace(old, meter=meter, trail=trail, gate=ladder.gate, budget=ladder.budget)
-        positions = np.full(len(first.party.positions), -1)
+        report = ReportLog.of(meter, ladder.gate, old.report.lines)
+        context = replace(old, meter=meter, report=report, gate=ladder.gate, budget=ladder.budget)
+        positions = np.full(len(first.group.positions), -1)
         positions[again.index.cpu().numpy()] = numbers
-        party = replace(first.party, course=course, positions=positions)
+        group = replace(first.group, context=context, positions=positions)
         again = replace(again, attempt=again.attempt + 1)
         request = replace(first.request, gate=ladder.gate)
-        yield from _answers(climb([again], course, ladder), party, request)
+        yield from _answers(climb([again], context, ladder), group, request)
 
 
-def merged(parties: Sequence[tuple[Party, Outcome]], target: Target) -> Course:
-    """Return the course of objects from several parties, with what they cost and tried so far."""
-    courses = [(party.course, outcome.pool.index) for party, outcome in parties]
+def merged(groups: Sequence[tuple[Group, Outcome]], target: Target) -> RungContext:
+    """Return the context of objects from several groups, with what they cost and tried so far."""
+    courses = [(group.context, outcome.pool.index) for group, outcome in groups]
     first = courses[0][0]
-    cost: Cost = join([course.meter.read(index) for course, index in courses])
-    lines: list[list[Rung]] = [
-        course.trail.lines[i] for course, index in courses for i in index.tolist()
+    cost: Cost = join([context.meter.read(index) for context, index in courses])
+    lines: list[list[RungReport]] = [
+        context.report.lines[i] for context, index in courses for i in index.tolist()
     ]
     meter = Meter.of(target, cost)
-    return replace(first, meter=meter, trail=Trail.of(meter, first.gate, lines))
+    return replace(first, meter=meter, report=ReportLog.of(meter, first.gate, lines))
 
 
-def _answers(groups: Iterable[Climbers], party: Party, request: verdict.Request) -> Iterator[Part]:
-    for group in groups:
+def _answers(
+    climbing: Iterable[OpenObjects], group: Group, request: verdict.Request
+) -> Iterator[Part]:
+    for objects in climbing:
         # the others' draws are let go
-        left = group.where(group.can_improve) if group.can_improve.any() else None
+        left = objects.where(objects.can_improve) if objects.can_improve.any() else None
         rows = {} if left is None else {i: row for row, i in enumerate(left.index.tolist())}
-        for outcome in group.answers():
-            part = settled(outcome, party, request)
+        for outcome in objects.answers():
+            part = settled(outcome, group, request)
             if request.keep is None:
                 places = (rows.get(i) for i in outcome.pool.index.tolist())
-                own = (None if row is None else Unfinished(party, left, row, request)
+                own = (None if row is None else Unfinished(group, left, row, request)
                        for row in places)  # fmt: skip
                 part = Part(replace(part.posteriors, unfinished=tuple(own)), part.positions)
             yield part

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung, run_ensemble
 from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineConfig, refine
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung, refine
 from nbi_plus.infer.ladder.starts import finite_draws
 from nbi_plus.infer.ladder.translated import TranslatedFlow
 from nbi_plus.infer.posterior.accounts import Budget, Meter
@@ -58,7 +58,7 @@ class Ladder:
         that passed on to the chains, too, as a check.
     budget : Budget
         What one object may cost at most.
-    refine : RefineConfig
+    refine : RefineRung
         The rung that adapts a mixture to each object.
     hmc : HmcRung
         Chains, where simulator, prior and noise have gradients in torch.
@@ -76,7 +76,7 @@ class Ladder:
     top_up_seconds: float = 1e-4
     escalate: str = "auto"
     budget: Budget = field(default_factory=Budget)
-    refine: RefineConfig = field(default_factory=RefineConfig)
+    refine: RefineRung = field(default_factory=RefineRung)
     hmc: HmcRung = field(default_factory=HmcRung)
     flow: FlowRung = field(default_factory=FlowRung)
     ensemble: EnsembleRung = field(default_factory=EnsembleRung)
@@ -92,7 +92,7 @@ class Ladder:
 
 @torch.no_grad()
 def reweight(
-    proposal: NetworkProposal, features: Tensor, keys: Tensor, course: Course, ladder: Ladder,
+    proposal: NetworkProposal, features: Tensor, keys: Tensor, context: RungContext, ladder: Ladder,
     modes: Tensor | None = None,
 ) -> Iterator[Outcome]:  # fmt: skip
     """Yield outcomes that together hold every object once, weighted with the network's draws.
@@ -106,26 +106,26 @@ def reweight(
     features : Tensor, shape (B, F)
     keys : Tensor of int64, shape (B,)
         What the randomness of each object is keyed by.
-    course : Course
+    context : RungContext
     ladder : Ladder
     modes : Tensor, shape (B, M, D), optional
         Latent places that are worth a look.
     """
 
     def draw(index: Tensor, n: int, stage: str) -> Pool:
-        made = proposal.draw(features[index], keys[index], n, course.seed, stage)
-        found = course.meter.evaluate(made.z, index)
+        made = proposal.draw(features[index], keys[index], n, context.seed, stage)
+        found = context.meter.evaluate(made.z, index)
         return Pool(index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed)
 
     index = torch.arange(len(features), device=features.device)
-    with course.meter.timed(index):
+    with context.meter.timed(index):
         pool = draw(index, ladder.n_draws, "predict")
         if modes is not None:
-            pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, course)
+            pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, context)
         rung, family = ("reweight", "network") if modes is None else (HINTS, "mixture")
-        first = _graded(rung, family, pool, course, proposal)
-    course.trail.note(first, otherwise=_BEYOND)
-    cheap = course.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
+        first = _graded(rung, family, pool, context, proposal)
+    context.report.note(first, otherwise=_BEYOND)
+    cheap = context.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and modes is None)
     if not near.all():
@@ -133,17 +133,17 @@ def reweight(
     at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
     for rows in near.nonzero()[:, 0].split(at_once):
         if len(rows):
-            with course.meter.timed(rows):
+            with context.meter.timed(rows):
                 joined = Pool.join(first.pool.select(rows), draw(rows, more, "top up"))
-                outcome = _graded("top up", "network", joined, course, proposal)
-            course.trail.note(outcome, otherwise=_BEYOND)
+                outcome = _graded("top up", "network", joined, context, proposal)
+            context.report.note(outcome, otherwise=_BEYOND)
             yield outcome
 
 
-def climbers_of(
+def open_objects_of(
     outcome: Outcome, proposal: NetworkProposal, features: Tensor, keys: Tensor,
     modes: Tensor | None = None,
-) -> Climbers:  # fmt: skip
+) -> OpenObjects:  # fmt: skip
     """Return the objects of an outcome with the network as their first proposal.
 
     Parameters
@@ -165,16 +165,16 @@ def climbers_of(
         pair = Pair.start(network, pool.z[:, own], take(found, own))
         pair = pair.extend((look, look), pool.z[:, more], take(found, more))
     # nothing was fitted to these draws: they may count for the evidence
-    return Climbers(pool.index, keys, replace(pair, n_shared=0), (outcome,))
+    return OpenObjects(pool.index, keys, replace(pair, n_shared=0), (outcome,))
 
 
 def _with_hints(
-    pool: Pool, network: Conditioned, keys: Tensor, modes: Tensor, course: Course
+    pool: Pool, network: Conditioned, keys: Tensor, modes: Tensor, context: RungContext
 ) -> Pool:
     """Return the network's draws and those from around some places, of one mixture."""
     look = around(modes)
-    z = look.draw(keys, _N_HINTED, course.seed, "modes")
-    found = course.meter.evaluate(z, pool.index)
+    z = look.draw(keys, _N_HINTED, context.seed, "modes")
+    found = context.meter.evaluate(z, pool.index)
     nothing = torch.empty_like(found.log_prior)
     more = Pool(pool.index, z, nothing, found.log_prior, found.log_likelihood, found.failed)
     joined = Pool.join(pool, more)
@@ -184,16 +184,16 @@ def _with_hints(
 
 
 @torch.no_grad()
-def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> Iterator[Climbers]:
-    """Yield climbers that together hold every object of the groups once, after their last rung.
+def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> Iterator[OpenObjects]:
+    """Yield objects that together hold every object of the groups once, after their last rung.
 
     Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
     Who needs no further rung leaves at once, and takes the memory of its draws along.
     """
-    rungs = _rungs(groups, course, ladder)
+    rungs = _rungs(groups, context, ladder)
     for i, (run, takes_all) in enumerate(rungs):
         checked_later = any(later for _, later in rungs[i + 1 :])
-        after: list[Climbers] = []
+        after: list[OpenObjects] = []
         while groups:
             group = groups.pop(0)
             enters = group.can_improve | takes_all
@@ -210,17 +210,17 @@ def climb(groups: list[Climbers], course: Course, ladder: Ladder) -> Iterator[Cl
 
 
 def _rungs(
-    groups: list[Climbers], course: Course, ladder: Ladder
-) -> list[tuple[Callable[[Climbers], Iterator[Climbers]], bool]]:
+    groups: list[OpenObjects], context: RungContext, ladder: Ladder
+) -> list[tuple[Callable[[OpenObjects], Iterator[OpenObjects]], bool]]:
     """Return the rungs after the network's own draws, and whether each takes certified objects."""
     if ladder.escalate == "never":
         return []
     always = ladder.escalate == "always"
-    mixtures = partial(refine, course=course, config=ladder.refine, rung="refine"), False
-    flows = partial(refine, course=course, config=ladder.flow, rung="flow"), False
-    chains = partial(run_hmc, course=course, config=ladder.hmc), always
-    walkers = partial(run_ensemble, course=course, config=ladder.ensemble), always
-    smooth = ladder.hmc.n_super and any(_has_gradient(group, course.meter) for group in groups)
+    mixtures = partial(refine, context=context, config=ladder.refine, rung="refine"), False
+    flows = partial(refine, context=context, config=ladder.flow, rung="flow"), False
+    chains = partial(run_hmc, context=context, config=ladder.hmc), always
+    walkers = partial(run_ensemble, context=context, config=ladder.ensemble), always
+    smooth = ladder.hmc.n_super and any(_has_gradient(group, context.meter) for group in groups)
     rungs = [mixtures] if ladder.refine.n_rounds else []
     if smooth:
         rungs.append(chains)
@@ -231,7 +231,7 @@ def _rungs(
     return rungs
 
 
-def _has_gradient(group: Climbers, meter: Meter) -> bool:
+def _has_gradient(group: OpenObjects, meter: Meter) -> bool:
     """Say whether torch can differentiate the target; one draw of one object is tried."""
     target = meter.target
     if not (target.simulator.differentiable and target.prior.differentiable):
@@ -246,10 +246,10 @@ def _has_gradient(group: Climbers, meter: Meter) -> bool:
 
 
 def _graded(
-    rung: str, family: str, pool: Pool, course: Course, proposal: NetworkProposal
+    rung: str, family: str, pool: Pool, context: RungContext, proposal: NetworkProposal
 ) -> Outcome:
-    cleaned, summary = weigh(pool, course.circles, course.seed)
-    grade = gate_of(family, course.gate).grade(summary)
+    cleaned, summary = weigh(pool, context.circles, context.seed)
+    grade = gate_of(family, context.gate).grade(summary)
     outcome = Outcome(rung, family, pool, cleaned, summary, grade)
     return outcome.unless(proposal.ends_inside(pool.z, summary.weights, summary.ess))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.posterior.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals.base import LatentProposal
@@ -52,43 +52,43 @@ class LayeredConfig:
 
 
 def weigh_chains(
-    climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
-) -> Iterator[Climbers]:
-    """Yield climbers that together hold every object once, after their chains were weighed.
+    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: str
+) -> Iterator[OpenObjects]:
+    """Yield objects that together hold every object once, after their chains were weighed.
 
     Parameters
     ----------
-    climbers : Climbers
+    objects : OpenObjects
     chains : Chains
         Of the same objects.
-    course : Course
+    context : RungContext
     config : LayeredConfig
     rung : str
         The name of the chains in the report.
     """
-    with course.meter.timed(climbers.index):
-        weighing = _weigh(climbers, chains, course, config, rung)
+    with context.meter.timed(objects.index):
+        weighing = _weigh(objects, chains, context, config, rung)
     outcome = weighing.outcome
-    course.trail.note(outcome)
+    context.report.note(outcome)
     # those of earlier rungs, too, when chains run as a check
-    certified = [o for o in (*climbers.tried, outcome) if o.passed.any()]
-    clash = [o.passed & _disagree(chains, o, course.circles) for o in certified]
+    certified = [o for o in (*objects.tried, outcome) if o.passed.any()]
+    clash = [o.passed & _disagree(chains, o, context.circles) for o in certified]
     none = torch.zeros_like(chains.converged)
     chains = replace(chains, disagree=chains.converged & torch.stack([none, *clash]).any(0))
-    climbers, outcome = replace(climbers, chains=chains), replace(outcome, chains=chains)
+    objects, outcome = replace(objects, chains=chains), replace(outcome, chains=chains)
     fallback = chains.converged & ~outcome.passed
     if outcome.passed.any():
         rows = outcome.passed.nonzero()[:, 0]
-        yield climbers.select(rows).after(outcome.select(rows))
+        yield objects.select(rows).after(outcome.select(rows))
     if fallback.any():
         rows = fallback.nonzero()[:, 0]
-        yield climbers.select(rows).after(_chain_outcome(weighing, chains, rung).select(rows))
+        yield objects.select(rows).after(_chain_outcome(weighing, chains, rung).select(rows))
     open_ones = ~outcome.passed & ~fallback
     if open_ones.any():
         rows = open_ones.nonzero()[:, 0]
-        left, fresh = climbers.select(rows), weighing.select(rows)
+        left, fresh = objects.select(rows), weighing.select(rows)
         # chains start from the pool: what was fitted to them is not independent of its draws
-        with course.meter.timed(left.index):
+        with context.meter.timed(left.index):
             pair = left.pair.share(fresh.proposal, fresh.outcome.pool.z, fresh.found)
         yield replace(left, pair=pair).after(outcome.select(rows))
 
@@ -110,26 +110,26 @@ class _Weighing:
 
 
 def _weigh(
-    climbers: Climbers, chains: Chains, course: Course, config: LayeredConfig, rung: str
+    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: str
 ) -> _Weighing:
     z = chains.z.flatten(1, 2)
-    keys, seed, stage = climbers.keys, course.seed, climbers.stage(f"{rung} weights")
-    known = course.meter.evaluate(z, climbers.index)
+    keys, seed, stage = objects.keys, context.seed, objects.stage(f"{rung} weights")
+    known = context.meter.evaluate(z, objects.index)
     log_target = known.log_likelihood + known.log_prior
     usable = log_target.isfinite()
     equal = torch.zeros_like(log_target).masked_fill(~usable, -torch.inf)
     flat = torch.where(usable, -0.5 * log_target, -torch.inf)
-    family = OnCircles(config.family(climbers.n_dim), course.circles)
+    family = OnCircles(config.family(objects.n_dim), context.circles)
     proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
-    found = course.meter.evaluate(fresh, climbers.index)
+    found = context.meter.evaluate(fresh, objects.index)
     outcome = fresh_outcome(
-        proposal, fresh, found, family.gate(course.gate), circles=course.circles, seed=seed
+        proposal, fresh, found, family.gate(context.gate), circles=context.circles, seed=seed
     )
-    pool = replace(outcome.pool, index=climbers.index)
+    pool = replace(outcome.pool, index=objects.index)
     nothing = torch.full_like(log_target, torch.nan)
     chain_draws = Pool(
-        climbers.index, z, nothing, known.log_prior, known.log_likelihood, known.failed
+        objects.index, z, nothing, known.log_prior, known.log_likelihood, known.failed
     )
     outcome = replace(outcome, rung=f"{rung} weights", pool=pool)
     return _Weighing(proposal, found, outcome, chain_draws)

@@ -1,4 +1,4 @@
-"""Climbers: objects on the ladder, with everything that earlier rungs found out about them."""
+"""OpenObjects: objects on the ladder, with everything that earlier rungs found out about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, Trail
+from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import Pair
@@ -20,21 +20,21 @@ _FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that
 
 
 @dataclass(frozen=True)
-class Course:
-    """What every rung needs besides its climbers.
+class RungContext:
+    """What every rung needs besides its objects.
 
     Attributes
     ----------
     meter : Meter
         The target, and what was spent on it.
-    trail : Trail
+    report : ReportLog
     gate : Gate
     budget : Budget
     seed : int
     """
 
     meter: Meter
-    trail: Trail
+    report: ReportLog
     gate: Gate
     budget: Budget
     seed: int
@@ -55,7 +55,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Climbers:
+class OpenObjects:
     """Objects that came the same way.
 
     Attributes
@@ -105,18 +105,18 @@ class Climbers:
         """Return the name of a use of randomness in this attempt."""
         return name if self.attempt == 0 else f"{name} attempt {self.attempt}"
 
-    def select(self, rows: Tensor) -> Climbers:
+    def select(self, rows: Tensor) -> OpenObjects:
         """Return some of the objects."""
         return replace(
             self, index=self.index[rows], keys=self.keys[rows], pair=self.pair.select(rows),
             tried=tuple(o.select(rows) for o in self.tried), chains=pick(self.chains, rows),
         )  # fmt: skip
 
-    def where(self, chosen: Tensor) -> Climbers:
+    def where(self, chosen: Tensor) -> OpenObjects:
         """Return the objects for which ``chosen`` (b,) is true."""
         return self if bool(chosen.all()) else self.select(chosen.nonzero()[:, 0])
 
-    def after(self, outcome: Outcome) -> Climbers:
+    def after(self, outcome: Outcome) -> OpenObjects:
         """Return the same objects after one more rung."""
         return replace(self, tried=(*self.tried, outcome))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbi_plus.batched import join
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.samplers import ensemble
@@ -37,49 +37,51 @@ class EnsembleRung:
     weights: LayeredConfig = field(default_factory=LayeredConfig)
 
 
-def run_ensemble(climbers: Climbers, course: Course, config: EnsembleRung) -> Iterator[Climbers]:
-    """Yield climbers that together hold every object once, after this rung.
+def run_ensemble(
+    objects: OpenObjects, context: RungContext, config: EnsembleRung
+) -> Iterator[OpenObjects]:
+    """Yield objects that together hold every object once, after this rung.
 
     Objects with fewer draws of finite density than walkers cannot start, and come back as they
     were.
     """
-    n_walkers = max(config.sampler.n_walkers, 4 * climbers.n_dim)
+    n_walkers = max(config.sampler.n_walkers, 4 * objects.n_dim)
     n_walkers += n_walkers % 2
-    can = course.can_afford(climbers.index, "calls")
-    can &= finite_draws(climbers).sum(1) >= n_walkers
+    can = context.can_afford(objects.index, "calls")
+    can &= finite_draws(objects).sum(1) >= n_walkers
     if not can.all():
-        yield climbers.where(~can)
+        yield objects.where(~can)
     if not can.any():
         return
-    climbers = climbers.where(can)
-    start = Start.of(climbers, course)
-    if climbers.chains is None or climbers.chains.z.shape[1] != n_walkers:
-        z0 = start.places(climbers, n_walkers, course.seed)
+    objects = objects.where(can)
+    start = Start.of(objects, context)
+    if objects.chains is None or objects.chains.z.shape[1] != n_walkers:
+        z0 = start.places(objects, n_walkers, context.seed)
     else:  # those of an earlier attempt walk on from where they ended
-        z0 = start.cut.to(climbers.chains.z[:, :, -1])
+        z0 = start.cut.to(objects.chains.z[:, :, -1])
     chains = []
-    for i in range(len(climbers)):  # emcee samples one object at a time
+    for i in range(len(objects)):  # emcee samples one object at a time
         rows = torch.tensor([i], device=z0.device)
-        with course.meter.timed(climbers.index[rows]):
-            chains.append(_walk(climbers.select(rows), start.select(rows), z0[i], course, config))
+        with context.meter.timed(objects.index[rows]):
+            chains.append(_walk(objects.select(rows), start.select(rows), z0[i], context, config))
     joined = join(chains)
     why = ["" if c else "autocorrelation time too long" for c in joined.converged.tolist()]
-    course.trail.note_chains("ensemble", climbers.index, joined, why)
-    yield from weigh_chains(climbers, joined, course, config.weights, "ensemble")
+    context.report.note_chains("ensemble", objects.index, joined, why)
+    yield from weigh_chains(objects, joined, context, config.weights, "ensemble")
 
 
 def _walk(
-    climbers: Climbers, start: Start, z0: Tensor, course: Course, config: EnsembleRung
+    objects: OpenObjects, start: Start, z0: Tensor, context: RungContext, config: EnsembleRung
 ) -> Chains:
     """Return the chains of one object."""
-    density = start.density(climbers, course.meter.evaluate)
+    density = start.density(objects, context.meter.evaluate)
     own = torch.zeros(1, dtype=torch.int64, device=z0.device)
     jumps = start.jumps if bool(start.acceptance >= config.jump_accept) else None
-    left = course.left(climbers.index)
+    left = context.left(objects.index)
     deadline = time.perf_counter() + float(left.seconds)
     found = ensemble.sample(
         lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=float(left.calls),
-        seed=stage_key(course.seed, f"{climbers.stage('ensemble')} {int(climbers.keys)}"),
+        seed=stage_key(context.seed, f"{objects.stage('ensemble')} {int(objects.keys)}"),
         over=lambda: time.perf_counter() > deadline, config=config.sampler,
     )  # fmt: skip
     samples = found.samples

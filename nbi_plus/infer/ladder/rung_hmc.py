@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.samplers import hmc
@@ -56,43 +56,45 @@ class HmcRung:
     weights: LayeredConfig = field(default_factory=LayeredConfig)
 
 
-def run_hmc(climbers: Climbers, course: Course, config: HmcRung) -> Iterator[Climbers]:
-    """Yield climbers that together hold every object once, after this rung.
+def run_hmc(objects: OpenObjects, context: RungContext, config: HmcRung) -> Iterator[OpenObjects]:
+    """Yield objects that together hold every object once, after this rung.
 
     Objects of which no draw has a finite density cannot start, and come back as they were.
     """
-    can = finite_draws(climbers).any(1)
-    can &= course.can_afford(climbers.index, "gradients", "calls")
+    can = finite_draws(objects).any(1)
+    can &= context.can_afford(objects.index, "gradients", "calls")
     if not can.all():
-        yield climbers.where(~can)
+        yield objects.where(~can)
     if not can.any():
         return
-    climbers = climbers.where(can)
-    with course.meter.timed(climbers.index):
-        chains, reasons = _chains(climbers, course, config)
-    course.trail.note_chains("hmc", climbers.index, chains, reasons)
-    yield from weigh_chains(climbers, chains, course, config.weights, "hmc")
+    objects = objects.where(can)
+    with context.meter.timed(objects.index):
+        chains, reasons = _chains(objects, context, config)
+    context.report.note_chains("hmc", objects.index, chains, reasons)
+    yield from weigh_chains(objects, chains, context, config.weights, "hmc")
 
 
-def _chains(climbers: Climbers, course: Course, config: HmcRung) -> tuple[Chains, list[str]]:
+def _chains(
+    objects: OpenObjects, context: RungContext, config: HmcRung
+) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
-    start, target = Start.of(climbers, course), course.meter.target
+    start, target = Start.of(objects, context), context.meter.target
     n_chains = config.n_super * config.n_each
-    if climbers.chains is None or climbers.chains.z.shape[1] != n_chains:
-        z0 = start.places(climbers, config.n_super, course.seed)
+    if objects.chains is None or objects.chains.z.shape[1] != n_chains:
+        z0 = start.places(objects, config.n_super, context.seed)
         z0 = z0.repeat_interleave(config.n_each, 1)
     else:  # those of an earlier attempt go on from where they ended
-        z0 = start.cut.to(climbers.chains.z[:, :, -1])
-    left = course.left(climbers.index)
+        z0 = start.cut.to(objects.chains.z[:, :, -1])
+    left = context.left(objects.index)
     found = hmc.sample(
-        _density(start, climbers, target, config.single), z0, config.n_super,
-        seed=stage_key(course.seed, climbers.stage("hmc")), mean=start.whitening.mean[:, 0],
-        factor=start.whitening.factor, ess_target=config.ess_target, keys=climbers.keys,
+        _density(start, objects, target, config.single), z0, config.n_super,
+        seed=stage_key(context.seed, objects.stage("hmc")), mean=start.whitening.mean[:, 0],
+        factor=start.whitening.factor, ess_target=config.ess_target, keys=objects.keys,
         jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept, rows=_rows(target),
         max_seconds=float(left.seconds.sum()),
         config=replace(config.sampler, max_gradients=int(left.gradients.clamp(max=2**53).min())),
     )  # fmt: skip
-    course.meter.add_gradients(climbers.index, found.n_gradients)
+    context.meter.add_gradients(objects.index, found.n_gradients)
     divergent = found.n_divergent > config.sampler.divergent_max * found.n_steps * z0.shape[1]
     shape = found.samples.shape[1:3]
     chains = Chains(
@@ -107,13 +109,13 @@ def _chains(climbers: Climbers, course: Course, config: HmcRung) -> tuple[Chains
     return chains, _reasons(found, divergent, config)
 
 
-def _density(start: Start, climbers: Climbers, target: Target, single: bool) -> LogProb:
+def _density(start: Start, objects: OpenObjects, target: Target, single: bool) -> LogProb:
     """Return the log-density, in single precision for the objects that can bear it."""
-    exact = start.density(climbers, target.evaluate)
+    exact = start.density(objects, target.evaluate)
     if not single:
         return exact
-    quick = start.density(climbers, target.single().evaluate)
-    good = _single_is_enough(start.best(climbers, _PROBE_DRAWS), exact, quick, _rows(target))
+    quick = start.density(objects, target.single().evaluate)
+    good = _single_is_enough(start.best(objects, _PROBE_DRAWS), exact, quick, _rows(target))
     _LOG.debug("single precision is enough for %d of %d objects", int(good.sum()), len(good))
 
     def log_prob(z: Tensor, index: Tensor) -> Tensor:

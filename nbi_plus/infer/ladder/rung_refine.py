@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import (
-    Family,
     FlowFamily,
     MixtureFamily,
     OnCircles,
     Pair,
+    ProposalFamily,
     adapt,
 )
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
@@ -26,7 +26,7 @@ from nbi_plus.infer.weights.summary import Gate, summarise
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineRung:
     """Chosen state of the rung.
 
     Attributes
@@ -67,7 +67,7 @@ class FlowRung:
     Attributes
     ----------
     n_rounds, n_each, n_scouts, n_certify, ess_min
-        As for `RefineConfig`; the scouts of the mixtures' rung are in the pool already, and a flow
+        As for `RefineRung`; the scouts of the mixtures' rung are in the pool already, and a flow
         learns nothing from a handful of draws.
     density : DensityConfig
         How a flow is trained, for one object after the other.
@@ -80,66 +80,68 @@ class FlowRung:
     ess_min: float = 20.0
     density: DensityConfig = field(default_factory=DensityConfig)
 
-    def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineConfig.family`
+    def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineRung.family`
         """Return what is fitted."""
         return FlowFamily(self.density)
 
 
 @dataclass(frozen=True)
 class _Open:
-    """Climbers that have been adapted to for so many rounds."""
+    """OpenObjects that have been adapted to for so many rounds."""
 
-    climbers: Climbers
+    objects: OpenObjects
     n_rounds: int = 0
     tried: bool = False
 
     def where(self, chosen: Tensor) -> _Open:
         """Return the objects for which ``chosen`` (b,) is true."""
-        return replace(self, climbers=self.climbers.where(chosen))
+        return replace(self, objects=self.objects.where(chosen))
 
 
 @torch.no_grad()
 def refine(
-    climbers: Climbers, course: Course, config: RefineConfig | FlowRung, rung: str
-) -> Iterator[Climbers]:
-    """Yield climbers that together hold every object once, after this rung.
+    objects: OpenObjects, context: RungContext, config: RefineRung | FlowRung, rung: str
+) -> Iterator[OpenObjects]:
+    """Yield objects that together hold every object once, after this rung.
 
     An object is certified when its pooled draws look good enough, and goes on once if its fresh
     draws do not.
 
     Parameters
     ----------
-    climbers : Climbers
-    course : Course
-    config : RefineConfig or FlowRung
+    objects : OpenObjects
+    context : RungContext
+    config : RefineRung or FlowRung
     rung : str
         Its name in the report.
     """
-    family = OnCircles(config.family(climbers.n_dim), course.circles)
-    gate = family.gate(course.gate)
-    begins = (climbers.pair.ess >= config.ess_min) & course.can_afford(climbers.index, "calls")
+    family = OnCircles(config.family(objects.n_dim), context.circles)
+    gate = family.gate(context.gate)
+    begins = (objects.pair.ess >= config.ess_min) & context.can_afford(objects.index, "calls")
     if not begins.all():
-        yield climbers.where(~begins)
+        yield objects.where(~begins)
     if not begins.any():
         return
-    groups = [_Open(_scouted(climbers.where(begins), course, config, rung))]
+    groups = [_Open(_scouted(objects.where(begins), context, config, rung))]
     while groups:
         group = groups.pop()
-        over = ~course.can_afford(group.climbers.index, "calls")
+        over = ~context.can_afford(group.objects.index, "calls")
         if over.any():
-            yield _out_of_budget(group.where(over).climbers, course, gate, rung)
+            yield _out_of_budget(group.where(over).objects, context, gate, rung)
         if over.all():
             continue
-        group = _adapted(group.where(~over), course, family, config, rung)
+        group = _adapted(group.where(~over), context, family, config, rung)
         ends = group.n_rounds == config.n_rounds
-        ready = _looks_good(group.climbers.pair, gate) & (not group.tried) | ends
+        ready = _looks_good(group.objects.pair, gate) & (not group.tried) | ends
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
-            tried = _certified(group.where(ready), course, gate, config.n_certify, rung)
+            tried = _certified(group.where(ready), context, gate, config.n_certify, rung)
             done = tried.passed | ends
             if done.any():
-                course.trail.note(tried.where(done).tried[-1], otherwise="fresh draws did not pass")
+                context.report.note(
+                    tried.where(done).tried[-1], otherwise="fresh draws did not pass"
+                )
                 yield tried.where(done)
             if not done.all():
                 # a certificate that failed is no outcome yet: its draws only join the pool
@@ -148,29 +150,33 @@ def refine(
 
 
 def _scouted(
-    climbers: Climbers, course: Course, config: RefineConfig | FlowRung, rung: str
-) -> Climbers:
+    objects: OpenObjects, context: RungContext, config: RefineRung | FlowRung, rung: str
+) -> OpenObjects:
     """Return the objects with draws of the prior in their pool."""
-    n, prior = config.n_scouts, PriorProposal(climbers.n_dim)
-    if n == 0 or prior in climbers.pair.a.proposals:
-        return climbers
-    with course.meter.timed(climbers.index):
-        z = prior.draw(climbers.keys, n, course.seed, f"{rung} scouts")
-        found = course.meter.evaluate(z, climbers.index)
-        pair = climbers.pair.extend((prior, prior), z, found)
-    return replace(climbers, pair=pair)
+    n, prior = config.n_scouts, PriorProposal(objects.n_dim)
+    if n == 0 or prior in objects.pair.a.proposals:
+        return objects
+    with context.meter.timed(objects.index):
+        z = prior.draw(objects.keys, n, context.seed, f"{rung} scouts")
+        found = context.meter.evaluate(z, objects.index)
+        pair = objects.pair.extend((prior, prior), z, found)
+    return replace(objects, pair=pair)
 
 
 def _adapted(
-    group: _Open, course: Course, family: Family, config: RefineConfig | FlowRung, rung: str
+    group: _Open,
+    context: RungContext,
+    family: ProposalFamily,
+    config: RefineRung | FlowRung,
+    rung: str,
 ) -> _Open:
-    n, own = group.n_rounds + 1, group.climbers
-    with course.meter.timed(own.index):
+    n, own = group.n_rounds + 1, group.objects
+    with context.meter.timed(own.index):
         pair = adapt(
-            own.pair, course.meter.evaluate, family, own.index, own.keys, config.n_each,
-            course.seed, own.stage(f"{rung} {n}"),
+            own.pair, context.meter.evaluate, family, own.index, own.keys, config.n_each,
+            context.seed, own.stage(f"{rung} {n}"),
         )  # fmt: skip
-    return replace(group, climbers=replace(own, pair=pair), n_rounds=n)
+    return replace(group, objects=replace(own, pair=pair), n_rounds=n)
 
 
 def _looks_good(pair: Pair, gate: Gate) -> Tensor:
@@ -180,27 +186,35 @@ def _looks_good(pair: Pair, gate: Gate) -> Tensor:
     return sound & (pair.efficiency() >= gate.efficiency_min)
 
 
-def _certified(group: _Open, course: Course, gate: Gate, n: int, rung: str) -> Climbers:
+def _certified(group: _Open, context: RungContext, gate: Gate, n: int, rung: str) -> OpenObjects:
     """Return the objects with ``n`` fresh draws added, and what these say."""
-    own = group.climbers
+    own = group.objects
     frozen = own.pair.frozen
     stage = own.stage(f"{rung} certify {group.n_rounds}")
-    with course.meter.timed(own.index):
-        z = frozen.draw(own.keys, n, course.seed, stage)
-        found = course.meter.evaluate(z, own.index)
+    with context.meter.timed(own.index):
+        z = frozen.draw(own.keys, n, context.seed, stage)
+        found = context.meter.evaluate(z, own.index)
         fresh = Stream.start(frozen, z, found)
         pair = own.pair.extend(own.pair.proposals, z, found)
         outcome = outcome_of(
-            pair, fresh, gate, rung=rung, index=own.index, circles=course.circles, seed=course.seed
+            pair,
+            fresh,
+            gate,
+            rung=rung,
+            index=own.index,
+            circles=context.circles,
+            seed=context.seed,
         )
     return replace(own, pair=pair).after(outcome)
 
 
-def _out_of_budget(climbers: Climbers, course: Course, gate: Gate, rung: str) -> Climbers:
+def _out_of_budget(
+    objects: OpenObjects, context: RungContext, gate: Gate, rung: str
+) -> OpenObjects:
     """Return the objects with what their draws come to, which nothing certifies."""
     outcome = outcome_of(
-        climbers.pair, None, gate, rung=rung, index=climbers.index, circles=course.circles,
-        seed=course.seed,
+        objects.pair, None, gate, rung=rung, index=objects.index, circles=context.circles,
+        seed=context.seed,
     )  # fmt: skip
-    course.trail.note(outcome, otherwise="the budget was spent")
-    return climbers.after(outcome)
+    context.report.note(outcome, otherwise="the budget was spent")
+    return objects.after(outcome)

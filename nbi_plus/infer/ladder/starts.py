@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.open_objects import Climbers, Course
+from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import Cut
 from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture, temper
@@ -24,11 +24,11 @@ from nbi_plus.problem.target import Evaluation
 _JUMPS = MixtureConfig(n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.2)
 
 
-def finite_draws(climbers: Climbers) -> Tensor:
+def finite_draws(objects: OpenObjects) -> Tensor:
     """Say which draws (b, S) of the pool have a density to start from."""
     each = [
         torch.isfinite(s.log_likelihood) & torch.isfinite(s.log_prior) & ~s.failed
-        for s in (climbers.pair.a, climbers.pair.b)
+        for s in (objects.pair.a, objects.pair.b)
     ]
     return torch.cat(each, 1)
 
@@ -58,29 +58,29 @@ class Start:
     acceptance: Tensor
 
     @classmethod
-    def of(cls, climbers: Climbers, course: Course) -> Start:
-        """Learn from the pool of climbers of which each has a draw of finite density."""
-        finite = finite_draws(climbers)
-        log_weights = torch.where(finite, climbers.pair.log_weights, -torch.inf)
-        height = [s.log_likelihood + s.log_prior for s in (climbers.pair.a, climbers.pair.b)]
-        weights = _learning_weights(log_weights, finite, climbers.n_dim)
-        z = torch.where(weights[..., None] > 0, climbers.z, 0.0)
-        cut = Cut.of(z, weights, course.circles)
+    def of(cls, objects: OpenObjects, context: RungContext) -> Start:
+        """Learn from the pool of objects of which each has a draw of finite density."""
+        finite = finite_draws(objects)
+        log_weights = torch.where(finite, objects.pair.log_weights, -torch.inf)
+        height = [s.log_likelihood + s.log_prior for s in (objects.pair.a, objects.pair.b)]
+        weights = _learning_weights(log_weights, finite, objects.n_dim)
+        z = torch.where(weights[..., None] > 0, objects.z, 0.0)
+        cut = Cut.of(z, weights, context.circles)
         height = torch.where(finite, torch.cat(height, 1), -torch.inf)
-        z, stage = cut.to(z), climbers.stage("jumps")
-        config = _JUMPS.in_dims(climbers.n_dim)
-        jumps = fit_mixture(z, weights, climbers.keys, config, course.seed, stage)
-        accepted = _acceptance(jumps, z, climbers, log_weights, height, course.seed)
+        z, stage = cut.to(z), objects.stage("jumps")
+        config = _JUMPS.in_dims(objects.n_dim)
+        jumps = fit_mixture(z, weights, objects.keys, config, context.seed, stage)
+        accepted = _acceptance(jumps, z, objects, log_weights, height, context.seed)
         return cls(cut, Whitening.of(z, weights), jumps, log_weights, height, accepted)
 
-    def places(self, climbers: Climbers, n: int, seed: int) -> Tensor:
+    def places(self, objects: OpenObjects, n: int, seed: int) -> Tensor:
         """Return ``n`` draws of each object, shape (b, n, D), in the coordinates of the cut.
 
         By flattened weights while these last, then the likeliest of the rest; where the pool holds
         fewer, the first ones again.
         """
         weights, _ = temper(self.log_weights, 8.0 * n)
-        uniform = keyed_uniform(seed, climbers.stage("starts"), climbers.keys, weights.shape[1:])
+        uniform = keyed_uniform(seed, objects.stage("starts"), objects.keys, weights.shape[1:])
         # the largest of log w + Gumbel noise are draws without replacement
         score = weights.log() - (-uniform.log()).log()
         later = self.height.clamp(-1e11, 1e11) - 1e12
@@ -89,20 +89,20 @@ class Start:
         best, chosen = score.topk(min(n, score.shape[1]), 1)
         chosen = torch.where(best > -torch.inf, chosen, chosen[:, :1])
         chosen = chosen[:, torch.arange(n, device=chosen.device) % chosen.shape[1]]
-        return self.cut.to(climbers.z.gather(1, chosen[..., None].expand(-1, -1, climbers.n_dim)))
+        return self.cut.to(objects.z.gather(1, chosen[..., None].expand(-1, -1, objects.n_dim)))
 
-    def best(self, climbers: Climbers, n: int) -> Tensor:
+    def best(self, objects: OpenObjects, n: int) -> Tensor:
         """Return the ``n`` draws (b, n, D) of highest density, in the coordinates of the cut."""
         chosen = self.height.topk(min(n, self.height.shape[1]), 1).indices
-        return self.cut.to(climbers.z.gather(1, chosen[..., None].expand(-1, -1, climbers.n_dim)))
+        return self.cut.to(objects.z.gather(1, chosen[..., None].expand(-1, -1, objects.n_dim)))
 
     def density(
-        self, climbers: Climbers, evaluate: Callable[[Tensor, Tensor], Evaluation]
+        self, objects: OpenObjects, evaluate: Callable[[Tensor, Tensor], Evaluation]
     ) -> LogProb:
         """Return the log-density of the objects in the coordinates of the cut."""
 
         def log_prob(z: Tensor, index: Tensor) -> Tensor:
-            found = evaluate(self.cut.select(index).back(z), climbers.index[index])
+            found = evaluate(self.cut.select(index).back(z), objects.index[index])
             # a rotation of a circle keeps its prior: here it is a standard normal again
             prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
             usable = (found.log_prior > -math.inf) & ~found.failed
@@ -130,7 +130,7 @@ def _learning_weights(log_weights: Tensor, finite: Tensor, n_dim: int) -> Tensor
 
 
 def _acceptance(
-    jumps: LatentProposal, z: Tensor, climbers: Climbers, log_weights: Tensor, height: Tensor,
+    jumps: LatentProposal, z: Tensor, objects: OpenObjects, log_weights: Tensor, height: Tensor,
     seed: int,
 ) -> Tensor:  # fmt: skip
     """Return the share (b,) of jumps that would be accepted, from the draws of the pool.
@@ -139,17 +139,17 @@ def _acceptance(
     both.
     """
     log_q = jumps.log_prob(z)
-    log_pool = torch.cat([climbers.pair.a.log_mixture, climbers.pair.b.log_mixture], 1)
+    log_pool = torch.cat([objects.pair.a.log_mixture, objects.pair.b.log_mixture], 1)
     to_jumps = normalise((log_q - log_pool).masked_fill(height == -torch.inf, -torch.inf))
-    stage = climbers.stage("pairs")
-    comb = keyed_uniform(seed, stage, climbers.keys, (2,))
+    stage = objects.stage("pairs")
+    comb = keyed_uniform(seed, stage, objects.keys, (2,))
     n = z.shape[1]
     usable = torch.full_like(to_jumps, 1 / n)
     here, there = (
         systematic_resample(torch.where(w.sum(1, keepdim=True) > 0, w, usable), n, comb[:, i])
         for i, w in enumerate((normalise(log_weights), to_jumps))
     )
-    shuffle = keyed_uniform(seed, stage + " order", climbers.keys, (n,)).argsort(1)
+    shuffle = keyed_uniform(seed, stage + " order", objects.keys, (n,)).argsort(1)
     ratio = height - log_q
     gain = ratio.gather(1, there).gather(1, shuffle) - ratio.gather(1, here)
     return torch.where(gain.isnan(), -torch.inf, gain).clamp(max=0.0).exp().mean(1)

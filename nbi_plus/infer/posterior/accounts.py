@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
-from nbi_plus.infer.posterior.status import Rung
+from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.target import Evaluation, Target
 
@@ -118,7 +118,7 @@ _CUT_OFF = "the prior all but excludes what the data want"
 
 
 @dataclass
-class Trail:
+class ReportLog:
     """Collects the report of N objects.
 
     Attributes
@@ -127,22 +127,24 @@ class Trail:
         What an object cost since its last line is the cost of the next.
     gate : Gate
         Says why weights did not pass.
-    lines : list of list of Rung
+    lines : list of list of RungReport
     """
 
     meter: Meter
     gate: Gate
-    lines: list[list[Rung]]
+    lines: list[list[RungReport]]
     _seen: Tensor
 
     @classmethod
-    def of(cls, meter: Meter, gate: Gate, before: list[list[Rung]] | None = None) -> Trail:
-        """Return a trail of all objects: empty, or of the lines that were written before."""
+    def of(
+        cls, meter: Meter, gate: Gate, before: list[list[RungReport]] | None = None
+    ) -> ReportLog:
+        """Return a log of all objects: empty, or of the lines that were written before."""
         n = len(meter.calls)
         lines = [[] for _ in range(n)] if before is None else [list(own) for own in before]
-        trail = cls(meter, gate, lines, torch.zeros(3, n, dtype=torch.float64))
-        trail._seen = trail._cost(torch.arange(n))
-        return trail
+        report = cls(meter, gate, lines, torch.zeros(3, n, dtype=torch.float64))
+        report._seen = report._cost(torch.arange(n))
+        return report
 
     def _cost(self, rows: Tensor) -> Tensor:
         cost = self.meter.read(rows.to(self.meter.calls.device))
@@ -171,7 +173,9 @@ class Trail:
         columns = (n_draws, ess, ess / chains.n_steps / chains.z.shape[1], nan, chains.converged)
         self._write(name, index, columns, reasons, chains.r_hat.amax(-1))
 
-    def reports(self, rows: NDArray[np.int64], failures: list[str]) -> tuple[tuple[Rung, ...], ...]:
+    def reports(
+        self, rows: NDArray[np.int64], failures: list[str]
+    ) -> tuple[tuple[RungReport, ...], ...]:
         """Return all lines of some objects; the last one says why there is no answer."""
         return tuple(
             (*own[:-1], replace(own[-1], reason=f"{failure} {own[-1].reason}".strip()))
@@ -191,6 +195,6 @@ class Trail:
         for i, reason, n, ess, eff, k_hat, passed, r, calls, grads, seconds in zip(
             rows.tolist(), reasons, *table, strict=True
         ):
-            line = Rung(name, int(n), ess, eff, k_hat, bool(passed), reason)
+            line = RungReport(name, int(n), ess, eff, k_hat, bool(passed), reason)
             cost = {"n_calls": int(calls), "n_gradients": int(grads), "seconds": seconds}
             self.lines[i].append(replace(line, r_hat=r, **cost))

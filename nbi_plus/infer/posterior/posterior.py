@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer.posterior import export
 from nbi_plus.infer.posterior.reweighting import reweighted
-from nbi_plus.infer.posterior.status import Flag, Rung, Status, is_trusted
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
@@ -85,7 +85,7 @@ class Posterior:
         Share of held-out simulations whose features lie further out.
     fit_p_value : float
         Posterior-predictive: probability that the model makes data no likelier than these.
-    rungs : tuple of Rung
+    rungs : tuple of RungReport
         What was tried.
     derived : dict of ndarray, shape (S,)
     id : str
@@ -118,7 +118,7 @@ class Posterior:
     evidence_reliable: bool = False
     ood_p_value: float = np.nan
     fit_p_value: float = np.nan
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[RungReport, ...] = ()
     derived: dict[str, Array] = field(default_factory=dict)
     id: str = "0"
     chains: Array | None = None
@@ -293,7 +293,7 @@ class Posterior:
             **{k: archive.arrays[k] for k in _ARRAYS},
             status=Status[meta.pop("status")],
             flags=frozenset(Flag[f] for f in meta.pop("flags")),
-            rungs=tuple(Rung(**_floats(r)) for r in meta.pop("rungs")),
+            rungs=tuple(RungReport(**_floats(r)) for r in meta.pop("rungs")),
             derived=derived,
             id=meta.pop("id"),
             gate=Gate(**_floats(meta.pop("gate", {}))),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nbi_plus.infer.posterior import export
 from nbi_plus.infer.posterior.posterior import NUMBERS, Parameters, Posterior
 from nbi_plus.infer.posterior.reweighting import reweighted
-from nbi_plus.infer.posterior.status import Flag, Rung, Status, is_trusted
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.moments import LEVELS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Posteriors:
     ids : ndarray, shape (N,)
     status : tuple of Status
     flags : tuple of frozenset of Flag
-    rungs : tuple of tuple of Rung
+    rungs : tuple of tuple of RungReport
     ess, ess_low, efficiency, k_hat, log_evidence, log_evidence_err, evidence_reliable : ndarray
         As for `Posterior`, shape (N,).
     ood_p_value, fit_p_value : ndarray, shape (N,)
@@ -70,7 +70,7 @@ class Posteriors:
     ids: NDArray
     status: tuple[Status, ...]
     flags: tuple[frozenset[Flag], ...]
-    rungs: tuple[tuple[Rung, ...], ...]
+    rungs: tuple[tuple[RungReport, ...], ...]
     ess: Array
     ess_low: Array
     efficiency: Array

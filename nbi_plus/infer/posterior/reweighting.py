@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.posterior.flags import raised, weight_rules
-from nbi_plus.infer.posterior.status import Flag, Rung, Status
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status
 from nbi_plus.infer.posterior.support import MISSING_MAX, box_of, missing_share
 from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
 from nbi_plus.infer.weights.summary import Grade, WeightSummary, summarise
@@ -189,12 +189,14 @@ def _numbers(group: _Group, s: WeightSummary) -> tuple[WeightSummary, Tensor]:
     return summary, judged
 
 
-def _line(p: Posterior, s: WeightSummary, i: int, passed: bool, why: str, missing: bool) -> Rung:
+def _line(
+    p: Posterior, s: WeightSummary, i: int, passed: bool, why: str, missing: bool
+) -> RungReport:
     """Return the line of the report."""
     told = f"judged as {_JUDGED_AS[p.gate.family]}"
     reasons = [told, *([why] if why and not passed else []), *([_OUTSIDE] if missing else [])]
     figures = (float(getattr(s, k)[i]) for k in ("ess", "efficiency", "k_hat"))
-    return Rung(RUNG, len(p), *figures, passed, "; ".join(reasons))
+    return RungReport(RUNG, len(p), *figures, passed, "; ".join(reasons))
 
 
 def _intersection(edges: Array, box: Array) -> Array:

@@ -95,7 +95,7 @@ def doubts(status: Status, flags: frozenset[Flag], reason: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rung:
+class RungReport:
     """What one rung of the ladder did for one object.
 
     Attributes

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbi_plus.infer.posterior.accounts import Trail
+from nbi_plus.infer.posterior.accounts import ReportLog
 from nbi_plus.infer.posterior.flags import raised, weight_rules
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.posterior.posterior import NUMBERS, WEIGHT_NUMBERS, Parameters, Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.infer.posterior.status import Flag, Rung, Status
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.weights.clean import Failure
 from nbi_plus.infer.weights.moments import moments
@@ -88,13 +88,13 @@ class Request:
 
 
 def corrected(
-    outcomes: Iterable[Outcome], objects: Objects, request: Request, trail: Trail | None = None
+    outcomes: Iterable[Outcome], objects: Objects, request: Request, report: ReportLog | None = None
 ) -> Posteriors:
     """Return weighted posteriors in the order of the outcomes.
 
-    Without a trail the report has one line, that of the outcome.
+    Without a log the report has one line, that of the outcome.
     """
-    return Posteriors.concatenate([_weighted(o, objects, request, trail) for o in outcomes])
+    return Posteriors.concatenate([_weighted(o, objects, request, report) for o in outcomes])
 
 
 def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str) -> Posteriors:
@@ -125,7 +125,11 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
         "n_failed": np.zeros(n, np.int64),
     }
     rungs = tuple(
-        (Rung("amortized", n_draws, float(n_draws), np.nan, np.nan, False, refusal or reason),)
+        (
+            RungReport(
+                "amortized", n_draws, float(n_draws), np.nan, np.nan, False, refusal or reason
+            ),
+        )
         for refusal in objects.refusals.tolist()
     )
     verdicts = status, flags, rungs
@@ -135,7 +139,7 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
 
 
 def _weighted(
-    outcome: Outcome, objects: Objects, request: Request, trail: Trail | None
+    outcome: Outcome, objects: Objects, request: Request, report: ReportLog | None
 ) -> Posteriors:
     rows = outcome.pool.index.cpu().numpy()
     s, cleaned = outcome.summary, outcome.cleaned
@@ -153,14 +157,14 @@ def _weighted(
         for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
-    if trail is None:
+    if report is None:
         numbers["n_simulated"] = _numpy(torch.isfinite(outcome.pool.log_prior).sum(1))
         numbers["n_gradients"] = np.zeros(len(rows), np.int64)
         rungs = _one_line(outcome, numbers, status, failure)
     else:
-        cost = trail.meter.read(outcome.pool.index)
+        cost = report.meter.read(outcome.pool.index)
         numbers["n_simulated"], numbers["n_gradients"] = _numpy(cost.calls), _numpy(cost.gradients)
-        rungs = trail.reports(rows, failure)
+        rungs = report.reports(rows, failure)
     flags = _flags(outcome, objects, rows, request)
     valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
     weights = torch.where(valid, s.weights, 0.0)
@@ -171,10 +175,10 @@ def _weighted(
 
 def _one_line(
     outcome: Outcome, numbers: dict[str, NDArray], status: tuple[Status, ...], failure: list[str]
-) -> tuple[tuple[Rung, ...], ...]:
+) -> tuple[tuple[RungReport, ...], ...]:
     columns = (numbers["ess"], numbers["efficiency"], numbers["k_hat"], status, failure)
     return tuple(
-        (Rung(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
+        (RungReport(outcome.rung, int(n), float(e), float(f), float(k), st.certified, reason),)
         for n, e, f, k, st, reason in zip(outcome.summary.n_draws.tolist(), *columns, strict=True)
     )
 
@@ -224,7 +228,9 @@ def _collect(
     log_weights: Tensor,
     weights: Tensor,
     numbers: dict[str, NDArray],
-    verdicts: tuple[tuple[Status, ...], tuple[frozenset[Flag], ...], tuple[tuple[Rung, ...], ...]],
+    verdicts: tuple[
+        tuple[Status, ...], tuple[frozenset[Flag], ...], tuple[tuple[RungReport, ...], ...]
+    ],
     objects: Objects,
     request: Request,
 ) -> Posteriors:

@@ -24,7 +24,7 @@ from nbi_plus.problem.target import Z_MAX, Evaluation
 _WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
 
 
-class Family(Protocol):
+class ProposalFamily(Protocol):
     """A kind of density that can be fitted to weighted draws."""
 
     name: str
@@ -33,7 +33,7 @@ class Family(Protocol):
         """Return the gate that draws of its fits must pass, here and everywhere."""
 
     @property
-    def wider(self) -> Family | None:
+    def wider(self) -> ProposalFamily | None:
         """What the wide part of a proposal is fitted with; None where the fit has its own."""
 
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
@@ -115,12 +115,12 @@ class OnCircles:
 
     Attributes
     ----------
-    inner : Family
+    inner : ProposalFamily
     circles : tuple of int
         The periodic parameters.
     """
 
-    inner: Family
+    inner: ProposalFamily
     circles: tuple[int, ...]
 
     @property
@@ -199,7 +199,7 @@ class Pair:
         )
 
     def fit(
-        self, family: Family, keys: Tensor, seed: int, stage: str
+        self, family: ProposalFamily, keys: Tensor, seed: int, stage: str
     ) -> tuple[LatentProposal, LatentProposal]:
         """Return what stream A shall draw from, fitted to B, and what B shall, fitted to A."""
         return self._fit(self.b, family, keys, seed, stage + " a"), self._fit(
@@ -266,14 +266,16 @@ class Pair:
         return replace(self, a=self.a.select(rows), b=self.b.select(rows))
 
     @staticmethod
-    def _fit(stream: Stream, family: Family, keys: Tensor, seed: int, stage: str) -> LatentProposal:
+    def _fit(
+        stream: Stream, family: ProposalFamily, keys: Tensor, seed: int, stage: str
+    ) -> LatentProposal:
         return fit_defended(
             stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage
         )
 
 
 def fit_defended(
-    z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: Family, keys: Tensor,
+    z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: ProposalFamily, keys: Tensor,
     seed: int, stage: str,
 ) -> LatentProposal:  # fmt: skip
     """Fit to the target, and for a small share of the draws to its square root.
@@ -285,7 +287,7 @@ def fit_defended(
     z : Tensor, shape (B, S, D)
     log_weights, flat_log_weights : Tensor, shape (B, S)
         Of the draws towards the target, and towards its square root.
-    family : Family
+    family : ProposalFamily
     keys : Tensor of int64, shape (B,)
     seed, stage
         Of the randomness.
@@ -309,8 +311,8 @@ def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
 
 
 def adapt(
-    pair: Pair, evaluate: Evaluate, family: Family, index: Tensor, keys: Tensor, n_each: int,
-    seed: int, stage: str,
+    pair: Pair, evaluate: Evaluate, family: ProposalFamily, index: Tensor, keys: Tensor,
+    n_each: int, seed: int, stage: str,
 ) -> Pair:  # fmt: skip
     """Return the streams after one round: fit, draw ``n_each`` for each stream, evaluate.
 
@@ -320,7 +322,7 @@ def adapt(
         Of B objects.
     evaluate : callable
         The target: ``evaluate(z, index)``.
-    family : Family
+    family : ProposalFamily
     index, keys : Tensor of int64, shape (B,)
         Which objects of the target they are, and what their randomness is keyed by.
     n_each : int
@@ -334,8 +336,8 @@ def adapt(
 
 
 def best_fit(
-    pair: Pair, families: tuple[Family, ...], keys: Tensor, seed: int, stage: str
-) -> tuple[Family, tuple[LatentProposal, LatentProposal]]:
+    pair: Pair, families: tuple[ProposalFamily, ...], keys: Tensor, seed: int, stage: str
+) -> tuple[ProposalFamily, tuple[LatentProposal, LatentProposal]]:
     """Return the family, and its proposals for both streams, that fits the streams best.
 
     The score is the weighted log-density that the draws of each stream get from what was fitted to

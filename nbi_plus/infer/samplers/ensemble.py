@@ -127,8 +127,8 @@ def sample(
         known = np.isfinite(before) & np.isfinite(tau)
         steady = known.all() and bool((np.abs(before - tau) < _STEADY * tau).all())
         if steady and n > config.n_tau * tau.max():
-            settled = sampler.get_chain(discard=int(_BURN_IN * tau.max()))
-            converged = bool(_collective_ess(settled).min() >= config.ess_min)
+            arrived = sampler.get_chain(discard=int(_BURN_IN * tau.max()))
+            converged = bool(_collective_ess(arrived).min() >= config.ess_min)
     return _result(sampler, tau, converged, z0, config)
 
 
@@ -139,8 +139,8 @@ def _result(
     n = sampler.iteration
     if n < _FEWEST:
         return EnsembleResult(z0[:, None], torch.zeros(z0.shape[1]).to(z0), 0, False)
-    settled = tau.max() if np.isfinite(tau).all() else np.inf
-    first = int(min(_BURN_IN * settled, n // 2))
+    arrived = tau.max() if np.isfinite(tau).all() else np.inf
+    first = int(min(_BURN_IN * arrived, n // 2))
     kept = np.linspace(first, n - 1, min(config.n_kept, n - first)).round().astype(int)
     chain = sampler.get_chain()[kept].transpose(1, 0, 2).copy()
     ess = _collective_ess(sampler.get_chain(discard=first))

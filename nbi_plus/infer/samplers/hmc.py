@@ -19,8 +19,8 @@ from nbi_plus.batched import join, pick
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.diagnostics import bulk_ess, folded, nested_r_hat, tail_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
-from nbi_plus.infer.samplers.lane import Kernel, Lane
-from nbi_plus.infer.samplers.warming import enter, laps, ready_to_sample, refitted, settled
+from nbi_plus.infer.samplers.lane import Lane, Transition
+from nbi_plus.infer.samplers.warming import arrived, enter, laps, ready_to_sample, refitted
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import content_keys
 
@@ -181,7 +181,7 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     else:
         start = Whitening(mean[:, None], factor)
     gradients = Gradients(log_prob, rows or _ROWS.get(device.type, _ROWS["cpu"]))
-    kernel = Kernel(gradients, seed, config.max_leaps, config.target_accept, config.rate, jumps,
+    kernel = Transition(gradients, seed, config.max_leaps, config.target_accept, config.rate, jumps,
                     config.jump_every)  # fmt: skip
     goal = _Goal(n_super, ess_target, config, time.perf_counter() + max_seconds)
     at_once = max(1, _BYTES_KEPT // (8 * n_chains * (config.max_steps + config.block) * (d + 1)))
@@ -248,7 +248,7 @@ class _Goal:
         return self.is_spent(lane) | (lane.tally.n_steps >= self.config.max_steps)
 
 
-def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcResult]]:
+def _run(lane: Lane, kernel: Transition, goal: _Goal) -> Iterator[tuple[Lane, HmcResult]]:
     """Yield lanes of finished objects and their results, until none is left.
 
     The fastest lane goes first; lanes of one speed that have come as far as each other merge.
@@ -264,7 +264,7 @@ def _run(lane: Lane, kernel: Kernel, goal: _Goal) -> Iterator[tuple[Lane, HmcRes
             lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
             ready = goal.is_spent(lane)
             if stretch.ends_lap:
-                ready |= settled(lane, goal.n_super) | (at + 1 == sampling)
+                ready |= arrived(lane, goal.n_super) | (at + 1 == sampling)
             if ready.any():
                 after.append((sampling, ready_to_sample(pick(lane, ready.nonzero()[:, 0]))))
                 lane = pick(lane, (~ready).nonzero()[:, 0])

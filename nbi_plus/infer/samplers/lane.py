@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.gradients import Gradients
-from nbi_plus.infer.samplers.tuning import Trial, Tuning
+from nbi_plus.infer.samplers.tuning import Proposed, Tuning
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
@@ -87,7 +87,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Transition:
     """One transition of chains: a jittered HMC trajectory, and now and then a jump.
 
     Attributes
@@ -143,7 +143,7 @@ class Kernel:
         accept = gain.clamp(max=0.0).exp()
         tuning = lane.tuning
         if t is not None:
-            trial = Trial(lane.places.u, reached.u, last, accept, jitter)
+            trial = Proposed(lane.places.u, reached.u, last, accept, jitter)
             tuning = tuning.update(trial, t, self.target_accept, self.rate, self.max_leaps)
         old, n_chains = lane.tally, momentum.shape[1]
         tally = Tally(

@@ -18,7 +18,7 @@ _FLOOR = 0.05  # acceptance below which a chain is stuck, however little it is
 
 
 @dataclass(frozen=True)
-class Trial:
+class Proposed:
     """What one step of the chains proposed, each of shape (B, C), and in u (B, C, D).
 
     ``accept`` are probabilities; ``jitter`` is the share of the trajectory that was taken.
@@ -71,7 +71,7 @@ class Tuning:
         wanted = (jitter * (self.log_time - self.log_step).exp()).ceil()
         return wanted.clamp(1, most).long()
 
-    def update(self, trial: Trial, t: int, wanted: float, rate: float, most: int) -> Tuning:
+    def update(self, trial: Proposed, t: int, wanted: float, rate: float, most: int) -> Tuning:
         """Return the state after step ``t`` (from 1) of a window.
 
         Steps by dual averaging of the harmonic mean of the acceptances of all chains, so that few
@@ -95,7 +95,7 @@ class Tuning:
         return Tuning(self.centre, log_step, step_mean, error, log_time, time_mean, scale)
 
 
-def _chees_gradient(trial: Trial) -> Tensor:
+def _chees_gradient(trial: Proposed) -> Tensor:
     """Return the gradient (B,) of the expected change of squared distance from the mean."""
     weight = trial.accept
     after = torch.where(torch.isfinite(trial.after), trial.after, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.samplers.diagnostics import nested_r_hat
-from nbi_plus.infer.samplers.lane import Kernel, Lane, Places, Tally
+from nbi_plus.infer.samplers.lane import Lane, Places, Tally, Transition
 from nbi_plus.infer.samplers.tuning import Tuning
 from nbi_plus.infer.samplers.whitening import Whitening
 
@@ -45,7 +45,12 @@ def laps(windows: tuple[int, ...], n_laps: int) -> list[Stretch]:
 
 
 def enter(
-    z0: Tensor, index: Tensor, keys: Tensor, may_jump: Tensor, whitening: Whitening, kernel: Kernel
+    z0: Tensor,
+    index: Tensor,
+    keys: Tensor,
+    may_jump: Tensor,
+    whitening: Whitening,
+    kernel: Transition,
 ) -> Lane:
     """Return a lane of objects at their starts."""
     u, n_dim = whitening.to(z0), z0.shape[-1]
@@ -55,7 +60,7 @@ def enter(
     return Lane(index, keys, places, whitening, tuning, Tally.zero(len(z0), z0), nothing, may_jump)
 
 
-def settled(lane: Lane, n_super: int) -> Tensor:
+def arrived(lane: Lane, n_super: int) -> Tensor:
     """Say whose chains have arrived, shape (B,).
 
     Within the last window their density neither rises nor falls, no superchain's is far from the
@@ -80,7 +85,7 @@ def ready_to_sample(lane: Lane) -> Lane:
     return replace(lane, draws=lane.draws[:, :, :0], tuning=lane.tuning.frozen, tally=tally)
 
 
-def refitted(lane: Lane, kernel: Kernel) -> Lane:
+def refitted(lane: Lane, kernel: Transition) -> Lane:
     """Return a lane in new coordinates, learned from the second half of its window."""
     if not len(lane):
         return lane

@@ -82,7 +82,7 @@ class RoundsConfig:
 
 
 @dataclass(frozen=True)
-class First:
+class RoundZero:
     """The draws of round 0: of the prior, simulated already, or of a network still to be asked.
 
     Attributes
@@ -101,7 +101,7 @@ class First:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SequentialOutcome:
     """What a sequential fit found.
 
     Attributes

@@ -23,11 +23,11 @@ from nbi_plus.infer.posterior.certificate import AMORTIZED, fresh_outcome, unwei
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.predictive import averaged, checked, with_tails
-from nbi_plus.infer.posterior.status import Rung
+from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.sequential.config import First, RoundsConfig
-from nbi_plus.infer.sequential.journal import Tape
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero
+from nbi_plus.infer.sequential.journal import Journal
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.published import Classic
@@ -35,12 +35,12 @@ from nbi_plus.infer.sequential.rounds import Rounds
 from nbi_plus.infer.sequential.search import Search
 from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.io.store import SimulationStore
-from nbi_plus.learn.fitting import Ingredients
+from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.problem.setup import Setup
+from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.simulator import FAILED, BoundSimulator
 from nbi_plus.problem.target import Target
 
@@ -170,16 +170,18 @@ class SequentialRun:
 
     def __call__(
         self,
-        setup: Setup,
+        problem: Problem,
         observations: Observations,
-        parts: Ingredients,
+        recipe: Recipe,
         start: TrainedModel | None = None,
     ) -> SequentialFit:
         """Return the fit of one object."""
-        run, data = self.run, setup.conditions.to(parts.device)
-        target = Target(setup.prior, setup.simulator, setup.noise, data, run.n_jobs, run.client)
-        first = self._first(setup, parts, start)
-        folder = self._own_folder(setup, parts, first)
+        run, data = self.run, problem.conditions.to(recipe.device)
+        target = Target(
+            problem.prior, problem.simulator, problem.noise, data, run.n_jobs, run.client
+        )
+        first = self._first(problem, recipe, start)
+        folder = self._own_folder(problem, recipe, first)
         with contextlib.ExitStack() as stack:
             store = None
             if folder is not None:
@@ -194,82 +196,82 @@ class SequentialRun:
             search = Search if self.method == "amis" else partial(Classic, self.method)
             answer = search(
                 ledger,
-                Locator(parts, run.callback),
-                Tape(folder, parts.device),
+                Locator(recipe, run.callback),
+                Journal(folder, recipe.device),
                 self.config,
                 self.gate,
-                _key(observations).to(parts.device),
-                parts.seed,
+                _key(observations).to(recipe.device),
+                recipe.seed,
             )(first)
-        outcome = _checked(answer.outcome, ledger, exact=setup.noise.exact_p_value)
-        posterior = _posterior(outcome, observations, setup.prior, self.gate, parts.seed)
+        outcome = _checked(answer.outcome, ledger, exact=problem.noise.exact_p_value)
+        posterior = _posterior(outcome, observations, problem.prior, self.gate, recipe.seed)
         return SequentialFit(
             observations=observations,
             posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior)),
             rounds=answer.rounds,
             frozen=answer.frozen,
             family=answer.outcome.family,
-            prior=setup.prior,
-            noise=setup.noise,
-            simulator=setup.simulator,
-            device=parts.device,
+            prior=problem.prior,
+            noise=problem.noise,
+            simulator=problem.simulator,
+            device=recipe.device,
         )
 
-    def _first(self, setup: Setup, parts: Ingredients, start: TrainedModel | None) -> First:
+    def _first(self, problem: Problem, recipe: Recipe, start: TrainedModel | None) -> RoundZero:
         """Return round 0: what is simulated already, prior draws, or an amortized network."""
-        modes = self._latent_modes(setup, parts.device)
+        modes = self._latent_modes(problem, recipe.device)
         if start is not None:
-            return First(network=start.network, modes=modes)
-        if setup.columns is not None:
-            z, x = setup.columns["z"], setup.columns["x"]
+            return RoundZero(network=start.network, modes=modes)
+        if problem.columns is not None:
+            z, x = problem.columns["z"], problem.columns["x"]
             failed = np.zeros(len(z), bool)
         else:
-            z, x, failed = self._prior_draws(setup, parts, modes is not None)
-        tensors = (torch.as_tensor(v, device=parts.device) for v in (z, x, failed))
-        return First(simulations=tuple(tensors), modes=modes)
+            z, x, failed = self._prior_draws(problem, recipe, modes is not None)
+        tensors = (torch.as_tensor(v, device=recipe.device) for v in (z, x, failed))
+        return RoundZero(simulations=tuple(tensors), modes=modes)
 
-    def _prior_draws(self, setup: Setup, parts: Ingredients, halved: bool) -> tuple:
+    def _prior_draws(self, problem: Problem, recipe: Recipe, halved: bool) -> tuple:
         n, run = self.config.n_per_round, self.run
         n = max(n // 2, 2) if halved else n
-        campaign = run.campaign(setup, parts.seed)
+        campaign = run.campaign(problem, recipe.seed)
         with campaign.open(run.folder, n) as store:
             campaign.fill(store, n, run.max_failed)
             found = store.read(np.arange(n), ["z", "x", "state"])
         failed = found["state"] == FAILED
         return found["z"], np.where(failed[:, None, None], np.nan, found["x"]), failed
 
-    def _latent_modes(self, setup: Setup, device: torch.device) -> Tensor | None:
+    def _latent_modes(self, problem: Problem, device: torch.device) -> Tensor | None:
         if self.modes is None:
             return None
         given = self.modes
         if callable(given):
-            x = setup.conditions.x[0].numpy()
+            x = problem.conditions.x[0].numpy()
             given = given(x[0] if len(x) == 1 else x)
         places = np.atleast_2d(np.asarray(given, np.float64))
-        return torch.as_tensor(latent_hints(setup.prior, places), device=device)
+        return torch.as_tensor(latent_hints(problem.prior, places), device=device)
 
-    def _own_folder(self, setup: Setup, parts: Ingredients, first: First) -> Path | None:
+    def _own_folder(self, problem: Problem, recipe: Recipe, first: RoundZero) -> Path | None:
         """Return a folder for this very fit: another object, or other options, get another."""
         if self.run.folder is None:
             return None
         options = {k: v for k, v in asdict(self.config).items() if k != "max_seconds"}
         described = {
-            "prior": setup.prior.manifest(),
-            "noise": setup.noise.fingerprint(),
+            "prior": problem.prior.manifest(),
+            "noise": problem.noise.fingerprint(),
             "method": self.method,
             "rounds": options,
-            "train": asdict(parts.train),
-            "flow": asdict(parts.flow),
-            "featurizer": asdict(parts.featurizer),
-            "custom": repr(parts.custom),
-            "seed": parts.seed,
+            "train": asdict(recipe.train),
+            "flow": asdict(recipe.flow),
+            "featurizer": asdict(recipe.featurizer),
+            "custom": repr(recipe.custom),
+            "seed": recipe.seed,
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=repr).encode())
-        c = setup.conditions
+        c = problem.conditions
         tensors = [c.x, c.x_err, c.mask, first.modes, *c.arguments().values()]
         tensors += first.simulations or ()
         network = {} if first.network is None else first.network.state_dict()
-        custom = {} if parts.custom is None else parts.custom.state_dict()
+        custom = {} if recipe.custom is None else recipe.custom.state_dict()
         for tensor in [*tensors, *network.values(), *custom.values()]:
             content = b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes()
             digest.update(content)
@@ -304,10 +306,11 @@ def _posterior(
     return verdict.corrected([outcome], objects, request)[0]
 
 
-def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[Rung, ...]:
+def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[RungReport, ...]:
     """Return one rung for each round; the last one carries the verdict and why there is no more."""
     rungs = [
-        Rung(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False) for r in rounds.rows
+        RungReport(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False)
+        for r in rounds.rows
     ]
     failure = posterior.rungs[-1].reason
     reason = f"{failure} {rounds.reason}".lstrip()

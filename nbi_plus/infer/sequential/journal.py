@@ -1,7 +1,7 @@
-"""Tape: the proposals and draws of every round, written before they are simulated.
+"""Journals: the proposals and draws of every round, written before they are simulated.
 
-A fit that was killed plays the tape again up to where it ends: same proposals, same draws, and the
-simulations that the ledger holds. Nothing that was random or rounded has to be repeated.
+A fit that was killed goes through the journal again up to its end: same proposals, same draws, and
+the simulations that the ledger holds. Nothing that was random or rounded has to be repeated.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 @dataclass
-class Tape:
+class Journal:
     """Steps of one fit, in a folder; without a folder nothing is kept.
 
     Attributes

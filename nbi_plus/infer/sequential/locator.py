@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from nbi_plus.learn.encode import EncoderConfig
-from nbi_plus.learn.fitting import Ingredients, Material, problem_of, untrained
+from nbi_plus.learn.fitting import Recipe, TrainingSet, task_of, untrained
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
-from nbi_plus.learn.sources import Resident, Rows
+from nbi_plus.learn.sources import Resident, TrainingRows
 from nbi_plus.learn.training import History, train
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
 
@@ -25,17 +25,22 @@ class Locator:
 
     Attributes
     ----------
-    parts : Ingredients
+    recipe : Recipe
         Of the fit; their training configuration is that of one round.
     callback : callable, optional
         Called with the history of the round after each epoch.
     """
 
-    parts: Ingredients
+    recipe: Recipe
     callback: Callable[[History], None] | None = None
 
     def train(
-        self, pool: Rows, weights: Tensor, n: int, start: PosteriorNetwork | None, stage: str
+        self,
+        pool: TrainingRows,
+        weights: Tensor,
+        n: int,
+        start: PosteriorNetwork | None,
+        stage: str,
     ) -> PosteriorNetwork:
         """Return a network trained on ``n`` simulations drawn from the pool by weight.
 
@@ -44,7 +49,7 @@ class Locator:
 
         Parameters
         ----------
-        pool : Rows
+        pool : TrainingRows
             Simulations, on the device.
         weights : Tensor, shape (S,)
             Normalised.
@@ -54,16 +59,16 @@ class Locator:
         stage : str
             What the randomness is keyed by.
         """
-        rng = generator(self.parts.seed, f"{stage} bootstrap", weights.device)
+        rng = generator(self.recipe.seed, f"{stage} bootstrap", weights.device)
         pick = torch.multinomial(weights, n, replacement=True, generator=rng)
         out = torch.rand(len(weights), generator=rng, device=weights.device, dtype=torch.float64)
-        held_out = out[pick] < self.parts.train.val_fraction
+        held_out = out[pick] < self.recipe.train.val_fraction
         if held_out.all() or not held_out.any():  # a handful of simulations carries all the weight
             held_out = torch.arange(n, device=pick.device) % 10 == 0
         return self._train(pool.pick(pick[~held_out]), pool.pick(pick[held_out]), start, stage, nll)
 
     def train_on_all(
-        self, pool: Rows, usable: Tensor, start: PosteriorNetwork | None, stage: str,
+        self, pool: TrainingRows, usable: Tensor, start: PosteriorNetwork | None, stage: str,
         loss: Loss = nll,
     ) -> PosteriorNetwork:  # fmt: skip
         """Return a network trained on every usable simulation of the pool, each once an epoch.
@@ -73,7 +78,7 @@ class Locator:
 
         Parameters
         ----------
-        pool : Rows
+        pool : TrainingRows
             Simulations, on the device.
         usable : Tensor of bool, shape (S,)
         start : PosteriorNetwork, optional
@@ -83,38 +88,43 @@ class Locator:
         loss : Loss
         """
         place = torch.arange(len(usable), device=usable.device)
-        order = keyed_uniform(self.parts.seed, "held out", place, ()).argsort()
+        order = keyed_uniform(self.recipe.seed, "held out", place, ()).argsort()
         order = order[usable[order]]
-        n_out = max(1, round(self.parts.train.val_fraction * len(order)))
+        n_out = max(1, round(self.recipe.train.val_fraction * len(order)))
         return self._train(pool.pick(order[n_out:]), pool.pick(order[:n_out]), start, stage, loss)
 
     def rebuild(self, state: dict[str, Tensor]) -> PosteriorNetwork:
         """Return the network of a recorded state."""
-        parts = self.parts
+        recipe = self.recipe
         network = without_global_rng(
             0,
             lambda: PosteriorNetwork(
-                EncoderConfig.of(parts.conditions),
-                parts.featurizer.build(parts.custom),
-                parts.prior.n_dim,
-                parts.flow,
+                EncoderConfig.of(recipe.conditions),
+                recipe.featurizer.build(recipe.custom),
+                recipe.prior.n_dim,
+                recipe.flow,
             ),
         )
         network.load_state_dict(state)
-        return network.to(parts.device).eval()
+        return network.to(recipe.device).eval()
 
     def _train(
-        self, rows: Rows, validation: Rows, start: PosteriorNetwork | None, stage: str, loss: Loss
+        self,
+        rows: TrainingRows,
+        validation: TrainingRows,
+        start: PosteriorNetwork | None,
+        stage: str,
+        loss: Loss,
     ) -> PosteriorNetwork:
-        material = Material(Resident(rows), validation, rows, len(rows.z))
-        problem = replace(problem_of(material, self.parts), loss=loss)
+        training_set = TrainingSet(Resident(rows), validation, rows, len(rows.z))
+        problem = replace(task_of(training_set, self.recipe), loss=loss)
         if start is None:
-            network = untrained(self.parts, problem, rows)
+            network = untrained(self.recipe, problem, rows)
         else:
             network = copy.deepcopy(start)
             network.flow.whiten(rows.z)
-        size = min(self.parts.train.batch_size, len(rows.z))
-        config = replace(self.parts.train, batch_size=size)
-        seed = stage_key(self.parts.seed, stage) % 2**31
+        size = min(self.recipe.train.batch_size, len(rows.z))
+        config = replace(self.recipe.train, batch_size=size)
+        seed = stage_key(self.recipe.seed, stage) % 2**31
         train(network, problem, config, seed, callback=self.callback, progress=False)
         return network

@@ -17,13 +17,13 @@ from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.proposals.truncated import TruncatedPrior
-from nbi_plus.infer.sequential.config import Answer, First, RoundsConfig
-from nbi_plus.infer.sequential.journal import Step, Tape
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.snpe_is import SnpeIS
-from nbi_plus.infer.sequential.workspace import Bench, Halt
+from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of
 from nbi_plus.learn.losses import AtomicLoss, Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
@@ -38,7 +38,7 @@ class Classic:
     method : {"snpe-is", "apt", "tsnpe"}
     ledger : Ledger
     locator : Locator
-    tape : Tape
+    journal : Journal
     config : RoundsConfig
     gate : Gate
     key : Tensor of int64, shape (1,)
@@ -47,13 +47,13 @@ class Classic:
     """
 
     def __init__(  # noqa: PLR0913 - as Search, and the method
-        self, method: str, ledger: Ledger, locator: Locator, tape: Tape, config: RoundsConfig,
+        self, method: str, ledger: Ledger, locator: Locator, journal: Journal, config: RoundsConfig,
         gate: Gate, key: Tensor, seed: int,
     ) -> None:  # fmt: skip
         self._method, self._gate = method, gate
-        self._bench = Bench(ledger, locator, tape, config, key, seed)
+        self._work = Workspace(ledger, locator, journal, config, key, seed)
 
-    def __call__(self, first: First) -> Answer:
+    def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the answer: certified, or with the reason why not."""
         if first.modes is not None:
             raise ValueError(
@@ -61,8 +61,8 @@ class Classic:
                 "were given. Use method='amis'."
             )
         if self._method == "snpe-is":
-            return SnpeIS(self._bench)(first)
-        return AllRounds(self._bench, _SCHEMES[self._method](), self._gate)(first)
+            return SnpeIS(self._work)(first)
+        return AllRounds(self._work, _SCHEMES[self._method](), self._gate)(first)
 
 
 class Scheme(Protocol):
@@ -77,7 +77,7 @@ class Scheme(Protocol):
     def loss(self, all_of_prior: bool) -> Loss:
         """Return the loss for simulations that are all draws of the prior, or not."""
 
-    def step(self, bench: Bench, network: PosteriorNetwork, n: int, stage: str) -> Step:
+    def step(self, work: Workspace, network: PosteriorNetwork, n: int, stage: str) -> Step:
         """Return ``n`` draws; their proposal too, where ``pools``."""
 
 
@@ -91,9 +91,9 @@ class APT:
         """Return the atomic loss as soon as a draw is not the prior's."""
         return nll if all_of_prior else AtomicLoss()
 
-    def step(self, bench: Bench, network: PosteriorNetwork, n: int, stage: str) -> Step:
+    def step(self, work: Workspace, network: PosteriorNetwork, n: int, stage: str) -> Step:
         """Return draws of the network, a part of them from a wider base."""
-        return bench.drawn((bench.proposal(network),), n, stage, network)
+        return work.drawn((work.proposal(network),), n, stage, network)
 
 
 class TSNPE:
@@ -106,11 +106,11 @@ class TSNPE:
         """Return the negative log-likelihood."""
         return nll
 
-    def step(self, bench: Bench, network: PosteriorNetwork, n: int, stage: str) -> Step:
+    def step(self, work: Workspace, network: PosteriorNetwork, n: int, stage: str) -> Step:
         """Return draws of the truncated prior, whose normalisation is not known."""
-        plain = bench.proposal(network, share=0.0)
-        truncated = TruncatedPrior.of(plain, bench.key, bench.seed, stage)
-        z = truncated.draw(bench.key, n, bench.seed, stage).z
+        plain = work.proposal(network, share=0.0)
+        truncated = TruncatedPrior.of(plain, work.key, work.seed, stage)
+        z = truncated.draw(work.key, n, work.seed, stage).z
         return Step((), z, network.state_dict())
 
 
@@ -126,24 +126,24 @@ class AllRounds:
 
     Parameters
     ----------
-    bench : Bench
+    work : Workspace
     scheme : Scheme
     gate : Gate
     """
 
-    def __init__(self, bench: Bench, scheme: Scheme, gate: Gate) -> None:
+    def __init__(self, work: Workspace, scheme: Scheme, gate: Gate) -> None:
         # networks of one object are flows fitted to it
-        self._bench, self._scheme, self._gate = bench, scheme, gate_of("flow", gate)
-        self._weighs = bench.ledger.has_likelihood
-        self._circles = circular_columns(bench.ledger.target.prior.periods)
+        self._work, self._scheme, self._gate = work, scheme, gate_of("flow", gate)
+        self._weighs = work.ledger.has_likelihood
+        self._circles = circular_columns(work.ledger.target.prior.periods)
         if self._weighs:
-            bench.reserve = min(bench.config.certify_draws, bench.config.budget // 2)
+            work.reserve = min(work.config.certify_draws, work.config.budget // 2)
         self._network: PosteriorNetwork | None = None
         self._all_of_prior = True
         self._pair: Pair | None = None
         self._fresh: Stream | None = None
 
-    def __call__(self, first: First) -> Answer:
+    def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the answer."""
         try:
             stop = self._run(first)
@@ -153,52 +153,52 @@ class AllRounds:
             return self._weighted(stop)
         return self._unweighted(stop)
 
-    def _run(self, first: First) -> Stop:
-        bench = self._bench
+    def _run(self, first: RoundZero) -> Stop:
+        work = self._work
         self._start(first)
-        while (end := bench.end_of_rounds()) is None:
-            self._round(bench.affordable(bench.config.n_per_round))
+        while (end := work.end_of_rounds()) is None:
+            self._round(work.affordable(work.config.n_per_round))
             if self._enough():
                 return Stop.ESS_REACHED
         if self._weighs:
             return self._certify()
-        self._learn("final", lambda net: bench.drawn((bench.proposal(net),), 2, "final", net))
+        self._learn("final", lambda net: work.drawn((work.proposal(net),), 2, "final", net))
         return end
 
     # --- rounds ----------------------------------------------------------------------------------
 
-    def _start(self, first: First) -> None:
-        bench = self._bench
+    def _start(self, first: RoundZero) -> None:
+        work = self._work
         if first.simulations is not None:
             z, models, failed = (v[None] for v in first.simulations)
             prior = (PriorProposal(z.shape[-1]),) if self._scheme.pools else ()
-            self._add("prior", Step(prior, z, {}), bench.ledger.adopt(z, models, failed))
+            self._add("prior", Step(prior, z, {}), work.ledger.adopt(z, models, failed))
             return
         self._network, self._all_of_prior = first.network, False
-        n = bench.config.n_per_round
-        draw = partial(self._scheme.step, bench, first.network, n, "start")
-        step = bench.tape.step("start", draw)
-        self._add("start", step, bench.evaluate(step.z, keep=True))
+        n = work.config.n_per_round
+        draw = partial(self._scheme.step, work, first.network, n, "start")
+        step = work.journal.step("start", draw)
+        self._add("start", step, work.evaluate(step.z, keep=True))
 
     def _round(self, n: int) -> None:
-        bench, stage = self._bench, f"{self._scheme.name} {len(self._bench.rows)}"
-        propose = partial(self._scheme.step, bench, n=n, stage=stage)
+        work, stage = self._work, f"{self._scheme.name} {len(self._work.rows)}"
+        propose = partial(self._scheme.step, work, n=n, stage=stage)
         step = self._learn(stage, propose)
         self._all_of_prior = False
-        self._add(self._scheme.name, step, bench.evaluate(step.z, keep=True))
+        self._add(self._scheme.name, step, work.evaluate(step.z, keep=True))
 
     def _learn(self, stage: str, propose: Callable[[PosteriorNetwork], Step]) -> Step:
         """Return what a network proposes that was trained on everything there is."""
 
         def make() -> Step:
-            pool, usable = self._bench.simulations()
+            pool, usable = self._work.simulations()
             loss = self._scheme.loss(self._all_of_prior)
             return propose(
-                self._bench.locator.train_on_all(pool, usable, self._network, stage, loss)
+                self._work.locator.train_on_all(pool, usable, self._network, stage, loss)
             )
 
-        step = self._bench.tape.step(stage, make)
-        self._network = self._bench.locator.rebuild(step.state)
+        step = self._work.journal.step(stage, make)
+        self._network = self._work.locator.rebuild(step.state)
         return step
 
     def _add(self, phase: str, step: Step, found: Evaluation) -> None:
@@ -208,26 +208,24 @@ class AllRounds:
             self._fresh = None
             self._add_fresh(phase, step.proposals[0], step.z, found)
         elif self._weighs:
-            self._bench.note(phase, n, efficiency=_efficiency(_log_likelihood(found)))
+            self._work.note(phase, n, efficiency=_efficiency(_log_likelihood(found)))
         else:
-            self._bench.note(phase, n)
+            self._work.note(phase, n)
 
     # --- the answer ------------------------------------------------------------------------------
 
     def _certify(self) -> Stop:
         """Weigh fresh draws of the final network, until they are as many as was wanted."""
-        bench = self._bench
-        n = bench.last(bench.config.certify_draws)
-        step = self._learn(
-            "final", lambda net: bench.drawn((bench.proposal(net),), n, "final", net)
-        )
+        work = self._work
+        n = work.last(work.config.certify_draws)
+        step = self._learn("final", lambda net: work.drawn((work.proposal(net),), n, "final", net))
         self._fresh, frozen = None, step.proposals[0]
-        self._add_fresh("certify", frozen, step.z, bench.evaluate(step.z))
+        self._add_fresh("certify", frozen, step.z, work.evaluate(step.z))
         while self._short() > 0 and self._efficiency() >= self._gate.efficiency_min:
-            wanted = bench.config.spare * self._short() / self._efficiency()
-            n, name = bench.last(math.ceil(wanted)), f"top up {len(bench.rows)}"
-            z = bench.tape.step(name, partial(bench.drawn, (frozen,), n, name)).z
-            self._add_fresh("certify", frozen, z, bench.evaluate(z))
+            wanted = work.config.spare * self._short() / self._efficiency()
+            n, name = work.last(math.ceil(wanted)), f"top up {len(work.rows)}"
+            z = work.journal.step(name, partial(work.drawn, (frozen,), n, name)).z
+            self._add_fresh("certify", frozen, z, work.evaluate(z))
         return Stop.ESS_REACHED if self._grade() > Grade.F else Stop.NO_PROGRESS
 
     def _add_fresh(
@@ -236,7 +234,7 @@ class AllRounds:
         fresh, pair = self._fresh, self._pair
         self._fresh = (fresh.add if fresh else Stream.start)(proposal, z, found)
         self._pair = (pair.share if pair else Pair.start)(proposal, z, found)
-        self._bench.note_pair(phase, z.shape[1], self._pair, self._fresh)
+        self._work.note_pair(phase, z.shape[1], self._pair, self._fresh)
 
     def _grade(self) -> int:
         return int(grade_fresh(self._fresh, self._gate, circles=self._circles))
@@ -246,7 +244,7 @@ class AllRounds:
 
     def _short(self) -> float:
         """Return how many effective draws are missing, in all or for the gate."""
-        in_all = self._bench.config.ess_target - float(self._pair.ess)
+        in_all = self._work.config.ess_target - float(self._pair.ess)
         fresh = self._gate.ess_min - self._efficiency() * self._fresh.z.shape[1]
         return max(in_all, fresh, 0.0)
 
@@ -254,30 +252,32 @@ class AllRounds:
         """Say whether the draws so far are the answer already."""
         return self._pair is not None and self._short() == 0 and self._grade() == Grade.A
 
-    def _weighted(self, stop: Stop) -> Answer:
-        bench = self._bench
+    def _weighted(self, stop: Stop) -> SequentialOutcome:
+        work = self._work
         if self._pair is None:
             raise self._too_early(stop)
         outcome = outcome_of(
             self._pair, self._fresh, self._gate, rung="sequential",
-            index=torch.zeros_like(bench.key), seed=bench.seed, circles=self._circles,
+            index=torch.zeros_like(work.key), seed=work.seed, circles=self._circles,
         )  # fmt: skip
-        reached = bool(outcome.passed) and float(outcome.summary.ess) >= bench.config.ess_target
+        reached = bool(outcome.passed) and float(outcome.summary.ess) >= work.config.ess_target
         return self._answer(
             outcome, self._fresh.proposals[-1], Stop.ESS_REACHED if reached else stop
         )
 
-    def _unweighted(self, stop: Stop) -> Answer:
-        bench = self._bench
+    def _unweighted(self, stop: Stop) -> SequentialOutcome:
+        work = self._work
         if self._network is None:
             raise self._too_early(stop)
-        frozen = bench.proposal(self._network, share=0.0)
-        n = max(bench.config.certify_draws, math.ceil(bench.config.ess_target))
-        z = frozen.draw(bench.key, n, bench.seed, "answer")
+        frozen = work.proposal(self._network, share=0.0)
+        n = max(work.config.certify_draws, math.ceil(work.config.ess_target))
+        z = frozen.draw(work.key, n, work.seed, "answer")
         return self._answer(unweighted_outcome(frozen, z), frozen, stop)
 
-    def _answer(self, outcome: Outcome, frozen: LatentProposal, stop: Stop) -> Answer:
-        return Answer(outcome, frozen, Rounds(tuple(self._bench.rows), stop), self._network)
+    def _answer(self, outcome: Outcome, frozen: LatentProposal, stop: Stop) -> SequentialOutcome:
+        return SequentialOutcome(
+            outcome, frozen, Rounds(tuple(self._work.rows), stop), self._network
+        )
 
     def _too_early(self, stop: Stop) -> Exception:
         kind = TimeoutError if stop is Stop.TIME else RuntimeError

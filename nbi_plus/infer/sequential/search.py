@@ -15,12 +15,12 @@ from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
 from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
 from nbi_plus.infer.proposals.streams import Stream
-from nbi_plus.infer.sequential.config import Answer, First, RoundsConfig
-from nbi_plus.infer.sequential.journal import Step, Tape
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
-from nbi_plus.infer.sequential.workspace import Bench, Halt
+from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of, summarise
 from nbi_plus.learn.network import PosteriorNetwork
 
@@ -33,7 +33,7 @@ class Search:
     ledger : Ledger
         Evaluates draws.
     locator : Locator
-    tape : Tape
+    journal : Journal
         Remembers proposals and draws.
     config : RoundsConfig
     gate : Gate
@@ -43,11 +43,11 @@ class Search:
     """
 
     def __init__(
-        self, ledger: Ledger, locator: Locator, tape: Tape, config: RoundsConfig, gate: Gate,
+        self, ledger: Ledger, locator: Locator, journal: Journal, config: RoundsConfig, gate: Gate,
         key: Tensor, seed: int,
     ) -> None:  # fmt: skip
         reserve = min(config.certify_draws, config.budget // 2)
-        self._bench = Bench(ledger, locator, tape, config, key, seed, reserve)
+        self._work = Workspace(ledger, locator, journal, config, key, seed, reserve)
         self._gate = gate
         self._circles = circular_columns(ledger.target.prior.periods)
         families = MixtureFamily(MixtureConfig(n_points=config.fit_points)), FlowFamily()
@@ -57,7 +57,7 @@ class Search:
         self._network: PosteriorNetwork | None = None
         self._family = "network"  # or the prior: neither was fitted to the object
 
-    def __call__(self, first: First) -> Answer:
+    def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the answer: certified, or with the reason why not."""
         try:
             stop = self._run(first)
@@ -69,14 +69,14 @@ class Search:
         if stop is not Stop.ESS_REACHED and self._reached(outcome):
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
         frozen = self._pair.a.proposals[-1] if self._fresh is None else self._fresh.proposals[-1]
-        rounds = Rounds(tuple(self._bench.rows), stop)
-        return Answer(outcome, frozen, rounds, self._network)
+        rounds = Rounds(tuple(self._work.rows), stop)
+        return SequentialOutcome(outcome, frozen, rounds, self._network)
 
-    def _run(self, first: First) -> Stop:
+    def _run(self, first: RoundZero) -> Stop:
         self._start(first)
         self._locate()
         n_families = 1  # a flow is tried only for what mixtures cannot follow
-        for _ in range(self._bench.config.max_attempts):
+        for _ in range(self._work.config.max_attempts):
             self._adapt(n_families)
             self._certify()
             if self._outcome().passed:
@@ -86,58 +86,58 @@ class Search:
 
     # --- phases ----------------------------------------------------------------------------------
 
-    def _start(self, first: First) -> None:
+    def _start(self, first: RoundZero) -> None:
         """Evaluate round 0."""
-        n = self._bench.config.n_per_round
+        n = self._work.config.n_per_round
         if first.simulations is not None:
             z, models, failed = (v[None] for v in first.simulations)
-            found = self._bench.ledger.adopt(z, models, failed)
+            found = self._work.ledger.adopt(z, models, failed)
             self._pair = Pair.start(PriorProposal(z.shape[-1]), z, found)
             self._note("prior", z.shape[1])
         if first.network is not None:
             self._network = first.network
-            self._begin("start", self._bench.proposal(first.network), n)
+            self._begin("start", self._work.proposal(first.network), n)
         if first.modes is not None:
             self._begin("modes", around(first.modes[None]), n // 2)
             self._family = "mixture"
 
     def _begin(self, name: str, proposal: LatentProposal, n: int) -> None:
-        step = self._bench.tape.step(name, partial(self._bench.drawn, (proposal,), n, name))
+        step = self._work.journal.step(name, partial(self._work.drawn, (proposal,), n, name))
         self._share(name, step)
 
     def _locate(self) -> None:
         """Train networks on the pool until enough of all draws are effective."""
-        bench, c = self._bench, self._bench.config
+        work, c = self._work, self._work.config
         n_dim = self._pair.a.z.shape[-1]
         n = 0
         while float(self._pair.ess) < max(c.locate_ess[0] * n_dim, c.locate_ess[1]):
-            end = Stop.NO_SUPPORT if n == c.max_locate else bench.end_of_rounds()
+            end = Stop.NO_SUPPORT if n == c.max_locate else work.end_of_rounds()
             if end is not None:
                 if float(self._pair.ess) < n_dim:
                     raise Halt(end)
                 break
             n += 1
-            name, size = f"locate {n}", bench.affordable(c.n_per_round)
-            step = bench.tape.step(name, partial(self._located, name, size))
-            self._network, self._family = bench.locator.rebuild(step.state), "flow"
+            name, size = f"locate {n}", work.affordable(c.n_per_round)
+            step = work.journal.step(name, partial(self._located, name, size))
+            self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
-        bench.ledger.forget()
+        work.ledger.forget()
 
     def _adapt(self, n_families: int) -> None:
         """Fit to each stream what its twin knows, while the efficiency grows."""
-        bench, c = self._bench, self._bench.config
+        work, c = self._work, self._work.config
         best, stale = 0.0, 0
         for _ in range(c.max_adapt):
-            end = bench.end_of_rounds()
+            end = work.end_of_rounds()
             if end is not None:
                 if self._fresh is not None:  # these proposals were tried: more draws may pass
                     self._draw_fresh(c.certify_draws)
                     raise Halt(end)
                 return
-            stage, half = f"adapt {len(bench.rows)}", bench.affordable(c.n_per_round) // 2
-            step = bench.tape.step(stage, partial(self._adapted, stage, half, n_families))
+            stage, half = f"adapt {len(work.rows)}", work.affordable(c.n_per_round) // 2
+            step = work.journal.step(stage, partial(self._adapted, stage, half, n_families))
             self._family, self._fresh = step.family, None
-            self._pair = self._pair.extend(step.proposals, step.z, bench.evaluate(step.z))
+            self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
             self._note(f"adapt ({self._family})", step.z.shape[1])
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
@@ -153,7 +153,7 @@ class Search:
         A thousand draws tell k-hat to a fifth only. Where they are efficient, three times as many
         tell a heavy tail from an unlucky one for less than another proposal costs.
         """
-        n = self._bench.config.certify_draws
+        n = self._work.config.certify_draws
         self._draw_fresh(n)
         if not self._outcome().passed and self._fresh_efficiency() >= self._rules.efficiency_min:
             self._draw_fresh(2 * n)
@@ -163,7 +163,7 @@ class Search:
 
         Where the pool's tail fails the gate then, more draws of them are worth a few tries.
         """
-        c = self._bench.config
+        c = self._work.config
         for _ in range(c.max_attempts):
             while self._short() > 0:
                 self._draw_fresh(math.ceil(c.spare * self._short() / self._fresh_efficiency()))
@@ -176,37 +176,37 @@ class Search:
 
     def _located(self, name: str, n: int) -> Step:
         """Train on simulations drawn by tempered weight from all that there are."""
-        bench, c = self._bench, self._bench.config
-        rows, usable = bench.simulations()
+        work, c = self._work, self._work.config
+        rows, usable = work.simulations()
         tempered, _ = temper(self._pair.in_turns()[None], c.bootstrap_ess * c.n_per_round)
         weights = torch.where(usable, tempered[0], 0.0)
         if not weights.sum() > 0:
             weights = usable.double()  # nothing is more likely than anything else, yet
         n_rows = int(c.bootstrap * c.n_per_round)
-        trained = bench.locator.train(rows, weights, n_rows, self._network, name)
-        return bench.drawn((bench.proposal(trained),), n, name, trained)
+        trained = work.locator.train(rows, weights, n_rows, self._network, name)
+        return work.drawn((work.proposal(trained),), n, name, trained)
 
     def _adapted(self, stage: str, n_each: int, n_families: int) -> Step:
-        bench, families = self._bench, self._families[:n_families]
-        family, proposals = best_fit(self._pair, families, bench.key, bench.seed, stage)
-        step = bench.drawn(proposals, 2 * n_each, stage)
+        work, families = self._work, self._families[:n_families]
+        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage)
+        step = work.drawn(proposals, 2 * n_each, stage)
         return step._replace(family=family.name)
 
     def _share(self, phase: str, step: Step) -> None:
         """Add the draws of a proposal that was fitted to both streams, or to none."""
-        proposal, found = step.proposals[0], self._bench.evaluate(step.z, keep=True)
+        proposal, found = step.proposals[0], self._work.evaluate(step.z, keep=True)
         pair = self._pair
         self._pair = (Pair.start if pair is None else pair.share)(proposal, step.z, found)
         self._note(phase, step.z.shape[1])
 
     def _draw_fresh(self, n: int) -> None:
         """Add draws of the frozen proposals to the answer, and to what certifies it."""
-        bench, pair = self._bench, self._pair
+        work, pair = self._work, self._pair
         crossed = pair.n_shared < len(pair.a.proposals)
         last = pair.proposals if crossed else pair.proposals[:1]
-        name = f"certify {len(bench.rows)}"
-        step = bench.tape.step(name, partial(bench.drawn, last, bench.last(n), name))
-        found = bench.evaluate(step.z)
+        name = f"certify {len(work.rows)}"
+        step = work.journal.step(name, partial(work.drawn, last, work.last(n), name))
+        found = work.evaluate(step.z)
         if self._fresh is None:
             frozen = Blend(last, (0.5, 0.5)) if crossed else last[0]
             self._fresh = Stream.start(frozen, step.z, found)
@@ -229,7 +229,7 @@ class Search:
         return float(effective_sample_size(log_weights)) / log_weights.shape[1]
 
     def _short(self) -> float:
-        return max(self._bench.config.ess_target - float(self._pair.ess), 0.0)
+        return max(self._work.config.ess_target - float(self._pair.ess), 0.0)
 
     def _enough(self) -> bool:
         """Say whether the pool would pass already, so that a certificate is all that is missing."""
@@ -240,7 +240,7 @@ class Search:
         return int(self._rules.grade(summarise(self._pair.log_weights, z))) == Grade.A
 
     def _reached(self, outcome: Outcome) -> bool:
-        wanted = self._bench.config.ess_target
+        wanted = self._work.config.ess_target
         return bool(outcome.passed) and float(outcome.summary.ess) >= wanted
 
     def _outcome(self) -> Outcome:
@@ -249,10 +249,10 @@ class Search:
             self._fresh,
             self._rules,
             rung="sequential",
-            index=torch.zeros_like(self._bench.key),
+            index=torch.zeros_like(self._work.key),
             circles=self._circles,
-            seed=self._bench.seed,
+            seed=self._work.seed,
         )
 
     def _note(self, phase: str, n: int) -> None:
-        self._bench.note_pair(phase, n, self._pair, self._fresh)
+        self._work.note_pair(phase, n, self._pair, self._fresh)

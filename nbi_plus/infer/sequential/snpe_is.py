@@ -13,10 +13,10 @@ from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
 from nbi_plus.infer.proposals.streams import Stream
-from nbi_plus.infer.sequential.config import Answer, First
+from nbi_plus.infer.sequential.config import RoundZero, SequentialOutcome
 from nbi_plus.infer.sequential.journal import Step
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
-from nbi_plus.infer.sequential.workspace import Bench, Halt
+from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.clean import clean
 from nbi_plus.infer.weights.summary import effective_sample_size, normalise, summarise
 from nbi_plus.learn.network import PosteriorNetwork
@@ -38,15 +38,15 @@ class SnpeIS:
 
     Parameters
     ----------
-    bench : Bench
+    work : Workspace
     """
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, work: Workspace) -> None:
+        self._work = work
         self._rounds: list[Stream] = []
         self._networks: list[PosteriorNetwork | None] = []
 
-    def __call__(self, first: First) -> Answer:
+    def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the pooled answer, uncertified."""
         _LOG.warning("%s", CAUTION)
         try:
@@ -58,49 +58,49 @@ class SnpeIS:
         network = self._networks[-2 if stop is Stop.DEGRADED else -1]
         prior = PriorProposal(self._rounds[0].z.shape[-1])
         # fresh draws can be judged, for these have a defensive part
-        frozen = prior if network is None else self._bench.proposal(network)
-        table = Rounds(tuple(self._bench.rows), stop, CAUTION)
-        circles = circular_columns(self._bench.ledger.target.prior.periods)
-        outcome = pooled(self._rounds, circles, self._bench.seed)
-        return Answer(outcome, frozen, table, network)
+        frozen = prior if network is None else self._work.proposal(network)
+        table = Rounds(tuple(self._work.rows), stop, CAUTION)
+        circles = circular_columns(self._work.ledger.target.prior.periods)
+        outcome = pooled(self._rounds, circles, self._work.seed)
+        return SequentialOutcome(outcome, frozen, table, network)
 
-    def _run(self, first: First) -> Stop:
+    def _run(self, first: RoundZero) -> Stop:
         self._start(first)
         while (end := self._end()) is None:
             self._round()
         return end
 
     def _end(self) -> Stop | None:
-        if self._n_effective() >= self._bench.config.ess_target:
+        if self._n_effective() >= self._work.config.ess_target:
             return Stop.ESS_SUMMED
-        return Stop.DEGRADED if self._fell() else self._bench.end_of_rounds()
+        return Stop.DEGRADED if self._fell() else self._work.end_of_rounds()
 
     def _round(self) -> None:
-        bench, name = self._bench, f"snpe-is {len(self._rounds)}"
-        n = bench.affordable(bench.config.n_per_round)
-        step = bench.tape.step(name, partial(self._trained, name, n))
-        bench.ledger.forget()
-        found = bench.evaluate(step.z, keep=True)
-        network = bench.locator.rebuild(step.state)
+        work, name = self._work, f"snpe-is {len(self._rounds)}"
+        n = work.affordable(work.config.n_per_round)
+        step = work.journal.step(name, partial(self._trained, name, n))
+        work.ledger.forget()
+        found = work.evaluate(step.z, keep=True)
+        network = work.locator.rebuild(step.state)
         self._add("snpe-is", step.proposals[0], step.z, found, network)
 
-    def _start(self, first: First) -> None:
-        bench = self._bench
+    def _start(self, first: RoundZero) -> None:
+        work = self._work
         if first.simulations is not None:
             z, models, failed = (v[None] for v in first.simulations)
-            found = bench.ledger.adopt(z, models, failed)
+            found = work.ledger.adopt(z, models, failed)
             self._add("prior", PriorProposal(z.shape[-1]), z, found, None)
             return
-        plain = (bench.proposal(first.network, share=0.0),)
-        draw = partial(bench.drawn, plain, bench.config.n_per_round, "start")
-        step = bench.tape.step("start", draw)
-        found = bench.evaluate(step.z, keep=True)
+        plain = (work.proposal(first.network, share=0.0),)
+        draw = partial(work.drawn, plain, work.config.n_per_round, "start")
+        step = work.journal.step("start", draw)
+        found = work.evaluate(step.z, keep=True)
         self._add("start", step.proposals[0], step.z, found, first.network)
 
     def _trained(self, name: str, n: int) -> Step:
-        bench = self._bench
-        network = bench.locator.train_on_all(*bench.simulations(), self._networks[-1], name)
-        return bench.drawn((bench.proposal(network, share=0.0),), n, name, network)
+        work = self._work
+        network = work.locator.train_on_all(*work.simulations(), self._networks[-1], name)
+        return work.drawn((work.proposal(network, share=0.0),), n, name, network)
 
     def _add(
         self, phase: str, proposal: LatentProposal, z: Tensor, found: Evaluation,
@@ -110,7 +110,7 @@ class SnpeIS:
         self._rounds.append(stream)
         self._networks.append(network)
         own = summarise(stream.log_weights)
-        self._bench.note(
+        self._work.note(
             phase, z.shape[1], ess=self._n_effective(),
             efficiency=_efficiency(stream), k_hat=float(own.k_hat),
         )  # fmt: skip

@@ -15,13 +15,13 @@ from nbi_plus.infer.proposals.base import Blend, Conditioned, FlowProposal, Late
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.config import RoundsConfig
-from nbi_plus.infer.sequential.journal import Step, Tape
+from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger, OutOfTime
 from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.rounds import Round, Stop, describe
 from nbi_plus.infer.weights.summary import summarise
 from nbi_plus.learn.network import PosteriorNetwork
-from nbi_plus.learn.sources import Rows
+from nbi_plus.learn.sources import TrainingRows
 from nbi_plus.problem.target import Evaluation
 
 _LOG = logging.getLogger("nbi_plus")
@@ -37,7 +37,7 @@ class Halt(Exception):  # noqa: N818 - not an error
 
 
 @dataclass
-class Bench:
+class Workspace:
     """What one sequential fit works with.
 
     Attributes
@@ -46,7 +46,7 @@ class Bench:
         Evaluates draws.
     locator : Locator
         Trains networks.
-    tape : Tape
+    journal : Journal
         Remembers proposals and draws.
     config : RoundsConfig
     key : Tensor of int64, shape (1,)
@@ -62,7 +62,7 @@ class Bench:
 
     ledger: Ledger
     locator: Locator
-    tape: Tape
+    journal: Journal
     config: RoundsConfig
     key: Tensor
     seed: int
@@ -83,7 +83,7 @@ class Bench:
         except OutOfTime:
             raise Halt(Stop.TIME) from None
 
-    def simulations(self) -> tuple[Rows, Tensor]:
+    def simulations(self) -> tuple[TrainingRows, Tensor]:
         """Return everything kept, ready to train on, and which rows are finite, bool (S,)."""
         z, models = self.ledger.pool()
         usable = torch.isfinite(models).flatten(1).all(1)
@@ -92,8 +92,8 @@ class Bench:
         prior = self.ledger.target.prior
         theta = prior.complete(prior.from_latent(z))
         owner = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        dtype = self.locator.parts.dtype(float(models[usable].abs().max()))
-        return Rows(z, theta, models.to(dtype), owner), usable
+        dtype = self.locator.recipe.dtype(float(models[usable].abs().max()))
+        return TrainingRows(z, theta, models.to(dtype), owner), usable
 
     # --- proposals -------------------------------------------------------------------------------
 

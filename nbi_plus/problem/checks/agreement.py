@@ -37,7 +37,7 @@ _G_MAX = 4.0  # less would lose power, more would widen the bound
 
 
 @dataclass(frozen=True)
-class Rows:
+class NoiseRows:
     """Simulations of some objects, float64, on one device.
 
     Attributes
@@ -57,14 +57,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.model)
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> NoiseRows:
         """Return the same rows on another device."""
         moved = (v.to(device) for v in (self.z, self.theta, self.model))
-        return Rows(*moved, self.obs.to(device))
+        return NoiseRows(*moved, self.obs.to(device))
 
-    def pick(self, index: Tensor) -> Rows:
+    def pick(self, index: Tensor) -> NoiseRows:
         """Return the rows at ``index``."""
-        return Rows(self.z[index], self.theta[index], self.model[index], self.obs.select(index))
+        return NoiseRows(
+            self.z[index], self.theta[index], self.model[index], self.obs.select(index)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Line:
 
     Attributes
     ----------
-    rows : Rows
+    rows : NoiseRows
     prior : Prior
     model : Tensor, shape (R, C, L)
         How the model changes along the line.
@@ -81,7 +83,7 @@ class Line:
         How the parameters do, the model being the same.
     """
 
-    rows: Rows
+    rows: NoiseRows
     prior: Prior
     model: Tensor
     z: Tensor | None = None
@@ -133,7 +135,7 @@ def unflagged(obs: Batch) -> Batch:
     return replace(obs, coords=obs.coords | {FLAG: torch.zeros_like(obs.coords[FLAG])})
 
 
-def disagreements(noise: Noise, prior: Prior, rows: Rows, seed: int) -> dict[str, str]:
+def disagreements(noise: Noise, prior: Prior, rows: NoiseRows, seed: int) -> dict[str, str]:
     """Return what is wrong about location, width and parameters, by these names; ``""`` if nothing.
 
     Nothing is said of the first two where no other models are possible.
@@ -144,7 +146,7 @@ def disagreements(noise: Noise, prior: Prior, rows: Rows, seed: int) -> dict[str
         Bound, with a likelihood.
     prior : Prior
         Whose parameters are changed, one by one.
-    rows : Rows
+    rows : NoiseRows
     seed : int
     """
     rows = replace(rows, obs=unflagged(rows.obs))
@@ -249,12 +251,14 @@ def _apart(tosses: Tosses, kind: Tensor, n_kinds: int) -> list[Tosses]:
     return [Tosses(tosses.ratio[i], tosses.own[i], tosses.second[i]) for i in each]
 
 
-def _n_tosses(noise: Noise, rows: Rows) -> int:
+def _n_tosses(noise: Noise, rows: NoiseRows) -> int:
     numbers = rows.model[0].numel() * (1 + noise.n_copies // 4)
     return min(_N_TOSSES, max(_FEWEST, _NUMBERS // numbers))
 
 
-def _shifted_tosses(noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator) -> list[Tosses]:
+def _shifted_tosses(
+    noise: Noise, prior: Prior, rows: NoiseRows, rng: torch.Generator
+) -> list[Tosses]:
     """Return tosses between models of which all points differ, for several patterns of signs."""
     scatter = _scatter(noise, rows, rng)
     signs = torch.rand((_N_PATTERNS, *rows.model.shape[1:]), generator=rng, device=scatter.device)
@@ -282,7 +286,7 @@ def _shifted_tosses(noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator
 
 
 def _changed_tosses(
-    noise: Noise, prior: Prior, rows: Rows, rng: torch.Generator
+    noise: Noise, prior: Prior, rows: NoiseRows, rng: torch.Generator
 ) -> dict[str, Tosses]:
     """Return tosses between values of each parameter that the noise depends on, by its name."""
     every = torch.arange(len(rows), device=rows.z.device).repeat(prior.n_dim)
@@ -302,7 +306,7 @@ def _changed_tosses(
     return {name: found[d] for d, name in enumerate(prior.names) if used[d]}
 
 
-def _scatter(noise: Noise, rows: Rows, rng: torch.Generator) -> Tensor:
+def _scatter(noise: Noise, rows: NoiseRows, rng: torch.Generator) -> Tensor:
     """Return about how far the data of each row scatter, shape (R, C, L)."""
     many = rows.pick(torch.arange(len(rows), device=rows.model.device).repeat(_N_PILOT))
     x = noise.observe(many.model, many.obs, many.theta, rng).x

@@ -16,8 +16,8 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.tables.tables import astropy_table
 from nbi_plus.problem.binding import bind_simulator
-from nbi_plus.problem.checks.agreement import Rows, disagreements, unflagged
-from nbi_plus.problem.checks.trial import N_DRAWS, RemarkError, Trial
+from nbi_plus.problem.checks.agreement import NoiseRows, disagreements, unflagged
+from nbi_plus.problem.checks.trial import N_DRAWS, NoiseTrial, RemarkError
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
@@ -124,7 +124,7 @@ def require(checks: Sequence[Check]) -> None:
 
 
 @torch.no_grad()
-def checks_of(noise: Noise, prior: Prior, rows: Rows, seed: int = 0) -> list[Check]:
+def checks_of(noise: Noise, prior: Prior, rows: NoiseRows, seed: int = 0) -> list[Check]:
     """Return what came of all checks of a bound noise, up to the first that leaves others no sense.
 
     Parameters
@@ -132,7 +132,7 @@ def checks_of(noise: Noise, prior: Prior, rows: Rows, seed: int = 0) -> list[Che
     noise : Noise
         Bound.
     prior : Prior
-    rows : Rows
+    rows : NoiseRows
         Simulations; those that are not finite are left out.
     seed : int
     """
@@ -142,7 +142,7 @@ def checks_of(noise: Noise, prior: Prior, rows: Rows, seed: int = 0) -> list[Che
         return [Check("shapes", True, "Nothing could be tried: no simulation was finite.")]
     rows = rows.pick(finite.nonzero()[:, 0])
     weighs = noise.has_likelihood(rows.obs.x_err is not None)
-    many = Trial.of(prior, rows, seed)
+    many = NoiseTrial.of(prior, rows, seed)
     tried = {"shapes": many.shapes, "dtypes": many.dtypes}
     if weighs:
         tried |= {"objects": many.objects, "mask": many.mask}
@@ -173,7 +173,7 @@ def _tried(name: str, work: Callable[[], str]) -> Check:
     return Check(name, not detail, detail)
 
 
-def _agreement(noise: Noise, prior: Prior, rows: Rows, seed: int) -> list[Check]:
+def _agreement(noise: Noise, prior: Prior, rows: NoiseRows, seed: int) -> list[Check]:
     try:
         possible = noise.log_likelihood(
             rows.theta,
@@ -190,7 +190,7 @@ def _agreement(noise: Noise, prior: Prior, rows: Rows, seed: int) -> list[Check]
     return [Check(name, not detail, detail) for name, detail in found.items()]
 
 
-def _smooth(noise: Noise, prior: Prior, rows: Rows, seed: int) -> str:
+def _smooth(noise: Noise, prior: Prior, rows: NoiseRows, seed: int) -> str:
     """Under tiny steps the log-likelihood is a parabola, but for rounding."""
     rng = np.random.default_rng(seed)
     z, along = torch.from_numpy(rng.standard_normal((2, _N_SMOOTH, 1, prior.n_dim))).to(rows.z)
@@ -221,7 +221,7 @@ def _smooth(noise: Noise, prior: Prior, rows: Rows, seed: int) -> str:
     )
 
 
-def _generator(rows: Rows, seed: int) -> torch.Generator:
+def _generator(rows: NoiseRows, seed: int) -> torch.Generator:
     return torch.Generator(rows.model.device).manual_seed(seed)
 
 
@@ -230,7 +230,7 @@ def _rows_for(
     prior: Prior,
     observations: Observations | None,
     seed: int,
-) -> Rows:
+) -> NoiseRows:
     """Return rows of whatever there is."""
     bound, unit = None, None
     if observations is not None:
@@ -250,7 +250,7 @@ def _nothing(shape: tuple[int, int]) -> Batch:
 
 def simulated_rows(
     bound: BoundSimulator | None, prior: Prior, objects: Batch, seed: int = 0
-) -> Rows:
+) -> NoiseRows:
     """Return a few simulations for two objects; their data, where there is no simulator.
 
     Parameters
@@ -279,11 +279,11 @@ def simulated_rows(
     return rows_of(z, theta, model, data.select(owner))
 
 
-def rows_of(z: Tensor, theta: Tensor, model: Tensor, obs: Batch) -> Rows:
+def rows_of(z: Tensor, theta: Tensor, model: Tensor, obs: Batch) -> NoiseRows:
     """Return rows without the steps at the end that no object has."""
     if any(v.ndim == 2 for v in obs.coords.values()):
         obs, model = trimmed(obs, model)
-    return Rows(z, theta, model.to(torch.float64), obs)
+    return NoiseRows(z, theta, model.to(torch.float64), obs)
 
 
 def _two(objects: Batch) -> Tensor:

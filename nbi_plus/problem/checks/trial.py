@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
-from nbi_plus.problem.checks.agreement import Rows
+from nbi_plus.problem.checks.agreement import NoiseRows
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 
@@ -21,7 +21,7 @@ class RemarkError(Exception):
 
 
 @dataclass(frozen=True)
-class Trial:
+class NoiseTrial:
     """Three objects with three draws each, more than that where it must differ from their number.
 
     Attributes
@@ -39,7 +39,7 @@ class Trial:
     seed: int
 
     @classmethod
-    def of(cls, prior: Prior, rows: Rows, seed: int) -> Trial:
+    def of(cls, prior: Prior, rows: NoiseRows, seed: int) -> NoiseTrial:
         """Return objects whose models and parameters all differ."""
         n = torch.arange(N_DRAWS**2, device=rows.model.device)
         # 1 % less is as possible a model, where there are few

@@ -93,8 +93,8 @@ class Noise(ABC):
         Tensor or ndarray, shape (n,) or (n, S)
         """
         f, data, t = _alike(model, obs, theta)
-        data = facing(data, f)
-        return like(self._log_prob(harmless(f, data), data, t).to(f.dtype), model)
+        data = add_draw_axis(data, f)
+        return like(self._log_prob(fill_masked(f, data), data, t).to(f.dtype), model)
 
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
         """Return the probability that other data of a model would be no likelier than these.
@@ -169,8 +169,8 @@ class Noise(ABC):
         """Return the log-density of the valid points together, shape (...).
 
         Model (..., C, L) and theta (..., P) broadcast against all tensors of ``obs``, which have an
-        axis of length one for the draws when the model has draws (`facing`). Where points are
-        masked, the model is finite.
+        axis of length one for the draws when the model has draws (`add_draw_axis`). Where points
+        are masked, the model is finite.
         """
 
     def _report(self, x: Tensor, obs: Batch) -> Batch:
@@ -223,7 +223,7 @@ def like(result: Tensor, original: Tensor | NDArray) -> Tensor | NDArray:
     return result if isinstance(original, Tensor) else result.numpy()
 
 
-def facing(obs: Batch, model: Tensor) -> Batch:
+def add_draw_axis(obs: Batch, model: Tensor) -> Batch:
     """Return the data with an axis for draws, (n, 1, ...), where the model (n, S, C, L) has one."""
     if model.ndim == 3:
         return obs
@@ -237,7 +237,7 @@ def facing(obs: Batch, model: Tensor) -> Batch:
     )
 
 
-def harmless(model: Tensor, obs: Batch) -> Tensor:
+def fill_masked(model: Tensor, obs: Batch) -> Tensor:
     """Return the model with the data where they are masked.
 
     There it may be NaN, and must not spoil the gradient.
@@ -245,7 +245,7 @@ def harmless(model: Tensor, obs: Batch) -> Tensor:
     return model if bool(obs.mask.all()) else torch.where(obs.mask, model, obs.x)
 
 
-def coordinate(obs: Batch, name: str, owner: str) -> Tensor:
+def coordinate_of(obs: Batch, name: str, owner: str) -> Tensor:
     """Return a coordinate (..., L) of the points, or say which noise misses it."""
     if name not in obs.coords:
         raise ValueError(

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
-from nbi_plus.problem.noise.base import coordinate
+from nbi_plus.problem.noise.base import coordinate_of
 from nbi_plus.problem.noise.celerite import Semiseparable
 from nbi_plus.problem.noise.joint import JointGaussianNoise
 from nbi_plus.problem.noise.kernels import Generators, Kernel
@@ -79,7 +79,7 @@ class GaussianProcessNoise(JointGaussianNoise):
 
     def gaussian(self, model: Tensor, obs: Batch, theta: Tensor) -> LowRankGaussian:
         """Return the distribution of data about a model (..., C, L)."""
-        order = _Order.of(coordinate(obs, "t", "GaussianProcessNoise").double())
+        order = _Order.of(coordinate_of(obs, "t", "GaussianProcessNoise").double())
         kernel = self.kernel.generators(order.t, theta)
         white = self.white.scale(model, obs, theta).double().square()
         white = order.apply(torch.where(obs.mask, white, 1.0))

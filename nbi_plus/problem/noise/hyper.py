@@ -10,7 +10,7 @@ from torch import Tensor
 from nbi_plus.data.ingest import unit_of
 
 
-class Hyper:
+class NumberOrParameter:
     """A number, or the name of the parameter that holds it.
 
     Parameters
@@ -45,7 +45,7 @@ class Hyper:
         """Whether the value is that of a parameter."""
         return isinstance(self.value, str)
 
-    def bind(self, names: tuple[str, ...]) -> Hyper:
+    def bind(self, names: tuple[str, ...]) -> NumberOrParameter:
         """Return a copy that knows its column in theta."""
         if not self.is_name:
             return self

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
-from nbi_plus.problem.noise.base import Noise, chi_square_p_value, coordinate, harmless
-from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.base import Noise, chi_square_p_value, coordinate_of, fill_masked
+from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.low_rank import Fit, LowRankGaussian, Term
 from nbi_plus.problem.noise.points import GaussianNoise
 
@@ -34,13 +34,13 @@ class JointGaussianNoise(Noise):
         ----------
         model : Tensor of float64, shape (..., C, L)
         obs : Batch
-            With axes that broadcast against those of the model (`facing`).
+            With axes that broadcast against those of the model (`add_draw_axis`).
         theta : Tensor, shape (..., P)
         """
 
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         """Return the probability of a larger chi-square, shape (n,)."""
-        return chi_square_p_value(self._fit(harmless(model, obs), obs, theta).chi2, obs.mask)
+        return chi_square_p_value(self._fit(fill_masked(model, obs), obs, theta).chi2, obs.mask)
 
     def _fit(self, model: Tensor, obs: Batch, theta: Tensor) -> Fit:
         # in float64: strong correlations leave float32 no digits
@@ -72,7 +72,7 @@ class SharedErrorNoise(JointGaussianNoise):
                 "GaussianNoise, GaussianProcessNoise, CalibrationError or LinearNuisance."
             )
         self.noise = noise
-        self._hypers: dict[str, Hyper] = {}
+        self._hypers: dict[str, NumberOrParameter] = {}
 
     @property
     def follows_model(self) -> bool:
@@ -140,7 +140,7 @@ class CalibrationError(SharedErrorNoise):
         self.fractional = fractional
         self.along = along
         each = fractional if isinstance(fractional, dict) else {None: fractional}
-        self._errors = {k: Hyper("fractional", v).value for k, v in each.items()}
+        self._errors = {k: NumberOrParameter("fractional", v).value for k, v in each.items()}
 
     @property
     def follows_model(self) -> bool:
@@ -189,7 +189,7 @@ def groups_of(
         unit = torch.eye(n_channels, device=model.device, dtype=model.dtype).unsqueeze(1)
         names = tuple(str(c) for c in range(n_channels))
         return unit.expand(n_channels, length, n_channels), names
-    codes = coordinate(obs, along, owner)
+    codes = coordinate_of(obs, along, owner)
     if along not in obs.categories:
         raise ValueError(
             f"{along} must be categories, but holds {codes.dtype}. "

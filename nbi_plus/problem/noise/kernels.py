@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.hyper import NumberOrParameter
 
 _NEARLY_CRITICAL = 1e-8  # 1 / 4 Q^2 - 1, below which two decays lose more digits than one swing
 _LEAST_DETUNING = 1e-12  # 1 - 1 / 4 Q^2 of that swing
@@ -51,7 +51,7 @@ class Generators:
 class Kernel(ABC):
     """A stationary covariance in time. Kernels can be added."""
 
-    _hypers: dict[str, Hyper]
+    _hypers: dict[str, NumberOrParameter]
 
     def __add__(self, other: Kernel) -> Kernel:
         return Sum(self, other)
@@ -88,7 +88,7 @@ class DampedRandomWalk(Kernel):
     """
 
     def __init__(self, sigma: float | str, tau: float | str) -> None:
-        self._hypers = {"sigma": Hyper("sigma", sigma), "tau": _positive("tau", tau)}
+        self._hypers = {"sigma": NumberOrParameter("sigma", sigma), "tau": _positive("tau", tau)}
 
     def generators(self, t: Tensor, theta: Tensor) -> Generators:
         """Return the kernel at times t (..., 1, L), for theta (..., P)."""
@@ -120,7 +120,7 @@ class Harmonic(Kernel):
 
     def __init__(self, sigma: float | str, period: float | str, quality: float | str) -> None:
         self._hypers = {
-            "sigma": Hyper("sigma", sigma),
+            "sigma": NumberOrParameter("sigma", sigma),
             "period": _positive("period", period),
             "quality": _positive("quality", quality),
         }
@@ -179,7 +179,7 @@ def kernel_from_meta(meta: Mapping[str, object]) -> Kernel:
     return shipped[kind](**options)
 
 
-def _positive(label: str, value: float | str) -> Hyper:
+def _positive(label: str, value: float | str) -> NumberOrParameter:
     if value == 0:
         raise ValueError(f"{label} must be positive, but is {value!r}.")
-    return Hyper(label, value)
+    return NumberOrParameter(label, value)

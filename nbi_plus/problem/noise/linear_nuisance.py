@@ -14,15 +14,15 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.problem.noise.base import (
     Array,
     Data,
+    add_draw_axis,
     as_batch,
     as_tensor,
     code_text,
-    coordinate,
-    facing,
-    harmless,
+    coordinate_of,
+    fill_masked,
     like,
 )
-from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.joint import Gaussian, SharedErrorNoise, groups_of
 from nbi_plus.problem.noise.low_rank import LowRankGaussian, Term
 
@@ -102,7 +102,7 @@ class LinearNuisance(SharedErrorNoise):
             )
         lowest = {"sd": 0.0, "mean": -float("inf")}
         self._hypers = {
-            f"{kind} {i}": Hyper(kind, value, lowest[kind])
+            f"{kind} {i}": NumberOrParameter(kind, value, lowest[kind])
             for kind, values in (("sd", self.sd), ("mean", self.mean))
             for i, value in enumerate(values)
         }
@@ -146,8 +146,8 @@ class LinearNuisance(SharedErrorNoise):
         Parameters as for `log_likelihood`; leading axes of the results are those of ``theta``.
         """
         f, t = as_tensor(model).double(), as_tensor(theta)
-        data = facing(as_batch(obs, f), f)
-        fit = self._fit(harmless(f, data), data, t)
+        data = add_draw_axis(as_batch(obs, f), f)
+        fit = self._fit(fill_masked(f, data), data, t)
         _, groups = groups_of(data, self.along, f, "LinearNuisance")
         counts = [len(bases) for bases in self._bases(f, data)]
         sd, mean = self._prior(t, f, counts, len(groups))
@@ -163,8 +163,8 @@ class LinearNuisance(SharedErrorNoise):
     def corrected(self, theta: Array, model: Array, obs: Data) -> Array:
         """Return the model plus all fitted terms, in the shape of the model: the curve to plot."""
         f, t = as_tensor(model).double(), as_tensor(theta)
-        data = facing(as_batch(obs, f), f)
-        best = self._fit(harmless(f, data), data, t).coefficients
+        data = add_draw_axis(as_batch(obs, f), f)
+        best = self._fit(fill_masked(f, data), data, t).coefficients
         return like(self.gaussian(f, data, t).shifted(best), model)
 
     def _bases(self, model: Tensor, obs: Batch) -> list[tuple[Tensor, ...]]:
@@ -205,7 +205,7 @@ def _offset(model: Tensor, obs: Batch) -> Tensor:  # noqa: ARG001
 
 
 def _slope(model: Tensor, obs: Batch) -> Tensor:  # noqa: ARG001
-    t = coordinate(obs, "t", "the term 'slope'").unsqueeze(-2).double()
+    t = coordinate_of(obs, "t", "the term 'slope'").unsqueeze(-2).double()
     seen = obs.mask.any(-2, keepdim=True)
     center = torch.where(seen, t, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(1)
     return t - center

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
-from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.points import Jitter, ScatterNoise
 
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
@@ -49,8 +49,8 @@ class OutlierNoise(ScatterNoise):
         self.fraction = fraction
         self.width = width
         self._hypers |= {
-            "fraction": Hyper("fraction", fraction, upper=1.0),
-            "width": Hyper("width", width),
+            "fraction": NumberOrParameter("fraction", fraction, upper=1.0),
+            "width": NumberOrParameter("width", width),
         }
 
     def meta(self) -> dict[str, object]:

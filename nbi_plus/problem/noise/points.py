@@ -19,10 +19,10 @@ from nbi_plus.problem.noise.base import (
     Noise,
     PointNoise,
     chi_square_p_value,
-    coordinate,
-    harmless,
+    coordinate_of,
+    fill_masked,
 )
-from nbi_plus.problem.noise.hyper import Hyper
+from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.low_rank import Independent, LowRankGaussian
 from nbi_plus.problem.noise.student import log_student_cdf
 
@@ -60,10 +60,10 @@ class ScatterNoise(PointNoise):
         each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}
         if jitter is not None and not each:
             each = {"jitter": jitter}
-        self._hypers = {k: Hyper("jitter", v) for k, v in each.items()}
-        self._hypers["fractional"] = Hyper("fractional", self.fractional)
+        self._hypers = {k: NumberOrParameter("jitter", v) for k, v in each.items()}
+        self._hypers["fractional"] = NumberOrParameter("fractional", self.fractional)
         if isinstance(sigma, str):
-            self._hypers["sigma"] = Hyper("sigma", sigma)
+            self._hypers["sigma"] = NumberOrParameter("sigma", sigma)
 
     def bind(self, has_errors: bool, names: tuple[str, ...]) -> ScatterNoise:
         """Return a copy that knows the columns of its parameters; refuse data of unknown errors."""
@@ -130,7 +130,7 @@ class ScatterNoise(PointNoise):
         """Return the square of each point's jitter, broadcastable to the model (..., C, L)."""
         if not self._per_category:
             return self._hypers["jitter"].of(theta) ** 2
-        codes = coordinate(obs, self.along, type(self).__name__).unsqueeze(-2)
+        codes = coordinate_of(obs, self.along, type(self).__name__).unsqueeze(-2)
         kinds = obs.categories.get(self.along, ())
         unnamed = sorted(set(kinds) - set(self.jitter))
         if unnamed or not kinds:
@@ -197,7 +197,7 @@ class GaussianNoise(ScatterNoise):
 
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         """Return the probability of a larger chi-square, shape (n,)."""
-        model = harmless(model, obs)
+        model = fill_masked(model, obs)
         square = ((obs.x - model) / self.scale(model, obs, theta)).square()
         return chi_square_p_value(torch.where(obs.mask, square, 0.0).sum((1, 2)), obs.mask)
 

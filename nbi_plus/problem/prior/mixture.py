@@ -189,7 +189,7 @@ def _solve_quantile(z: Tensor, log_weights: Tensor, centre: Tensor, scale: Tenso
     return side * solve_increasing(log_tail, target, low, high, start)
 
 
-def fit_mixture(samples: ArrayLike, max_components: int, seed: int) -> MixtureTransport:
+def fit_prior_mixture(samples: ArrayLike, max_components: int, seed: int) -> MixtureTransport:
     """Fit a Gaussian mixture to whitened samples; its size minimises the BIC.
 
     Sizes 1, 2, ... are tried until two in a row do not improve. A component must stand for at

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.prior.families import Circular, family_from_manifest, read_family
-from nbi_plus.problem.prior.mixture import fit_mixture, mixture_from_manifest
+from nbi_plus.problem.prior.mixture import fit_prior_mixture, mixture_from_manifest
 from nbi_plus.problem.prior.naming import (
     Labels,
     by_name,
@@ -30,7 +30,7 @@ from nbi_plus.problem.prior.naming import (
     units_as_text,
 )
 from nbi_plus.problem.prior.transport import (
-    Independent,
+    IndependentPrior,
     Transport,
     probe_transform,
     standard_normal_log_prob,
@@ -115,7 +115,7 @@ class Prior:
                     f"parameters must hold a free parameter, but has {list(entries)} with only "
                     "fixed values. Give at least one a distribution."
                 )
-            transport = Independent(tuple(read_family(*item) for item in free.items()))
+            transport = IndependentPrior(tuple(read_family(*item) for item in free.items()))
         display = labels if isinstance(parameters, Mapping) else mapping_or_none(labels)
         self._set(transport, entries, display, units, fixed, derived)
 
@@ -175,7 +175,7 @@ class Prior:
         names, transport = manifest["names"], manifest["transport"]
         if transport["kind"] == "independent":
             pairs = zip(names, transport["families"], strict=True)
-            rebuilt = Independent(tuple(family_from_manifest(*pair) for pair in pairs))
+            rebuilt = IndependentPrior(tuple(family_from_manifest(*pair) for pair in pairs))
         elif transport["kind"] == "mixture":
             rebuilt = mixture_from_manifest(transport)
         else:
@@ -361,7 +361,7 @@ class EmpiricalPrior(Prior):
         max_components: int = 12,
         seed: int = 0,
     ) -> None:
-        transport = fit_mixture(samples, max_components, seed)
+        transport = fit_prior_mixture(samples, max_components, seed)
         names = names_of(labels, transport.n_dim)
         entries = dict.fromkeys(names)
         self._set(transport, entries, mapping_or_none(labels), units, fixed, derived)

@@ -73,7 +73,7 @@ class Transport(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Independent(Transport):
+class IndependentPrior(Transport):
     """One distribution for each parameter."""
 
     families: tuple[Family, ...]

@@ -162,7 +162,7 @@ def _native(name: str, value: ArrayLike) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CallRows:
     """What a simulator is called with: rows of theta and the coordinates that belong to them.
 
     Attributes
@@ -194,7 +194,7 @@ class Rows:
     @classmethod
     def of(
         cls, theta: ArrayLike, coords: Mapping[str, ArrayLike], per_row: Collection[str]
-    ) -> Rows:
+    ) -> CallRows:
         """Return rows that own their arrays, theta and floating coordinates in float64."""
         arrays = {name: _native(name, value) for name, value in coords.items()}
         return cls(_native("theta", theta).astype(float), arrays, frozenset(per_row))
@@ -202,27 +202,27 @@ class Rows:
     def __len__(self) -> int:
         return len(self.theta)
 
-    def take(self, index: Array) -> Rows:
+    def take(self, index: Array) -> CallRows:
         """Return the rows at ``index``, in that order."""
         picked = {
             name: value[index] if name in self.per_row else value
             for name, value in self.coords.items()
         }
-        return Rows(self.theta[index], picked, self.per_row)
+        return CallRows(self.theta[index], picked, self.per_row)
 
-    def paired(self) -> Rows:
+    def paired(self) -> CallRows:
         """Return at least two rows: vectorised code that squeezes one row away never sees one."""
         return self.take([0, 0]) if len(self) == 1 else self
 
-    def tensors(self) -> Rows:
+    def tensors(self) -> CallRows:
         """Return the same rows as CPU tensors; unsigned integers become int64."""
         coords = {
             name: torch.from_numpy(value.astype(np.int64) if value.dtype.kind == "u" else value)
             for name, value in self.coords.items()
         }
-        return Rows(torch.from_numpy(self.theta), coords, self.per_row)
+        return CallRows(torch.from_numpy(self.theta), coords, self.per_row)
 
-    def at_home(self, f: Callable[..., Any]) -> Rows:
+    def at_home(self, f: Callable[..., Any]) -> CallRows:
         """Return the rows on the device and in the precision of ``f`` when that is a network."""
         weights = [*f.parameters(), *f.buffers()] if isinstance(f, nn.Module) else []
         home = next((w for w in weights if w.is_floating_point()), None)
@@ -232,7 +232,7 @@ class Rows:
             name: value.to(home.device, home.dtype if value.is_floating_point() else value.dtype)
             for name, value in self.coords.items()
         }
-        return Rows(self.theta.to(home.device, home.dtype), coords, self.per_row)
+        return CallRows(self.theta.to(home.device, home.dtype), coords, self.per_row)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Call:
     def __str__(self) -> str:
         return f"{self.backend}, {'all rows at once' if self.vectorized else 'row by row'}"
 
-    def prepared(self, rows: Rows) -> Rows:
+    def prepared(self, rows: CallRows) -> CallRows:
         """Return rows as this backend's arrays, with the wanted coordinates only."""
         missing = [name for name in self.arguments if name not in rows.coords]
         if missing:
@@ -271,12 +271,14 @@ class Call:
                 f"simulator argument {missing[0]!r} must be among the coordinates, but these are "
                 f"{tuple(rows.coords)}. Pass {missing[0]}=... as when the simulator was bound."
             )
-        rows = Rows(rows.theta, {name: rows.coords[name] for name in self.arguments}, rows.per_row)
+        rows = CallRows(
+            rows.theta, {name: rows.coords[name] for name in self.arguments}, rows.per_row
+        )
         if self.backend == "torch":
             rows = (rows if isinstance(rows.theta, Tensor) else rows.tensors()).at_home(self.f)
         return rows
 
-    def all_rows(self, rows: Rows) -> Any:  # noqa: ANN401  whatever user code returns
+    def all_rows(self, rows: CallRows) -> Any:  # noqa: ANN401  whatever user code returns
         """Return f(theta (n, P), ...); one number per row goes in as (n, 1), to broadcast."""
         values = []
         for name in self.arguments:
@@ -284,7 +286,7 @@ class Call:
             values.append(value[:, None] if name in rows.per_row and value.ndim == 1 else value)
         return self._call(_fresh(rows.theta), values)
 
-    def one_row(self, rows: Rows, i: int) -> Any:  # noqa: ANN401
+    def one_row(self, rows: CallRows, i: int) -> Any:  # noqa: ANN401
         """Return f(theta (P,), ...) of row ``i``; one number per row goes in as a number."""
         values = [
             _fresh(rows.coords[name][i] if name in rows.per_row else rows.coords[name][()])

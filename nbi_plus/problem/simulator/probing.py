@@ -16,8 +16,8 @@ from nbi_plus.problem.random import reseed_global_generators
 from nbi_plus.problem.simulator.calling import (
     USER_ERRORS,
     Call,
+    CallRows,
     OutputError,
-    Rows,
     SimulationError,
     as_block,
     as_row,
@@ -50,13 +50,13 @@ class RejectedError(Exception):
 
 
 @dataclass(frozen=True)
-class Trial:
+class WorkingCall:
     """A way of calling that works.
 
     Attributes
     ----------
     call : Call
-    rows : Rows
+    rows : CallRows
         The rows it works on.
     x : ndarray, shape (n, C, L)
         Its answers for them.
@@ -72,7 +72,7 @@ class Trial:
     """
 
     call: Call
-    rows: Rows
+    rows: CallRows
     x: NDArray[np.float64]
     stochastic: bool
     seedable: bool
@@ -87,7 +87,7 @@ class Probe:
 
     Attributes
     ----------
-    rows : Rows
+    rows : CallRows
         Probe rows; some of them may fail.
     timeout : float or None
         Seconds for each row.
@@ -95,22 +95,22 @@ class Probe:
         Demand a gradient, ignore one, or (None) take it where there is one.
     """
 
-    rows: Rows
+    rows: CallRows
     timeout: float | None = None
     differentiable: bool | None = None
 
-    def block(self, call: Call, rows: Rows) -> NDArray[np.float64]:
+    def block(self, call: Call, rows: CallRows) -> NDArray[np.float64]:
         """Return (n, C, L) of a vectorised call."""
         prepared = call.prepared(rows)
         output = limited(lambda: call.all_rows(prepared), self._seconds(len(rows)))
         return as_block(_strictly_real(output), len(rows))
 
-    def row(self, call: Call, prepared: Rows, i: int) -> NDArray[np.float64]:
+    def row(self, call: Call, prepared: CallRows, i: int) -> NDArray[np.float64]:
         """Return (C, L) of a call for one row."""
         output = limited(lambda: call.one_row(prepared, i), self._seconds(1))
         return as_row(_strictly_real(output))
 
-    def has_gradient(self, call: Call, rows: Rows) -> bool:
+    def has_gradient(self, call: Call, rows: CallRows) -> bool:
         """Tell whether a trial output really requires a gradient with respect to theta."""
         inputs = rows.take(slice(None) if call.vectorized else slice(1)).tensors()
         leaf = inputs.theta.requires_grad_()
@@ -130,7 +130,7 @@ class Probe:
         return None if self.timeout is None else self.timeout * n
 
 
-def choose(call: Call, probe: Probe, vectorized: bool | None) -> Trial:
+def choose(call: Call, probe: Probe, vectorized: bool | None) -> WorkingCall:
     """Return the first way of calling that works: vectorised before row by row, torch if it adds.
 
     Torch adds a gradient, or is the only one that works.
@@ -167,7 +167,7 @@ def choose(call: Call, probe: Probe, vectorized: bool | None) -> Trial:
     raise RejectedError("; ".join(reasons), failed)
 
 
-def _tried(call: Call, probe: Probe, found: Trial | None) -> Trial:
+def _tried(call: Call, probe: Probe, found: WorkingCall | None) -> WorkingCall:
     """Return a trial of ``call``, or what numpy ``found`` when torch adds no gradient to it."""
     if found is not None:
         if probe.differentiable is False or not probe.has_gradient(call, found.rows):
@@ -189,7 +189,7 @@ def _tried(call: Call, probe: Probe, found: Trial | None) -> Trial:
     return replace(trial, differentiable=probe.has_gradient(call, trial.rows))
 
 
-def _try_block(call: Call, probe: Probe) -> Trial:
+def _try_block(call: Call, probe: Probe) -> WorkingCall:
     """Call with all rows at once, twice, and then with other numbers of rows in another order."""
     many, few = _row_counts(probe.rows)
     rows, x = _first_block(call, probe, many)
@@ -215,10 +215,10 @@ def _try_block(call: Call, probe: Probe) -> Trial:
         seconds = time.perf_counter() - start
         if not stochastic:
             check_beside(range(n), more.theta, z, x[place], n)
-    return Trial(call, rows, x, stochastic, seedable, seconds / n, n)
+    return WorkingCall(call, rows, x, stochastic, seedable, seconds / n, n)
 
 
-def _first_block(call: Call, probe: Probe, n: int) -> tuple[Rows, NDArray[np.float64]]:
+def _first_block(call: Call, probe: Probe, n: int) -> tuple[CallRows, NDArray[np.float64]]:
     """Return ``n`` rows made of those that do not raise, and their answers."""
     k = len(probe.rows)
     try:
@@ -241,7 +241,7 @@ def _first_block(call: Call, probe: Probe, n: int) -> tuple[Rows, NDArray[np.flo
     return rows, probe.block(call, rows)
 
 
-def _try_rows(call: Call, probe: Probe) -> Trial:
+def _try_rows(call: Call, probe: Probe) -> WorkingCall:
     """Call row by row until enough rows have answered, and then again."""
     prepared = call.prepared(probe.rows)
     outputs, failed, spent = {}, {}, []
@@ -272,10 +272,10 @@ def _try_rows(call: Call, probe: Probe) -> Trial:
     stochastic, seedable = _repeats(once_more, x[: len(repeated)], once_more())
     warm = spent[1:] or spent  # the first call also imports, compiles and fills caches
     rows = probe.rows.take([*outputs])
-    return Trial(call, rows, x, stochastic, seedable, sum(warm) / len(warm), len(x))
+    return WorkingCall(call, rows, x, stochastic, seedable, sum(warm) / len(warm), len(x))
 
 
-def _row_counts(rows: Rows) -> tuple[int, int]:
+def _row_counts(rows: CallRows) -> tuple[int, int]:
     """Return two numbers of rows that no other axis of theta or of a coordinate has."""
     taken = {rows.theta.shape[1]}
     for name, value in rows.coords.items():

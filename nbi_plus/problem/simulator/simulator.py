@@ -18,8 +18,8 @@ from nbi_plus.problem.random import preserved_random_state, reseed_global_genera
 from nbi_plus.problem.simulator.calling import (
     USER_ERRORS,
     Call,
+    CallRows,
     OutputError,
-    Rows,
     SimulationError,
     TimeLimitError,
     arguments_of,
@@ -30,7 +30,7 @@ from nbi_plus.problem.simulator.calling import (
     real_numbers,
 )
 from nbi_plus.problem.simulator.comparing import Compared, check_beside, few_of
-from nbi_plus.problem.simulator.probing import Probe, RejectedError, Trial, choose
+from nbi_plus.problem.simulator.probing import Probe, RejectedError, WorkingCall, choose
 
 OK = 0  # simulated
 FAILED = 1  # raised, or took too long, twice
@@ -195,7 +195,7 @@ class BoundSimulator:
         -------
         SimulationBlock
         """
-        rows = self.call.prepared(Rows.of(theta, coords, per_row))
+        rows = self.call.prepared(CallRows.of(theta, coords, per_row))
         n, shape = len(rows), self.shape_for(coords)
         x, state, errors = np.full((n, *shape), np.nan), np.full(n, FAILED, np.uint8), []
         todo = [np.arange(n)] if self.vectorized and n else [*np.arange(n)[:, None]]
@@ -245,7 +245,7 @@ class BoundSimulator:
                 "simulator must be torch code to be called with tensors, but is numpy code. "
                 "Write it with torch functions, or call run."
             )
-        rows = self.call.prepared(Rows(theta, dict(coords), frozenset(per_row)))
+        rows = self.call.prepared(CallRows(theta, dict(coords), frozenset(per_row)))
         n = len(rows)
         with preserved_random_state():
             self._seed(rows.theta)
@@ -263,7 +263,7 @@ class BoundSimulator:
         return output.to(theta)
 
     def _answers(
-        self, rows: Rows, part: NDArray[np.int64], shape: tuple[int, int]
+        self, rows: CallRows, part: NDArray[np.int64], shape: tuple[int, int]
     ) -> NDArray[np.float64]:
         """Return the outputs (k, C, L) of a part of the rows, or raise what user code raised."""
         n = len(part)
@@ -284,7 +284,7 @@ class BoundSimulator:
             )
         return output
 
-    def _compare(self, rows: Rows, part: NDArray[np.int64], x: NDArray | Tensor) -> None:
+    def _compare(self, rows: CallRows, part: NDArray[np.int64], x: NDArray | Tensor) -> None:
         """Refuse answers of more rows at once than ever before that a few of them alone change."""
         n = len(part)
         if not self.vectorized or self.stochastic or n <= self.compared.rows:
@@ -344,7 +344,7 @@ def bind(
     array([[[2., 4.]]])
     """
     wish = simulator if isinstance(simulator, Simulator) else Simulator(simulator)
-    rows = Rows.of(theta, coords, per_row)
+    rows = CallRows.of(theta, coords, per_row)
     if not len(rows):
         raise ValueError("theta must have at least one row to try a simulator on, but has none.")
     call = Call(wish.f, *arguments_of(wish.f, rows.coords), "numpy", vectorized=True, unit=unit)
@@ -366,7 +366,7 @@ def bind(
     return _bound(trial, wish.timeout)
 
 
-def _bound(trial: Trial, timeout: float | None) -> BoundSimulator:
+def _bound(trial: WorkingCall, timeout: float | None) -> BoundSimulator:
     """Return the simulator of a trial."""
     rows, length = trial.rows, trial.x.shape[-1]
     return BoundSimulator(
@@ -382,7 +382,7 @@ def _bound(trial: Trial, timeout: float | None) -> BoundSimulator:
     )
 
 
-def _length(rows: Rows, name: str) -> int | None:
+def _length(rows: CallRows, name: str) -> int | None:
     """Return the length of a coordinate's last axis, None for one number per row or for all."""
     shape = rows.coords[name].shape[1 if name in rows.per_row else 0 :]
     return shape[-1] if shape else None
