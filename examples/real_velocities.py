@@ -166,7 +166,8 @@ def fit_by_chains(star, periods, seed=0):
     engine = star.engine(seed).fit(n_sims=2000, n_epochs=3, observations=star.observations)
     place = circular_orbits(star, periods)
     found = engine.predict_many(star.observations, modes=place[None, None])
-    return engine, engine.retry(found)[0]  # more of the same, if the budget ended the chains
+    # more of the same, if the budget ended the chains
+    return engine, engine.retry(found, star.observations)[0]
 
 
 def circular_orbits(star, periods):

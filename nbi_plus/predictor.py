@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
@@ -15,7 +17,8 @@ from nbi_plus.data.joining import agreed_units, shared_again
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import coordinate
 from nbi_plus.infer.ladder.amortized import Amortized
-from nbi_plus.infer.ladder.escalation import Part, in_order, try_again
+from nbi_plus.infer.ladder.earlier import Earlier, can_be_tried_again, places_of
+from nbi_plus.infer.ladder.escalation import Answered, in_order
 from nbi_plus.infer.ladder.hints import Hints, hints_for
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.ladder.translated import Change
@@ -173,35 +176,44 @@ class Predictor:
         chosen_seed = self.seed if seed is None else seed
         return amortized.posteriors(objects, n_samples, keep, chosen_seed)
 
-    def retry(self, posteriors: Posteriors, *, ladder: Ladder | None = None) -> Posteriors:
+    def retry(
+        self, posteriors: Posteriors, observations: Observations, *, ladder: Ladder | None = None
+    ) -> Posteriors:
         """Return the posteriors with those that no rung certified tried once more.
 
-        Their draws, proposals and chains are used again, and the budget counts anew; what is
-        certified stays as it is.
+        Draws start where the kept ones are, beside those of the network; the budget counts anew,
+        and what is certified stays as it is.
 
         Parameters
         ----------
         posteriors : Posteriors
-            From `predict_many` in the same process, with all draws kept (``keep=None``).
+            From `predict_many`, of this process or another, with draws kept.
+        observations : Observations
+            Of these objects, and maybe others, in any order.
         ladder : Ladder, optional
             With other thresholds or budgets; default: the engine's.
         """
         self._require_fit("retry")
-        if posteriors.unfinished is None:
+        if posteriors.draws is None:
             raise ValueError(
-                "posteriors must have kept all draws to be tried again, but kept some or none of "
-                "them. Predict with keep=None."
+                "posteriors must have kept draws to be tried again, but kept summaries only "
+                "(keep=0). Predict with keep=None."
             )
-        waiting = [i for i, own in enumerate(posteriors.unfinished) if own is not None]
-        if not waiting:
+        waiting = np.flatnonzero(can_be_tried_again(posteriors))
+        if not len(waiting):
             return posteriors
+        objects = self._like_training(observations)
+        objects = objects[places_of(posteriors[waiting], objects)]
+        amortized = self._network_answers("retry")
+        chosen = ladder or amortized.ladder
+        keys = torch.as_tensor(objects.keys, device=amortized.device)
+        family = chosen.refine.family(self.prior_.n_dim)
         with preserved_random_state():
-            chosen = ladder or self.ladder or Ladder()
-            again = list(try_again([posteriors.unfinished[i] for i in waiting], chosen))
+            earlier = Earlier.of(posteriors[waiting], self.prior_, family, keys, self.seed)
+        amortized = replace(amortized, earlier=earlier, ladder=chosen)
+        again = amortized.posteriors(objects, chosen.n_draws, None, self.seed)
         settled = np.setdiff1d(np.arange(len(posteriors)), waiting)
-        old = Part(posteriors[settled], settled)
-        new = [Part(part.posteriors, np.array(waiting)[part.positions]) for part in again]
-        return in_order([old, *new])
+        return in_order([Answered(posteriors[settled], settled), Answered(again, waiting)])
 
     def sample(
         self,
@@ -406,7 +418,7 @@ class Predictor:
             model=self.model_,
             ladder=self.ladder or Ladder(),
             device=device,
-            modes=hints_for(modes, objects, chosen, device),
+            earlier=hints_for(modes, objects, chosen, device),
             change=change,
             n_jobs=self.n_jobs,
             client=self.client,

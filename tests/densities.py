@@ -195,7 +195,8 @@ class LatentTarget:
     n_dim: int
     data: SimpleNamespace = field(init=False)
     prior: SimpleNamespace = field(init=False)
-    simulator = SimpleNamespace(seconds_per_row=0.0, differentiable=False)
+    simulator = SimpleNamespace(seconds_per_row=0.0)
+    differentiable = False
 
     def __post_init__(self):
         object.__setattr__(self, "data", Data(torch.zeros(self.n, 1, 64).double()))

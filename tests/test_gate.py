@@ -12,7 +12,7 @@ from scipy.stats import lognorm, norm
 
 import nbi_plus as nbi
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung_refine import RefineRung, refine
+from nbi_plus.infer.ladder.rung_refine import RefineRung
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import fresh_outcome, outcome_of
 from nbi_plus.infer.proposals.base import Blend
@@ -100,7 +100,7 @@ def in_ladder(family):
     context = context_of(target, 2, len(keys), STRICT)
     z = target.draw(keys, 2048, 0, "first")
     pair = replace(Pair.start(target, z, evaluation(target, z)), n_shared=0)
-    left = list(refine(OpenObjects(keys, keys, pair, ()), context, Config(n_rounds=1), "refine"))
+    left = list(Config(n_rounds=1).run(OpenObjects(keys, keys, pair, ()), context))
     passed = torch.cat([group.tried[-1].passed for group in left])
     assert {group.tried[-1].family for group in left} == {family}
     assert all(passed.all() or "moments" in line[-1].reason for line in context.report.lines)

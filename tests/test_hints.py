@@ -11,11 +11,13 @@ from densities import Needle, Normal, context_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
+from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.hints import hints_for, latent_hints
-from nbi_plus.infer.ladder.ladder import HINTS, climb, open_objects_of, reweight
+from nbi_plus.infer.ladder.ladder import climb, open_objects_of, reweight
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung
 from nbi_plus.infer.proposals.base import Draws
+from nbi_plus.infer.proposals.mixture import around
 
 PRIOR = nbi.Prior({"place": uniform(0, 1), "height": norm(0, 1)})
 WIDTH = 1e-3
@@ -73,7 +75,8 @@ def test_hints_go_to_the_latent_space_and_unknowns_stay_unknown():
     z = latent_hints(PRIOR, [[0.5, np.nan], [0.5, 1.0]])
     np.testing.assert_allclose(z, [[0.0, np.nan], [0.0, 1.0]], atol=1e-12)
     several = hints_for(lambda o: np.zeros((len(o), 3, 2)) + 0.5, survey(), PRIOR, "cpu")
-    assert several.shape == (6, 3, 2)
+    assert several.has_look.tolist() == [True] * 6
+    assert several.look.draw(torch.arange(6), 5, 0, "look").shape == (6, 5, 2)
     assert hints_for(None, survey(), PRIOR, "cpu") is None
 
 
@@ -104,8 +107,10 @@ def answered(target, modes, n=30):
     )
     walkers = replace(EnsembleRung().sampler, n_walkers=0)
     ladder = nbi.Ladder(flow=FlowRung(n_rounds=0), ensemble=EnsembleRung(sampler=walkers))
-    first = list(reweight(network, features, keys, context, ladder, modes))
-    groups = [open_objects_of(o, network, features[o.pool.index], keys[o.pool.index], modes)
+    look = None if modes is None else around(modes)
+    first = list(reweight(network, features, keys, context, ladder, look))
+    groups = [open_objects_of(o, network, features[o.pool.index], keys[o.pool.index],
+                               None if look is None else look.select(o.pool.index))
               for o in first]  # fmt: skip
     return first, [o for group in climb(groups, context, ladder) for o in group.answers()], context
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from densities import Normal
 from problems import LinearGaussian
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
-from nbi_plus.infer.posterior.accounts import Budget
-from nbi_plus.infer.proposals.flow_fit import DensityConfig
+from nbi_plus.infer.ladder import Budget, DensityConfig, FlowRung, HmcRung, RefineRung
+from nbi_plus.infer.posterior.certificate import fresh_outcome
+from nbi_plus.infer.weights.summary import gate_of
 
 N_OBJECTS = 16
 QUICK_FLOW = FlowRung(n_rounds=1, density=DensityConfig(n_steps=200))
@@ -145,7 +147,7 @@ def test_an_unknown_wish_is_refused():
 
 def test_retry_takes_only_what_failed_and_uses_its_draws(engine, survey):
     first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey)
-    again = engine.retry(first, ladder=nbi.Ladder(flow=QUICK_FLOW))
+    again = engine.retry(first, survey, ladder=nbi.Ladder(flow=QUICK_FLOW))
     assert list(again.ids) == list(first.ids)
     assert again.certified.all()
     for i, (old, new) in enumerate(zip(first, again, strict=True)):
@@ -156,37 +158,98 @@ def test_retry_takes_only_what_failed_and_uses_its_draws(engine, survey):
         assert len(new.rungs) > len(old.rungs)
         assert again.n_simulated[i] > first.n_simulated[i]
         assert len(new) > 2048
-    assert engine.retry(again) is again
+    assert engine.retry(again, survey) is again
 
 
 def test_retry_of_some_and_in_another_order(engine, survey):
     first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey)
     open_ones = np.flatnonzero(~first.certified)[::-1][:3]
-    again = engine.retry(first[open_ones], ladder=STRAIGHT_TO_CHAINS)
+    again = engine.retry(first[open_ones], survey, ladder=STRAIGHT_TO_CHAINS)
     assert list(again.ids) == list(first.ids[open_ones])
     assert all(s is nbi.Status.HMC for s in again.status)
 
 
-def test_retry_goes_on_with_chains(engine, survey):
-    """Chains that may take few steps do not converge; the next attempt starts where they ended."""
-    rung = replace(HmcRung().sampler, windows=(5,), max_laps=1, max_steps=5, block=5)
-    impossible = replace(nbi.Ladder().gate, eff_min_mix=2.0)
-    short = replace(STRAIGHT_TO_CHAINS, hmc=HmcRung(sampler=rung), gate=impossible,
-                    flow=FlowRung(n_rounds=0))  # fmt: skip
-    first = with_ladder(engine, short).predict_many(survey[:4])
-    assert not any(s is nbi.Status.HMC for s in first.status)
-    again = engine.retry(first, ladder=STRAIGHT_TO_CHAINS)
-    assert again.certified.all()
-    before = [[rung.name for rung in rungs].count("hmc") for rungs in first.rungs]
-    after = [[rung.name for rung in rungs].count("hmc") for rungs in again.rungs]
-    assert sum(after) > sum(before)
-
-
-@pytest.mark.parametrize("keep", [0, 50])
-def test_retry_needs_draws(engine, survey, keep):
-    first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey, keep=keep)
+def test_retry_needs_draws(engine, survey):
+    first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey, keep=0)
     with pytest.raises(ValueError, match="keep=None"):
-        engine.retry(first)
+        engine.retry(first, survey)
+
+
+def test_retry_takes_answers_of_another_process(engine, survey):
+    """What is kept are numbers and words: pickled answers of every status are small and go on."""
+    other = with_ladder(engine, nbi.Ladder(escalate="never"))
+    first = other.predict_many(survey, keep=400)
+    text = pickle.dumps(first)
+    n_numbers = len(survey) * 400 * (3 + 5)  # theta, and what is stored of each draw
+    assert len(text) < 1.3 * 8 * n_numbers
+    loaded = pickle.loads(text)  # noqa: S301 - our own
+    ladder = nbi.Ladder(flow=QUICK_FLOW)
+    again = engine.retry(loaded, survey, ladder=ladder)
+    assert again.certified.all()
+    same = engine.retry(first, survey, ladder=ladder)
+    for one, two in zip(again, same, strict=True):
+        assert np.array_equal(one.samples, two.samples)
+    assert pickle.loads(pickle.dumps(again)).status == again.status  # noqa: S301
+
+
+def test_retry_refuses_other_data_and_other_priors(engine, survey, problem):
+    first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey)
+    other = nbi.Observations.from_arrays(problem.observe(N_OBJECTS, seed=6)[1])
+    with pytest.raises(ValueError, match="must be the data that were predicted"):
+        engine.retry(first, other)
+    with pytest.raises(ValueError, match="must hold every object"):
+        engine.retry(first, survey[:1])
+    narrow = nbi.Prior({name: norm(0, 0.9) for name in problem.prior.names})
+    elsewhere = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey, prior=narrow)
+    with pytest.raises(ValueError, match="under the engine's prior"):
+        engine.retry(elsewhere, survey)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """A rung of the user's own: fresh draws of a normal around the best draw so far."""
+
+    width: float = 0.3
+    name: ClassVar[str] = "laplace"
+    status: ClassVar[nbi.Status] = nbi.Status.REFINED
+
+    def applies(self, target):
+        return target.prior.n_dim < 10
+
+    def run(self, objects, context):
+        best = objects.pair.log_weights.argmax(1)
+        place = objects.z[torch.arange(len(objects)), best][:, None]
+        q = Normal(place, torch.full_like(place, self.width))
+        z = q.draw(objects.keys, 4096, context.seed, context.stage(self.name))
+        found = context.meter.evaluate(z, objects.index)
+        outcome = fresh_outcome(q, z, found, gate_of("mixture", context.gate),
+                                circles=context.circles, seed=context.seed)  # fmt: skip
+        pool = replace(outcome.pool, index=objects.index)
+        outcome = replace(outcome, rung=self.name, pool=pool)
+        context.report.note(outcome)
+        yield objects.after(outcome)
+
+
+def test_a_rung_of_ones_own_stands_beside_the_others(engine, survey):
+    own = with_ladder(engine, nbi.Ladder(rungs=(Laplace(), RefineRung()), top_up_draws=2048))
+    posteriors = own.predict_many(survey)
+    names = [[r.name for r in rungs] for rungs in posteriors.rungs]
+    assert any("laplace" in n for n in names)
+    assert not {r for n in names for r in n} - {"reweight", "laplace", "refine"}
+    assert posteriors.certified.all()
+    assert all(p.status is nbi.Status.REFINED for p in posteriors if len(p.rungs) > 1)
+
+
+@pytest.mark.parametrize("rung", ["refine", RefineRung, object()])
+def test_what_is_no_rung_is_refused(rung):
+    with pytest.raises(TypeError, match="rungs must be objects with name, status, applies, run"):
+        nbi.Ladder(rungs=(rung,))
+
+
+def test_no_rungs_is_no_escalation(engine, survey):
+    none = with_ladder(engine, nbi.Ladder(rungs=())).predict_many(survey)
+    never = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey)
+    assert none.status == never.status
 
 
 def test_budgets_end_the_climb(engine, survey):
@@ -197,7 +260,7 @@ def test_budgets_end_the_climb(engine, survey):
     assert (posteriors.n_simulated <= 3500 + 2 * 500 + 2048).all()
     stopped = ~posteriors.certified
     assert stopped.any()
-    richer = engine.retry(posteriors, ladder=nbi.Ladder(flow=QUICK_FLOW))
+    richer = engine.retry(posteriors, survey, ladder=nbi.Ladder(flow=QUICK_FLOW))
     assert richer.certified.all()
 
 
@@ -425,19 +488,6 @@ def test_certified_weights_go_before_certified_chains(engine, survey):
         assert posteriors.status[i] is nbi.Status.REWEIGHTED
         assert np.isfinite(posteriors.log_evidence[i])
         assert posteriors[i].chains is not None
-
-
-def test_retry_may_change_the_chains(engine, survey):
-    none = nbi.Gate(eff_min=1.1, eff_min_low=1.1, eff_min_mix=1.1)
-    short = replace(HmcRung().sampler, max_steps=25, windows=(5,), max_laps=1)
-    ladder = replace(STRAIGHT_TO_CHAINS, gate=none, flow=FlowRung(n_rounds=0),
-                     hmc=HmcRung(sampler=short, ess_target=1e6))  # fmt: skip
-    first = with_ladder(engine, ladder).predict_many(survey[:2])
-    assert not first.certified.any()
-    other = replace(STRAIGHT_TO_CHAINS, hmc=HmcRung(n_super=6, n_each=4))
-    again = engine.retry(first, ladder=other)
-    assert again.certified.all()
-    assert again[0].chains.shape[0] == 24
 
 
 def test_time_is_a_budget(engine, survey):

@@ -11,8 +11,8 @@ from densities import Banana, Bimodal, Normal, context_of, evaluation
 
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
-from nbi_plus.infer.ladder.rung_refine import FlowRung, refine
+from nbi_plus.infer.ladder.rung_hmc import HmcRung
+from nbi_plus.infer.ladder.rung_refine import FlowRung
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.proposals.cross_fit import Pair
 
@@ -59,7 +59,7 @@ def test_modes_get_their_weights_whatever_the_chains_say():
     z = wrong.draw(torch.arange(N), 3200, 1, "chains")
     context = context_of(target, 5)
     objects, chains = open_objects_from(wrong, target), chains_of(z, converged=False)
-    groups = list(weigh_chains(objects, chains, context, LayeredConfig(), "hmc"))
+    groups = list(weigh_chains(objects, chains, context, LayeredConfig(), HmcRung()))
     passed = joined(groups, lambda o: o.passed)
     share = joined(groups, lambda o: (o.summary.weights * (o.pool.z[..., 0] < 0)).sum(1))
     log_z = joined(groups, lambda o: o.summary.log_evidence)
@@ -76,7 +76,7 @@ def test_evidence_of_bent_posteriors(n_dim, bend, width):
     z = target.draw(torch.arange(N), 3200, 1, "chains")
     context = context_of(target, n_dim)
     groups = list(weigh_chains(open_objects_from(target, target), chains_of(z), context,
-                               LayeredConfig(), "hmc"))  # fmt: skip
+                               LayeredConfig(), HmcRung()))  # fmt: skip
     weighted = [o for o in outcomes(groups) if o.rung == "hmc weights"]
     assert weighted
     error = torch.cat([o.summary.log_evidence for o in weighted])
@@ -88,12 +88,12 @@ def test_chains_answer_where_the_mixture_fails_and_disagreement_is_said():
     z = target.draw(torch.arange(N), 3200, 1, "chains") + torch.tensor([0.5, 0.0, 0.0])
     context = context_of(target, 3)
     groups = list(weigh_chains(open_objects_from(target, target), chains_of(z), context,
-                               LayeredConfig(), "hmc"))  # fmt: skip
+                               LayeredConfig(), HmcRung()))  # fmt: skip
     assert joined(groups, lambda o: o.passed).all()
     assert joined(groups, lambda o: o.chains.disagree).all()
     right = target.draw(torch.arange(N), 3200, 2, "chains")
     groups = list(weigh_chains(open_objects_from(target, target), chains_of(right), context,
-                               LayeredConfig(), "hmc"))  # fmt: skip
+                               LayeredConfig(), HmcRung()))  # fmt: skip
     assert not joined(groups, lambda o: o.chains.disagree).any()
 
 
@@ -104,7 +104,7 @@ def bent():
     rough = Normal.standard(N, 4)
     rough = Normal(rough.mean, rough.sd * torch.tensor([1.2, 1.8, 1.2, 1.8]))
     context = context_of(target, 4)
-    return target, context, list(run_hmc(open_objects_from(rough, target), context, HmcRung()))
+    return target, context, list(HmcRung().run(open_objects_from(rough, target), context))
 
 
 def test_a_strong_banana_is_no_success_of_chains(bent):
@@ -131,9 +131,7 @@ def test_flows_do_not_certify_a_tail_that_they_left_out(bent):
         if group.passed.all():
             continue
         left = group.where(~group.passed)
-        for after in refine(
-            left.select(torch.arange(min(len(left), 4))), context, FlowRung(), "flow"
-        ):
+        for after in FlowRung().run(left.select(torch.arange(min(len(left), 4))), context):
             outcome = after.tried[-1]
             n_tried += len(outcome.grade)
             w = outcome.summary.weights[..., None]

@@ -344,7 +344,7 @@ def check_nobody_is_lost(engine, rows, name, n_samples, at_once):
         sd = np.hypot(posteriors[place].std(), alone[0].std())
         off = np.abs(posteriors.mean[place] - alone.mean[0]) / sd
         assert (off < 4.5 / np.sqrt(min(posteriors.ess[place], alone.ess[0]))).all()
-    retried = engine.retry(posteriors, ladder=nbi.Ladder(**NO_CHAINS))
+    retried = engine.retry(posteriors, objects, ladder=nbi.Ladder(**NO_CHAINS))
     check_ownership(engine, rows, retried)
     for old, new in zip(posteriors, retried, strict=True):
         assert new is old or not old.certified

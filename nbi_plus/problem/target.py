@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from nbi_plus.data.batch import Batch
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.random import keyed_normal
 from nbi_plus.problem.simulator.parallel import simulate_rows
 from nbi_plus.problem.simulator.simulator import (
     FAILED,
@@ -27,6 +29,7 @@ _LOG = logging.getLogger("nbi_plus")
 Z_MAX = 8.0  # draws further out in the latent space have weight zero, and are not simulated
 _ROWS_PER_LAUNCH = 16_384  # more rows fall out of a CPU's cache and cost five times as much each
 _BYTES_PER_LAUNCH = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+_N_PROBES = 8
 _COPIES = 6  # tensors of the size of the simulations that are alive at once
 
 
@@ -99,6 +102,16 @@ class Target:
         likelihood, failed, errors = self._likelihood(theta.to(self.data.x.dtype), index, inside)
         log_prior = self.prior.log_prob_latent(z).masked_fill(~inside, -math.inf)
         return Evaluation(log_prior, likelihood.to(log_prior.dtype), failed, errors[:10])
+
+    @cached_property
+    def differentiable(self) -> bool:
+        """Whether torch can differentiate it: a few draws of the prior are tried on one object."""
+        if not (self.simulator.differentiable and self.prior.differentiable):
+            return False
+        first = torch.zeros(1, dtype=torch.int64, device=self.data.x.device)
+        z = keyed_normal(0, "gradient", first, (_N_PROBES, self.prior.n_dim))
+        with torch.enable_grad():
+            return self.log_prob(z.requires_grad_(True), first).requires_grad
 
     def single(self) -> Target:
         """Return the same target with simulator and noise in single precision.

@@ -1,4 +1,4 @@
-"""Answers: the way from observations to posteriors, for a trained model."""
+"""Amortized answers: the way from observations to posteriors, for a trained model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from torch import Tensor
 from nbi_plus.batched import join
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.escalation import Group, Part, escalate, in_order, merged, settled
+from nbi_plus.infer.ladder.earlier import Earlier
+from nbi_plus.infer.ladder.escalation import Answered, Group, escalate, in_order, merged, settled
 from nbi_plus.infer.ladder.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
-from nbi_plus.infer.ladder.open_objects import RungContext
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
-from nbi_plus.infer.posterior.accounts import Meter, ReportLog
 from nbi_plus.infer.posterior.certificate import unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posteriors import Posteriors
@@ -52,8 +51,8 @@ class Amortized:
     device : torch.device
     n_jobs, client
         How a numpy simulator is run.
-    modes : Tensor or None, shape (N, M, D)
-        Latent places where the ladder looks, for the objects that are asked for.
+    earlier : Earlier or None
+        What is known of the objects that are asked for: places to look at, earlier attempts.
     change : Change or None
         From the prior of the training, where ``prior`` is another one.
     """
@@ -66,7 +65,7 @@ class Amortized:
     device: torch.device
     n_jobs: int | None = None
     client: object | None = None
-    modes: Tensor | None = None
+    earlier: Earlier | None = None
     change: Change | None = None
 
     def posteriors(
@@ -103,23 +102,23 @@ class Amortized:
                 own = Conditioned(proposal, features)
                 z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
                 answer = verdict.amortized(unweighted_outcome(own, z), objects, request, reason)
-                parts.append(Part(answer, rows))
+                parts.append(Answered(answer, rows))
             return in_order(parts)
 
     def _weighted(
         self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
         proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
-    ) -> Iterator[Part]:  # fmt: skip
+    ) -> Iterator[Answered]:  # fmt: skip
         """Yield answers; those objects that escalate wait until enough are there to go together."""
         at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
         waiting: list[tuple[Group, Outcome]] = []
-        for rows, modes in self._with_modes(pieces):
+        for rows, earlier in self._apart(pieces):
             objects, batch, features = self._see(observations[rows])
-            meter = Meter.of(self._target(batch))
-            report = ReportLog.of(meter, ladder.gate)
-            context = RungContext(meter, report, ladder.gate, ladder.budget, request.seed)
+            target = self._target(batch)
+            context = earlier.context(target, ladder.gate, ladder.budget, request.seed)
             group = Group(objects, rows, features, context)
-            for outcome in reweight(proposal, features, objects.keys, context, ladder, modes):
+            first = reweight(proposal, features, objects.keys, context, ladder, earlier.look)
+            for outcome in first:
                 # no rung can make up for data that cannot be used
                 usable = torch.as_tensor(objects.usable, device=self.device)
                 goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]
@@ -133,25 +132,23 @@ class Amortized:
         if waiting:
             yield from self._escalated(observations, waiting, proposal, ladder, request)
 
-    def _with_modes(
+    def _apart(
         self, pieces: Iterable[NDArray[np.int64]]
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor | None]]:
-        """Yield the pieces and their places to look at, apart from the objects without any."""
+    ) -> Iterator[tuple[NDArray[np.int64], Earlier]]:
+        """Yield the pieces and what is known of them; who has a place to look at goes apart."""
         for rows in pieces:
-            if self.modes is None:
-                yield rows, None
+            if self.earlier is None:
+                yield rows, Earlier.nothing(len(rows), self.device)
                 continue
-            modes = self.modes[rows]
-            has = modes.isfinite().any(-1).any(-1).cpu().numpy()
-            if has.any():
-                yield rows[has], modes[has]
-            if not has.all():
-                yield rows[~has], None
+            has = self.earlier.has_look[torch.as_tensor(rows, device=self.device)].cpu().numpy()
+            for some in (rows[has], rows[~has]):
+                if len(some):
+                    yield some, self.earlier.select(some)
 
     def _escalated(
         self, observations: Observations, waiting: list[tuple[Group, Outcome]],
         proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
-    ) -> Iterator[Part]:  # fmt: skip
+    ) -> Iterator[Answered]:  # fmt: skip
         """Yield answers for objects that waited, as one group; those of one rung as one batch."""
         waiting = sorted(waiting, key=lambda own: own[1].rung)
         indices = [outcome.pool.index for _, outcome in waiting]
@@ -159,8 +156,7 @@ class Amortized:
                                for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
         features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
         objects, batch, _ = self._see(observations[rows], features)
-        modes = None if self.modes is None else self.modes[rows]
-        group = Group(objects, rows, features, merged(waiting, self._target(batch)), modes)
+        group = Group(objects, rows, features, merged(waiting, self._target(batch)))
         outcomes, first = [], 0
         for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
             outcome = join(list(same))
@@ -168,7 +164,13 @@ class Amortized:
             index = torch.arange(first, first + n, device=features.device)
             outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
             first += n
-        yield from escalate(group, outcomes, proposal, ladder, request)
+        known = self.earlier
+        look = (
+            None
+            if known is None or known.look is None
+            else known.look.select(torch.as_tensor(rows, device=self.device))
+        )
+        yield from escalate(group, outcomes, proposal, look, ladder, request)
 
     def _target(self, batch: Batch) -> Target:
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.data.observations import Observations
+from nbi_plus.infer.ladder.earlier import Earlier
+from nbi_plus.infer.proposals.mixture import around
 from nbi_plus.problem.prior.prior import Prior
 
 Hints = ArrayLike | Callable[[Observations], ArrayLike]
@@ -37,8 +38,8 @@ def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
 
 def hints_for(
     modes: Hints | None, observations: Observations, prior: Prior, device: torch.device
-) -> Tensor | None:
-    """Return latent places (N, M, D) for N objects, or None."""
+) -> Earlier | None:
+    """Return proposals around the places for each of N objects, or None."""
     if modes is None:
         return None
     found = latent_hints(prior, modes(observations) if callable(modes) else modes)
@@ -50,4 +51,5 @@ def hints_for(
             f"modes must hold places for each of the {n} objects, shape ({n}, M, {prior.n_dim}), "
             f"but have {found.shape}."
         )
-    return torch.as_tensor(found, device=device)
+    places = torch.as_tensor(found, device=device)
+    return Earlier.hints(around(places), places.isfinite().any(-1).any(-1))

@@ -6,34 +6,34 @@ objects that are still open, with all that is known of them, and hands back who 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
-from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung, run_ensemble
-from nbi_plus.infer.ladder.rung_hmc import HmcRung, run_hmc
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung, refine
-from nbi_plus.infer.ladder.starts import finite_draws
+from nbi_plus.infer.ladder.rung import Rung
+from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
+from nbi_plus.infer.ladder.rung_hmc import HmcRung
+from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
 from nbi_plus.infer.ladder.translated import TranslatedFlow
-from nbi_plus.infer.posterior.accounts import Budget, Meter
+from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
-from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
+from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.proposals.base import Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair, take
-from nbi_plus.infer.proposals.mixture import around
 from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import Gate, gate_of
-from nbi_plus.problem.target import Evaluation
+from nbi_plus.problem.target import Evaluation, Target
 
 ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
-HINTS = "hints"  # the rung of the network's draws and those around given places
-_N_HINTED = 2048  # draws around the places that the user wants looked at
+_N_HINTED = 2048  # draws from the places that are worth a look
 _BEYOND = "the posterior can go on where the old prior allowed no draws"
 _ESCALATE = ("auto", "never", "always")
+_CONTRACT = ("name", "status", "applies", "run")
 
 NetworkProposal = FlowProposal | TranslatedFlow
 
@@ -66,6 +66,8 @@ class Ladder:
         The rung that adapts a flow to each object.
     ensemble : EnsembleRung
         emcee, where there are no gradients.
+    rungs : tuple of Rung, optional
+        All rungs after the network's own draws, in their order, instead of these four.
     """
 
     n_draws: int = 2048
@@ -80,10 +82,30 @@ class Ladder:
     hmc: HmcRung = field(default_factory=HmcRung)
     flow: FlowRung = field(default_factory=FlowRung)
     ensemble: EnsembleRung = field(default_factory=EnsembleRung)
+    rungs: tuple[Rung, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.escalate not in _ESCALATE:
             raise ValueError(f"escalate must be one of {_ESCALATE}, but is {self.escalate!r}.")
+        for rung in self.rungs or ():
+            missing = [name for name in _CONTRACT if not hasattr(rung, name)]
+            if isinstance(rung, type) or missing:
+                raise TypeError(
+                    f"rungs must be objects with {', '.join(_CONTRACT)}, but hold {rung!r}. See "
+                    "nbi_plus.infer.ladder.Rung."
+                )
+
+    def rungs_for(self, target: Target) -> list[Rung]:
+        """Return the rungs after the network's own draws, in their order."""
+        if self.escalate == "never":
+            return []
+        if self.rungs is not None:
+            return [rung for rung in self.rungs if rung.applies(target)]
+        # walkers are for who has no chains of gradients
+        chains = self.hmc.applies(target)
+        rungs = [self.refine, self.hmc, self.flow] if chains else [self.refine, self.flow]
+        rungs += [] if chains else [self.ensemble]
+        return [rung for rung in rungs if rung.applies(target)]
 
     def goes_on(self, outcome: Outcome) -> Tensor:
         """Say which objects (b,) the network's own draws do not settle."""
@@ -93,12 +115,12 @@ class Ladder:
 @torch.no_grad()
 def reweight(
     proposal: NetworkProposal, features: Tensor, keys: Tensor, context: RungContext, ladder: Ladder,
-    modes: Tensor | None = None,
+    look: LatentProposal | None = None,
 ) -> Iterator[Outcome]:  # fmt: skip
     """Yield outcomes that together hold every object once, weighted with the network's draws.
 
-    They come one by one, so that the draws of no more than one need be in memory. Draws from around
-    given places join before anything is judged: a network that misses one would pass without.
+    They come one by one, so that the draws of no more than one need be in memory. Draws of another
+    proposal join before anything is judged: a network that misses a place would pass without.
 
     Parameters
     ----------
@@ -108,26 +130,26 @@ def reweight(
         What the randomness of each object is keyed by.
     context : RungContext
     ladder : Ladder
-    modes : Tensor, shape (B, M, D), optional
-        Latent places that are worth a look.
+    look : LatentProposal, optional
+        Of places that are worth a look.
     """
 
     def draw(index: Tensor, n: int, stage: str) -> Pool:
-        made = proposal.draw(features[index], keys[index], n, context.seed, stage)
+        made = proposal.draw(features[index], keys[index], n, context.seed, context.stage(stage))
         found = context.meter.evaluate(made.z, index)
         return Pool(index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed)
 
     index = torch.arange(len(features), device=features.device)
     with context.meter.timed(index):
         pool = draw(index, ladder.n_draws, "predict")
-        if modes is not None:
-            pool = _with_hints(pool, Conditioned(proposal, features), keys, modes, context)
-        rung, family = ("reweight", "network") if modes is None else (HINTS, "mixture")
+        if look is not None:
+            pool = _with_hints(pool, Conditioned(proposal, features), keys, look, context)
+        rung, family = ("reweight", "network") if look is None else (HINTS, "mixture")
         first = _graded(rung, family, pool, context, proposal)
     context.report.note(first, otherwise=_BEYOND)
     cheap = context.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
-    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and modes is None)
+    near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and look is None)
     if not near.all():
         yield first.select((~near).nonzero()[:, 0])
     at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
@@ -142,7 +164,7 @@ def reweight(
 
 def open_objects_of(
     outcome: Outcome, proposal: NetworkProposal, features: Tensor, keys: Tensor,
-    modes: Tensor | None = None,
+    look: LatentProposal | None = None,
 ) -> OpenObjects:  # fmt: skip
     """Return the objects of an outcome with the network as their first proposal.
 
@@ -153,15 +175,14 @@ def open_objects_of(
     proposal : FlowProposal or TranslatedFlow
     features : Tensor, shape (b, F)
     keys : Tensor of int64, shape (b,)
-    modes : Tensor, shape (b, M, D), optional
+    look : LatentProposal, optional
     """
     pool, network = outcome.pool, Conditioned(proposal, features)
     found = Evaluation(pool.log_prior, pool.log_likelihood, pool.failed)
-    if modes is None:
+    if look is None:
         pair = Pair.start(network, pool.z, found, pool.log_q)
     else:
         own, more = slice(None, -_N_HINTED), slice(-_N_HINTED, None)
-        look = around(modes)
         pair = Pair.start(network, pool.z[:, own], take(found, own))
         pair = pair.extend((look, look), pool.z[:, more], take(found, more))
     # nothing was fitted to these draws: they may count for the evidence
@@ -169,11 +190,10 @@ def open_objects_of(
 
 
 def _with_hints(
-    pool: Pool, network: Conditioned, keys: Tensor, modes: Tensor, context: RungContext
+    pool: Pool, network: Conditioned, keys: Tensor, look: LatentProposal, context: RungContext
 ) -> Pool:
-    """Return the network's draws and those from around some places, of one mixture."""
-    look = around(modes)
-    z = look.draw(keys, _N_HINTED, context.seed, "modes")
+    """Return the network's draws and those of another proposal, of one mixture."""
+    z = look.draw(keys, _N_HINTED, context.seed, context.stage("modes"))
     found = context.meter.evaluate(z, pool.index)
     nothing = torch.empty_like(found.log_prior)
     more = Pool(pool.index, z, nothing, found.log_prior, found.log_likelihood, found.failed)
@@ -190,16 +210,18 @@ def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> It
     Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
     Who needs no further rung leaves at once, and takes the memory of its draws along.
     """
-    rungs = _rungs(groups, context, ladder)
-    for i, (run, takes_all) in enumerate(rungs):
-        checked_later = any(later for _, later in rungs[i + 1 :])
+    always = ladder.escalate == "always"
+    rungs = ladder.rungs_for(context.meter.target) if groups else []
+    for i, rung in enumerate(rungs):
+        takes_all = always and rung.status.from_chains
+        checked_later = always and any(later.status.from_chains for later in rungs[i + 1 :])
         after: list[OpenObjects] = []
         while groups:
             group = groups.pop(0)
             enters = group.can_improve | takes_all
             if not enters.all():
                 after.append(group.where(~enters))
-            for left in run(group.where(enters)) if enters.any() else ():
+            for left in rung.run(group.where(enters), context) if enters.any() else ():
                 stays = left.can_improve | checked_later
                 if not stays.all():
                     yield left.where(~stays)
@@ -209,48 +231,12 @@ def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> It
     yield from groups
 
 
-def _rungs(
-    groups: list[OpenObjects], context: RungContext, ladder: Ladder
-) -> list[tuple[Callable[[OpenObjects], Iterator[OpenObjects]], bool]]:
-    """Return the rungs after the network's own draws, and whether each takes certified objects."""
-    if ladder.escalate == "never":
-        return []
-    always = ladder.escalate == "always"
-    mixtures = partial(refine, context=context, config=ladder.refine, rung="refine"), False
-    flows = partial(refine, context=context, config=ladder.flow, rung="flow"), False
-    chains = partial(run_hmc, context=context, config=ladder.hmc), always
-    walkers = partial(run_ensemble, context=context, config=ladder.ensemble), always
-    smooth = ladder.hmc.n_super and any(_has_gradient(group, context.meter) for group in groups)
-    rungs = [mixtures] if ladder.refine.n_rounds else []
-    if smooth:
-        rungs.append(chains)
-    if ladder.flow.n_rounds:
-        rungs.append(flows)
-    if not smooth and ladder.ensemble.sampler.n_walkers:
-        rungs.append(walkers)
-    return rungs
-
-
-def _has_gradient(group: OpenObjects, meter: Meter) -> bool:
-    """Say whether torch can differentiate the target; one draw of one object is tried."""
-    target = meter.target
-    if not (target.simulator.differentiable and target.prior.differentiable):
-        return False
-    finite = finite_draws(group).nonzero()
-    if not len(finite):
-        return False
-    i, j = finite[0]
-    with torch.enable_grad():
-        z = group.z[i, j][None, None].clone().requires_grad_(True)
-        return target.log_prob(z, group.index[i][None]).requires_grad
-
-
 def _graded(
     rung: str, family: str, pool: Pool, context: RungContext, proposal: NetworkProposal
 ) -> Outcome:
     cleaned, summary = weigh(pool, context.circles, context.seed)
     grade = gate_of(family, context.gate).grade(summary)
-    outcome = Outcome(rung, family, pool, cleaned, summary, grade)
+    outcome = Outcome(rung, family, pool, cleaned, summary, grade, Status.REWEIGHTED)
     return outcome.unless(proposal.ends_inside(pool.z, summary.weights, summary.ess))
 
 

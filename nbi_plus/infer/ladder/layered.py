@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nbi_plus.batched import pick
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+from nbi_plus.infer.ladder.rung import Rung
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.posterior.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals.base import LatentProposal
@@ -52,7 +53,7 @@ class LayeredConfig:
 
 
 def weigh_chains(
-    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: str
+    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: Rung
 ) -> Iterator[OpenObjects]:
     """Yield objects that together hold every object once, after their chains were weighed.
 
@@ -63,8 +64,8 @@ def weigh_chains(
         Of the same objects.
     context : RungContext
     config : LayeredConfig
-    rung : str
-        The name of the chains in the report.
+    rung : Rung
+        Whose chains they are.
     """
     with context.meter.timed(objects.index):
         weighing = _weigh(objects, chains, context, config, rung)
@@ -110,10 +111,10 @@ class _Weighing:
 
 
 def _weigh(
-    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: str
+    objects: OpenObjects, chains: Chains, context: RungContext, config: LayeredConfig, rung: Rung
 ) -> _Weighing:
     z = chains.z.flatten(1, 2)
-    keys, seed, stage = objects.keys, context.seed, objects.stage(f"{rung} weights")
+    keys, seed, stage = objects.keys, context.seed, context.stage(f"{rung.name} weights")
     known = context.meter.evaluate(z, objects.index)
     log_target = known.log_likelihood + known.log_prior
     usable = log_target.isfinite()
@@ -131,7 +132,7 @@ def _weigh(
     chain_draws = Pool(
         objects.index, z, nothing, known.log_prior, known.log_likelihood, known.failed
     )
-    outcome = replace(outcome, rung=f"{rung} weights", pool=pool)
+    outcome = replace(outcome, rung=f"{rung.name} weights", pool=pool, status=rung.status)
     return _Weighing(proposal, found, outcome, chain_draws)
 
 
@@ -147,7 +148,7 @@ def _disagree(chains: Chains, outcome: Outcome, circles: tuple[int, ...]) -> Ten
     return ((draws.mean(1) - mean).abs() > _MANY_SIGMA * error).any(-1)
 
 
-def _chain_outcome(weighing: _Weighing, chains: Chains, rung: str) -> Outcome:
+def _chain_outcome(weighing: _Weighing, chains: Chains, rung: Rung) -> Outcome:
     """Return the draws of converged chains as an outcome of equal weights, without evidence."""
     pool = weighing.chain_draws
     equal, none = torch.zeros_like(pool.log_q), torch.zeros_like(pool.index)
@@ -162,4 +163,4 @@ def _chain_outcome(weighing: _Weighing, chains: Chains, rung: str) -> Outcome:
         evidence_reliable=no.any(1), evidence_soft=no.any(1),
     )  # fmt: skip
     grade = torch.full_like(failure, Grade.A)
-    return Outcome(rung, "chains", pool, cleaned, summary, grade, chains=chains)
+    return Outcome(rung.name, "chains", pool, cleaned, summary, grade, rung.status, chains)

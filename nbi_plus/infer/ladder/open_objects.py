@@ -31,6 +31,8 @@ class RungContext:
     gate : Gate
     budget : Budget
     seed : int
+    attempt : int
+        How often the ladder was climbed before: another attempt takes other random numbers.
     """
 
     meter: Meter
@@ -38,11 +40,16 @@ class RungContext:
     gate: Gate
     budget: Budget
     seed: int
+    attempt: int = 0
 
     @property
     def circles(self) -> tuple[int, ...]:
         """The periodic parameters."""
         return circular_columns(self.meter.target.prior.periods)
+
+    def stage(self, name: str) -> str:
+        """Return the name of a use of randomness in this attempt."""
+        return f"{name} attempt {self.attempt}" if self.attempt else name
 
     def can_afford(self, index: Tensor, *what: str) -> Tensor:
         """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
@@ -67,8 +74,6 @@ class OpenObjects:
     tried : tuple of Outcome
         Of every rung so far, the last one last.
     chains : Chains or None
-    attempt : int
-        How often the ladder was climbed before: another attempt takes other random numbers.
     """
 
     index: Tensor
@@ -76,7 +81,6 @@ class OpenObjects:
     pair: Pair
     tried: tuple[Outcome, ...]
     chains: Chains | None = None
-    attempt: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -100,10 +104,6 @@ class OpenObjects:
     def n_dim(self) -> int:
         """How many parameters there are."""
         return self.pair.a.z.shape[-1]
-
-    def stage(self, name: str) -> str:
-        """Return the name of a use of randomness in this attempt."""
-        return name if self.attempt == 0 else f"{name} attempt {self.attempt}"
 
     def select(self, rows: Tensor) -> OpenObjects:
         """Return some of the objects."""

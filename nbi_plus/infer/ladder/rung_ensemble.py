@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
+from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.samplers import ensemble
 from nbi_plus.problem.random import stage_key
+from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
@@ -35,39 +38,39 @@ class EnsembleRung:
     sampler: ensemble.EnsembleConfig = field(default_factory=ensemble.EnsembleConfig)
     jump_accept: float = 0.02
     weights: LayeredConfig = field(default_factory=LayeredConfig)
+    name: ClassVar[str] = "ensemble"
+    status: ClassVar[Status] = Status.ENSEMBLE
 
+    def applies(self, target: Target) -> bool:  # noqa: ARG002 - walkers need no gradients
+        """Say whether walkers are wanted."""
+        return self.sampler.n_walkers > 0
 
-def run_ensemble(
-    objects: OpenObjects, context: RungContext, config: EnsembleRung
-) -> Iterator[OpenObjects]:
-    """Yield objects that together hold every object once, after this rung.
+    def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects that together hold every object once, after this rung.
 
-    Objects with fewer draws of finite density than walkers cannot start, and come back as they
-    were.
-    """
-    n_walkers = max(config.sampler.n_walkers, 4 * objects.n_dim)
-    n_walkers += n_walkers % 2
-    can = context.can_afford(objects.index, "calls")
-    can &= finite_draws(objects).sum(1) >= n_walkers
-    if not can.all():
-        yield objects.where(~can)
-    if not can.any():
-        return
-    objects = objects.where(can)
-    start = Start.of(objects, context)
-    if objects.chains is None or objects.chains.z.shape[1] != n_walkers:
-        z0 = start.places(objects, n_walkers, context.seed)
-    else:  # those of an earlier attempt walk on from where they ended
-        z0 = start.cut.to(objects.chains.z[:, :, -1])
-    chains = []
-    for i in range(len(objects)):  # emcee samples one object at a time
-        rows = torch.tensor([i], device=z0.device)
-        with context.meter.timed(objects.index[rows]):
-            chains.append(_walk(objects.select(rows), start.select(rows), z0[i], context, config))
-    joined = join(chains)
-    why = ["" if c else "autocorrelation time too long" for c in joined.converged.tolist()]
-    context.report.note_chains("ensemble", objects.index, joined, why)
-    yield from weigh_chains(objects, joined, context, config.weights, "ensemble")
+        Objects with fewer draws of finite density than walkers cannot start, and come back as they
+        were.
+        """
+        n_walkers = max(self.sampler.n_walkers, 4 * objects.n_dim)
+        n_walkers += n_walkers % 2
+        can = context.can_afford(objects.index, "calls")
+        can &= finite_draws(objects).sum(1) >= n_walkers
+        if not can.all():
+            yield objects.where(~can)
+        if not can.any():
+            return
+        objects = objects.where(can)
+        start = Start.of(objects, context)
+        z0 = start.places(objects, n_walkers, context)
+        chains = []
+        for i in range(len(objects)):  # emcee samples one object at a time
+            rows = torch.tensor([i], device=z0.device)
+            with context.meter.timed(objects.index[rows]):
+                chains.append(_walk(objects.select(rows), start.select(rows), z0[i], context, self))
+        joined = join(chains)
+        why = ["" if c else "autocorrelation time too long" for c in joined.converged.tolist()]
+        context.report.note_chains(self.name, objects.index, joined, why)
+        yield from weigh_chains(objects, joined, context, self.weights, self)
 
 
 def _walk(
@@ -81,7 +84,7 @@ def _walk(
     deadline = time.perf_counter() + float(left.seconds)
     found = ensemble.sample(
         lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=float(left.calls),
-        seed=stage_key(context.seed, f"{objects.stage('ensemble')} {int(objects.keys)}"),
+        seed=stage_key(context.seed, f"{context.stage('ensemble')} {int(objects.keys)}"),
         over=lambda: time.perf_counter() > deadline, config=config.sampler,
     )  # fmt: skip
     samples = found.samples

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
+from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.samplers import hmc
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.whitening import Whitening
@@ -54,24 +56,29 @@ class HmcRung:
     single: bool = False
     sampler: hmc.HmcConfig = field(default_factory=hmc.HmcConfig)
     weights: LayeredConfig = field(default_factory=LayeredConfig)
+    name: ClassVar[str] = "hmc"
+    status: ClassVar[Status] = Status.HMC
 
+    def applies(self, target: Target) -> bool:
+        """Say whether chains are wanted, and torch can differentiate the target."""
+        return self.n_super > 0 and target.differentiable
 
-def run_hmc(objects: OpenObjects, context: RungContext, config: HmcRung) -> Iterator[OpenObjects]:
-    """Yield objects that together hold every object once, after this rung.
+    def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects that together hold every object once, after this rung.
 
-    Objects of which no draw has a finite density cannot start, and come back as they were.
-    """
-    can = finite_draws(objects).any(1)
-    can &= context.can_afford(objects.index, "gradients", "calls")
-    if not can.all():
-        yield objects.where(~can)
-    if not can.any():
-        return
-    objects = objects.where(can)
-    with context.meter.timed(objects.index):
-        chains, reasons = _chains(objects, context, config)
-    context.report.note_chains("hmc", objects.index, chains, reasons)
-    yield from weigh_chains(objects, chains, context, config.weights, "hmc")
+        Objects of which no draw has a finite density cannot start, and come back as they were.
+        """
+        can = finite_draws(objects).any(1)
+        can &= context.can_afford(objects.index, "gradients", "calls")
+        if not can.all():
+            yield objects.where(~can)
+        if not can.any():
+            return
+        objects = objects.where(can)
+        with context.meter.timed(objects.index):
+            chains, reasons = _chains(objects, context, self)
+        context.report.note_chains(self.name, objects.index, chains, reasons)
+        yield from weigh_chains(objects, chains, context, self.weights, self)
 
 
 def _chains(
@@ -79,16 +86,11 @@ def _chains(
 ) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
     start, target = Start.of(objects, context), context.meter.target
-    n_chains = config.n_super * config.n_each
-    if objects.chains is None or objects.chains.z.shape[1] != n_chains:
-        z0 = start.places(objects, config.n_super, context.seed)
-        z0 = z0.repeat_interleave(config.n_each, 1)
-    else:  # those of an earlier attempt go on from where they ended
-        z0 = start.cut.to(objects.chains.z[:, :, -1])
+    z0 = start.places(objects, config.n_super, context).repeat_interleave(config.n_each, 1)
     left = context.left(objects.index)
     found = hmc.sample(
         _density(start, objects, target, config.single), z0, config.n_super,
-        seed=stage_key(context.seed, objects.stage("hmc")), mean=start.whitening.mean[:, 0],
+        seed=stage_key(context.seed, context.stage("hmc")), mean=start.whitening.mean[:, 0],
         factor=start.whitening.factor, ess_target=config.ess_target, keys=objects.keys,
         jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept, rows=_rows(target),
         max_seconds=float(left.seconds.sum()),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.posterior.certificate import outcome_of
+from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import (
     FlowFamily,
@@ -23,6 +25,7 @@ from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.weights.summary import Gate, summarise
+from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ class RefineRung:
         n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
     )
     wide: MixtureConfig = COARSE
+    name: ClassVar[str] = "refine"
+    status: ClassVar[Status] = Status.REFINED
+
+    def applies(self, target: Target) -> bool:  # noqa: ARG002 - any target will do
+        """Say whether rounds are wanted."""
+        return self.n_rounds > 0
+
+    def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects that together hold every object once, after this rung."""
+        return refine(objects, context, self)
 
     def family(self, n_dim: int) -> MixtureFamily:
         """Return what is fitted to objects of so many parameters."""
@@ -79,6 +92,16 @@ class FlowRung:
     n_certify: int = 2048
     ess_min: float = 20.0
     density: DensityConfig = field(default_factory=DensityConfig)
+    name: ClassVar[str] = "flow"
+    status: ClassVar[Status] = Status.REFINED
+
+    def applies(self, target: Target) -> bool:  # noqa: ARG002 - any target will do
+        """Say whether rounds are wanted."""
+        return self.n_rounds > 0
+
+    def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects that together hold every object once, after this rung."""
+        return refine(objects, context, self)
 
     def family(self, n_dim: int) -> FlowFamily:  # noqa: ARG002 - as `RefineRung.family`
         """Return what is fitted."""
@@ -87,7 +110,7 @@ class FlowRung:
 
 @dataclass(frozen=True)
 class _Open:
-    """OpenObjects that have been adapted to for so many rounds."""
+    """Objects that have been adapted to for so many rounds."""
 
     objects: OpenObjects
     n_rounds: int = 0
@@ -100,7 +123,7 @@ class _Open:
 
 @torch.no_grad()
 def refine(
-    objects: OpenObjects, context: RungContext, config: RefineRung | FlowRung, rung: str
+    objects: OpenObjects, context: RungContext, rung: RefineRung | FlowRung
 ) -> Iterator[OpenObjects]:
     """Yield objects that together hold every object once, after this rung.
 
@@ -111,18 +134,16 @@ def refine(
     ----------
     objects : OpenObjects
     context : RungContext
-    config : RefineRung or FlowRung
-    rung : str
-        Its name in the report.
+    rung : RefineRung or FlowRung
     """
-    family = OnCircles(config.family(objects.n_dim), context.circles)
+    family = OnCircles(rung.family(objects.n_dim), context.circles)
     gate = family.gate(context.gate)
-    begins = (objects.pair.ess >= config.ess_min) & context.can_afford(objects.index, "calls")
+    begins = (objects.pair.ess >= rung.ess_min) & context.can_afford(objects.index, "calls")
     if not begins.all():
         yield objects.where(~begins)
     if not begins.any():
         return
-    groups = [_Open(_scouted(objects.where(begins), context, config, rung))]
+    groups = [_Open(_scouted(objects.where(begins), context, rung))]
     while groups:
         group = groups.pop()
         over = ~context.can_afford(group.objects.index, "calls")
@@ -130,13 +151,13 @@ def refine(
             yield _out_of_budget(group.where(over).objects, context, gate, rung)
         if over.all():
             continue
-        group = _adapted(group.where(~over), context, family, config, rung)
-        ends = group.n_rounds == config.n_rounds
+        group = _adapted(group.where(~over), context, family, rung)
+        ends = group.n_rounds == rung.n_rounds
         ready = _looks_good(group.objects.pair, gate) & (not group.tried) | ends
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
-            tried = _certified(group.where(ready), context, gate, config.n_certify, rung)
+            tried = _certified(group.where(ready), context, gate, rung)
             done = tried.passed | ends
             if done.any():
                 context.report.note(
@@ -150,31 +171,27 @@ def refine(
 
 
 def _scouted(
-    objects: OpenObjects, context: RungContext, config: RefineRung | FlowRung, rung: str
+    objects: OpenObjects, context: RungContext, rung: RefineRung | FlowRung
 ) -> OpenObjects:
     """Return the objects with draws of the prior in their pool."""
-    n, prior = config.n_scouts, PriorProposal(objects.n_dim)
+    n, prior = rung.n_scouts, PriorProposal(objects.n_dim)
     if n == 0 or prior in objects.pair.a.proposals:
         return objects
     with context.meter.timed(objects.index):
-        z = prior.draw(objects.keys, n, context.seed, f"{rung} scouts")
+        z = prior.draw(objects.keys, n, context.seed, f"{rung.name} scouts")
         found = context.meter.evaluate(z, objects.index)
         pair = objects.pair.extend((prior, prior), z, found)
     return replace(objects, pair=pair)
 
 
 def _adapted(
-    group: _Open,
-    context: RungContext,
-    family: ProposalFamily,
-    config: RefineRung | FlowRung,
-    rung: str,
+    group: _Open, context: RungContext, family: ProposalFamily, rung: RefineRung | FlowRung
 ) -> _Open:
     n, own = group.n_rounds + 1, group.objects
     with context.meter.timed(own.index):
         pair = adapt(
-            own.pair, context.meter.evaluate, family, own.index, own.keys, config.n_each,
-            context.seed, own.stage(f"{rung} {n}"),
+            own.pair, context.meter.evaluate, family, own.index, own.keys, rung.n_each,
+            context.seed, context.stage(f"{rung.name} {n}"),
         )  # fmt: skip
     return replace(group, objects=replace(own, pair=pair), n_rounds=n)
 
@@ -186,13 +203,15 @@ def _looks_good(pair: Pair, gate: Gate) -> Tensor:
     return sound & (pair.efficiency() >= gate.efficiency_min)
 
 
-def _certified(group: _Open, context: RungContext, gate: Gate, n: int, rung: str) -> OpenObjects:
-    """Return the objects with ``n`` fresh draws added, and what these say."""
+def _certified(
+    group: _Open, context: RungContext, gate: Gate, rung: RefineRung | FlowRung
+) -> OpenObjects:
+    """Return the objects with fresh draws added, and what these say."""
     own = group.objects
     frozen = own.pair.frozen
-    stage = own.stage(f"{rung} certify {group.n_rounds}")
+    stage = context.stage(f"{rung.name} certify {group.n_rounds}")
     with context.meter.timed(own.index):
-        z = frozen.draw(own.keys, n, context.seed, stage)
+        z = frozen.draw(own.keys, rung.n_certify, context.seed, stage)
         found = context.meter.evaluate(z, own.index)
         fresh = Stream.start(frozen, z, found)
         pair = own.pair.extend(own.pair.proposals, z, found)
@@ -200,7 +219,7 @@ def _certified(group: _Open, context: RungContext, gate: Gate, n: int, rung: str
             pair,
             fresh,
             gate,
-            rung=rung,
+            rung=rung.name,
             index=own.index,
             circles=context.circles,
             seed=context.seed,
@@ -209,11 +228,11 @@ def _certified(group: _Open, context: RungContext, gate: Gate, n: int, rung: str
 
 
 def _out_of_budget(
-    objects: OpenObjects, context: RungContext, gate: Gate, rung: str
+    objects: OpenObjects, context: RungContext, gate: Gate, rung: RefineRung | FlowRung
 ) -> OpenObjects:
     """Return the objects with what their draws come to, which nothing certifies."""
     outcome = outcome_of(
-        objects.pair, None, gate, rung=rung, index=objects.index, circles=context.circles,
+        objects.pair, None, gate, rung=rung.name, index=objects.index, circles=context.circles,
         seed=context.seed,
     )  # fmt: skip
     context.report.note(outcome, otherwise="the budget was spent")

@@ -67,20 +67,21 @@ class Start:
         z = torch.where(weights[..., None] > 0, objects.z, 0.0)
         cut = Cut.of(z, weights, context.circles)
         height = torch.where(finite, torch.cat(height, 1), -torch.inf)
-        z, stage = cut.to(z), objects.stage("jumps")
+        z, stage = cut.to(z), context.stage("jumps")
         config = _JUMPS.in_dims(objects.n_dim)
         jumps = fit_mixture(z, weights, objects.keys, config, context.seed, stage)
-        accepted = _acceptance(jumps, z, objects, log_weights, height, context.seed)
+        accepted = _acceptance(jumps, z, objects, log_weights, height, context)
         return cls(cut, Whitening.of(z, weights), jumps, log_weights, height, accepted)
 
-    def places(self, objects: OpenObjects, n: int, seed: int) -> Tensor:
+    def places(self, objects: OpenObjects, n: int, context: RungContext) -> Tensor:
         """Return ``n`` draws of each object, shape (b, n, D), in the coordinates of the cut.
 
         By flattened weights while these last, then the likeliest of the rest; where the pool holds
         fewer, the first ones again.
         """
         weights, _ = temper(self.log_weights, 8.0 * n)
-        uniform = keyed_uniform(seed, objects.stage("starts"), objects.keys, weights.shape[1:])
+        stage = context.stage("starts")
+        uniform = keyed_uniform(context.seed, stage, objects.keys, weights.shape[1:])
         # the largest of log w + Gumbel noise are draws without replacement
         score = weights.log() - (-uniform.log()).log()
         later = self.height.clamp(-1e11, 1e11) - 1e12
@@ -131,7 +132,7 @@ def _learning_weights(log_weights: Tensor, finite: Tensor, n_dim: int) -> Tensor
 
 def _acceptance(
     jumps: LatentProposal, z: Tensor, objects: OpenObjects, log_weights: Tensor, height: Tensor,
-    seed: int,
+    context: RungContext,
 ) -> Tensor:  # fmt: skip
     """Return the share (b,) of jumps that would be accepted, from the draws of the pool.
 
@@ -141,15 +142,15 @@ def _acceptance(
     log_q = jumps.log_prob(z)
     log_pool = torch.cat([objects.pair.a.log_mixture, objects.pair.b.log_mixture], 1)
     to_jumps = normalise((log_q - log_pool).masked_fill(height == -torch.inf, -torch.inf))
-    stage = objects.stage("pairs")
-    comb = keyed_uniform(seed, stage, objects.keys, (2,))
+    stage = context.stage("pairs")
+    comb = keyed_uniform(context.seed, stage, objects.keys, (2,))
     n = z.shape[1]
     usable = torch.full_like(to_jumps, 1 / n)
     here, there = (
         systematic_resample(torch.where(w.sum(1, keepdim=True) > 0, w, usable), n, comb[:, i])
         for i, w in enumerate((normalise(log_weights), to_jumps))
     )
-    shuffle = keyed_uniform(seed, stage + " order", objects.keys, (n,)).argsort(1)
+    shuffle = keyed_uniform(context.seed, stage + " order", objects.keys, (n,)).argsort(1)
     ratio = height - log_q
     gain = ratio.gather(1, there).gather(1, shuffle) - ratio.gather(1, here)
     return torch.where(gain.isnan(), -torch.inf, gain).clamp(max=0.0).exp().mean(1)

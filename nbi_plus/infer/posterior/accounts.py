@@ -71,14 +71,14 @@ class Meter:
     free: Cost
 
     @classmethod
-    def of(cls, target: Target, before: Cost | None = None, *, is_free: bool = False) -> Meter:
-        """Return a meter at zero, or at what the objects have cost before."""
+    def of(cls, target: Target, before: Cost | None = None, free: Cost | None = None) -> Meter:
+        """Return a meter at zero, or at what the objects have cost before, some of it for free."""
         zero = torch.zeros(len(target.data), dtype=torch.int64, device=target.data.x.device)
         nothing = Cost(zero, zero, zero.double())
         start = nothing if before is None else before
         return cls(
             target, start.calls.clone(), start.gradients.clone(), start.seconds.clone(),
-            start if is_free else nothing,
+            nothing if free is None else free,
         )  # fmt: skip
 
     def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:

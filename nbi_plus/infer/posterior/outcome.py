@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
+from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.weights.clean import CleanWeights, Failure
 from nbi_plus.infer.weights.summary import Grade, WeightSummary
 from nbi_plus.problem.target import Z_MAX
@@ -80,7 +81,8 @@ class Chains:
 class Outcome:
     """What a rung found for its objects: draws, weights and grades, and chains where it had any.
 
-    ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`).
+    ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`);
+    ``status`` is that of the objects that passed.
     ``fit_p_value`` (b,) says how well the model describes the data, ``misfit`` (b,) where it does
     not; None before anybody looked. ``beyond`` (b,) says where the proposal of another prior ends
     inside the posterior; None where there is no other prior.
@@ -92,6 +94,7 @@ class Outcome:
     cleaned: CleanWeights
     summary: WeightSummary
     grade: Tensor
+    status: Status = Status.REFINED
     chains: Chains | None = None
     fit_p_value: Tensor | None = None
     misfit: Tensor | None = None

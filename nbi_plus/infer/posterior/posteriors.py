@@ -19,7 +19,6 @@ from nbi_plus.infer.weights.moments import LEVELS
 if TYPE_CHECKING:
     from astropy.table import QTable
 
-    from nbi_plus.infer.ladder.escalation import Unfinished
     from nbi_plus.problem.prior.prior import Prior
 
 Array = NDArray[np.float64]
@@ -50,9 +49,6 @@ class Posteriors:
         At 0.16, 0.5 and 0.84.
     draws : tuple of Posterior, or None
         The kept draws of each object; None when only summaries were kept.
-    unfinished : tuple, or None
-        Where each object stands that no rung certified, for `Engine.retry` to go on from; None
-        for the others. None altogether when not all draws were kept.
     data_hash : ndarray of str, shape (N,)
         As for `Posterior`.
     """
@@ -88,7 +84,6 @@ class Posteriors:
     std: Array
     quantiles: Array
     draws: tuple[Posterior, ...] | None = None
-    unfinished: tuple[Unfinished | None, ...] | None = None
     data_hash: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
@@ -112,11 +107,8 @@ class Posteriors:
         chosen = np.arange(len(self))[index]
         lists = {k: tuple(getattr(self, k)[i] for i in chosen) for k in self.LISTS}
         arrays = {k: getattr(self, k)[chosen] for k in self.ARRAYS}
-        kept = {
-            k: None if getattr(self, k) is None else tuple(getattr(self, k)[i] for i in chosen)
-            for k in ("draws", "unfinished")
-        }
-        return replace(self, **lists, **arrays, **kept)
+        draws = None if self.draws is None else tuple(self.draws[i] for i in chosen)
+        return replace(self, **lists, **arrays, draws=draws)
 
     def __repr__(self) -> str:
         counts = ", ".join(
@@ -156,7 +148,7 @@ class Posteriors:
         shown = [p.weights.sum() > 0 and p.status is not Status.FAILED for p in draws]
         nothing = np.full(len(self.parameters.names), np.nan)
         return replace(
-            self, draws=draws, unfinished=None,
+            self, draws=draws,
             **{k: tuple(getattr(p, k) for p in draws) for k in self.LISTS},
             **{k: np.array([getattr(p, k) for p in draws]) for k in NUMBERS},
             mean=np.stack([p.mean() if s else nothing for p, s in zip(draws, shown, strict=True)]),
@@ -183,8 +175,5 @@ class Posteriors:
         first = parts[0]
         lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
         arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in cls.ARRAYS}
-        kept = {
-            k: None if getattr(first, k) is None else sum((getattr(p, k) for p in parts), ())
-            for k in ("draws", "unfinished")
-        }
-        return replace(first, **lists, **arrays, **kept)
+        draws = None if first.draws is None else sum((p.draws for p in parts), ())
+        return replace(first, **lists, **arrays, draws=draws)

@@ -24,6 +24,11 @@ class Status(Enum):
         """Whether an independent check stands behind the draws."""
         return self in (Status.REWEIGHTED, Status.REFINED, Status.HMC, Status.ENSEMBLE)
 
+    @property
+    def from_chains(self) -> bool:
+        """Whether Markov chains stand behind the draws, and so are a check of weights."""
+        return self in (Status.HMC, Status.ENSEMBLE)
+
 
 class Flag(str, Enum):
     """What a reader of a posterior should know besides its status."""

@@ -24,22 +24,9 @@ from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
-_STATUS = {
-    "reweight": Status.REWEIGHTED,
-    "hints": Status.REWEIGHTED,
-    "top up": Status.REWEIGHTED,
-    "refine": Status.REFINED,
-    "refined": Status.REFINED,
-    "sequential": Status.REFINED,
-    "flow": Status.REFINED,
-    "hmc": Status.HMC,
-    "hmc weights": Status.HMC,
-    "ensemble": Status.ENSEMBLE,
-    "ensemble weights": Status.ENSEMBLE,
-}
-BAD_INPUT = "FAIL_INPUT"
+BAD_INPUT, BROKEN = "FAIL_INPUT", "FAIL_SIMULATOR"
 _REASONS = {
-    Failure.SIMULATOR: "FAIL_SIMULATOR",
+    Failure.SIMULATOR: BROKEN,
     Failure.NUMERIC: "FAIL_NUMERIC",
     Failure.NO_SUPPORT: "FAIL_NO_SUPPORT",
 }
@@ -151,9 +138,8 @@ def _weighted(
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
     refusals = objects.refusals[rows].tolist()
     failure = [own or other for own, other in zip(refusals, failure, strict=True)]
-    passed = _STATUS[outcome.rung]
     status = tuple(
-        Status.FAILED if reason else passed if good else Status.UNCERTIFIED
+        Status.FAILED if reason else outcome.status if good else Status.UNCERTIFIED
         for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))
@@ -248,7 +234,6 @@ def _collect(
         **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
-        unfinished=(None,) * len(rows) if request.keep is None else None,
     )  # fmt: skip
     if request.keep == 0:
         return result
