@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,9 +59,7 @@ def measure(device, epochs, n_objects, n_samples):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"# {n_objects} objects weighted, peak {peak:.0f} MiB", flush=True)
     bare = nbi.Engine(None, engine.prior, noise=1.0, device=device)
-    for name in ("prior_", "noise_", "model_", "history_", "defaults_"):
-        setattr(bare, name, getattr(engine, name))
-    bare.simulator_ = None
+    bare.fitted_ = replace(engine.fitted_, simulator=None)
     start = time.perf_counter()
     bare.predict_many(objects, n_samples=n_samples, keep=0)
     unweighted = n_objects / (time.perf_counter() - start)

@@ -8,13 +8,12 @@ from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.infer.posterior.status import Flag, Status
+from nbi_plus.infer.posterior.status import Flag, Status, UncertifiedWarning, UntrustedWarning
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.io.archive import ArchiveError
 from nbi_plus.io.store import StoreError
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.training import TrainConfig, TrainingError
-from nbi_plus.predictor import UncertifiedWarning, UntrustedWarning
 from nbi_plus.problem.checks.noise_check import check_noise
 from nbi_plus.problem.noise.base import Noise, PointNoise
 from nbi_plus.problem.noise.custom import CustomNoise

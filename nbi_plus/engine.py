@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from nbi_plus import files, options
 from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
+from nbi_plus.fitted import Computing, Fitted
+from nbi_plus.infer.ladder.hints import Hints
 from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
 from nbi_plus.infer.sequential.config import RoundsConfig
-from nbi_plus.infer.sequential.fit import SequentialFit, SequentialRun
+from nbi_plus.infer.sequential.fit import SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
-from nbi_plus.predictor import Predictor
 from nbi_plus.problem.binding import (
     NONE_KNOWN,
-    bind_simulator,
     check_inputs,
-    check_observations,
 )
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
@@ -38,10 +41,11 @@ from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
+_PARTS = ("model_", "history_", "sequential_", "posterior_", "rounds_")
 _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 
 
-class Engine(Predictor, BaseEstimator):
+class Engine(BaseEstimator):
     """Neural posterior estimation whose every answer is weighted, judged and labelled.
 
     Parameters
@@ -229,9 +233,10 @@ class Engine(Predictor, BaseEstimator):
         """
         n_sims, theta = options.positional(n_sims, theta, x)
         check_inputs(inputs, self.simulator, "fit")
-        sequential = self._is_sequential(n_rounds, method, observations, x_obs)
-        goes_on = hasattr(self, "model_") and (sequential or warm_start)
-        known = self._conventions() if goes_on else NONE_KNOWN
+        sequential = options.is_sequential(n_rounds, method, observations, x_obs)
+        before = self.fitted_ if hasattr(self, "fitted_") else None
+        goes_on = before is not None and before.model is not None and (sequential or warm_start)
+        known = before.conventions if goes_on else NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
         self._check_start(sequential, warm_start, n_sims, online, given)
@@ -245,87 +250,231 @@ class Engine(Predictor, BaseEstimator):
         )
         with preserved_random_state():
             problem = set_up(self._prior(), self.simulator, noise, given)
-            start = self.model_ if warm_start else None
+            start = before.model if warm_start else None
             options.check_continues(start, problem.conditions)
             recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
             check_noise_of(problem, recipe.device)
             if not sequential:
-                return self._keep_many(run(problem, recipe, start), problem, given)
+                found = Fitted.of(problem, given.defaults(), model=run(problem, recipe, start))
+                return self._keep(found)
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
             gate = (self.ladder or Ladder()).gate
             fit_one = SequentialRun(rounds, options.method_for(method, problem), gate, run, modes)
-            return self._keep_one(fit_one(problem, given.objects, recipe, start), given)
+            one = fit_one(problem, given.objects, recipe, start)
+        if before is not None and before.model is not None:
+            return self._keep(replace(before, sequential=one))
+        return self._keep(Fitted.of(problem, given.defaults(), sequential=one))
 
-    def _check_start(
-        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: FitInputs
-    ) -> None:
-        """Refuse a fit that has nothing to start from, or too much."""
-        if warm_start:
-            self._require_fit("fit(warm_start=True)")
-        if sequential and n_sims is None:
-            raise ValueError("fit must have n_sims, the simulations of each round.")
-        if sequential and online:
-            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
-        if sequential and given.grid is not None:
-            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
-        elsewhere = given.theta is not None or given.x is not None
-        if not sequential and elsewhere == (n_sims is not None):
-            raise ValueError("fit must have either n_sims, or theta and x.")
+    def predict(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        n_samples: int = 2000,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        modes: Hints | None = None,
+        prior: Prior | Mapping | None = None,
+        seed: int | None = None,
+        **inputs: ArrayLike,
+    ) -> Posterior:
+        """Return the posterior of one object.
 
-    @staticmethod
-    def _is_sequential(
-        n_rounds: int, method: str | None, observations: Observations | None,
-        x_obs: ArrayLike | None,
-    ) -> bool:  # fmt: skip
-        """Say whether one object is asked for; raise when it is not there, or not one."""
-        if not (isinstance(n_rounds, Integral) and n_rounds >= 1):
-            raise ValueError(f"n_rounds must be a whole number of at least 1, but is {n_rounds!r}.")
-        if n_rounds == 1:
-            if method is not None:
-                raise ValueError(
-                    f"method must be None for one round, but is {method!r}. It says how a "
-                    "sequential fit goes on: give n_rounds too."
-                )
-            return False
-        if observations is not None:
-            check_observations(observations)
-        n_objects = 1 if x_obs is not None else 0 if observations is None else len(observations)
-        if n_objects != 1:
-            raise ValueError(
-                f"x_obs must be given for a sequential fit (n_rounds = {n_rounds}), which is of "
-                f"one object, but there are {n_objects} objects. Give x_obs, or n_rounds=1."
-            )
-        return True
+        Parameters
+        ----------
+        x_obs : array_like, shape (L,) or (C, L), or a table
+            One object; masks and units of numpy and astropy are kept. Or all that belongs to it: a
+            Table, TimeSeries, LightCurve, Spectrum, DataFrame, or `Observations` of one object.
+        x_err : array_like, optional
+            Standard deviations. Default: those given to `fit`.
+        n_samples : int
+            Draws wanted; at least as many are returned, with their weights.
+        mask, bad : array_like of bool, optional
+            One of them: ``mask`` is True for a real point, ``bad`` is True for one to leave out, as
+            masks of numpy and astropy are.
+        modes : array_like, shape (M, D), or callable, optional
+            Places in theta where the ladder looks if the network's draws do not pass: see
+            `predict_many`.
+        prior : Prior, optional
+            Another prior on the same parameters, to answer under; default: that of the fit.
+        seed : int, optional
+            Default: the engine's.
+        **inputs : array_like
+            Coordinates and scalars; default: those given to `fit`.
 
-    def _keep_one(self, fit: SequentialFit, given: FitInputs) -> Engine:
-        """Keep a sequential fit beside an amortized network, or alone."""
-        self.sequential_, self.posterior_, self.rounds_ = fit, fit.posterior, fit.rounds
-        if not hasattr(self, "model_"):
-            self.prior_, self.noise_, self.simulator_ = fit.prior, fit.noise, fit.simulator
-            self.defaults_ = given.defaults()
-        return self
+        Returns
+        -------
+        Posterior
+        """
+        fitted = self._fitted("predict")
+        one = fitted.one_object(x_obs, x_err, point_mask(mask, bad), self._asked(inputs, "predict"))
+        other = None if prior is None else Prior.coerce(prior)
+        answers = fitted.answers_for(one, self._how(), "predict", modes, other)
+        posterior = answers.posterior(one, n_samples, self._seed(seed))
+        if not posterior.trusted:
+            reason = posterior.rungs[-1].reason
+            told = doubts(posterior.status, posterior.flags, reason)
+            warnings.warn(told, UntrustedWarning, stacklevel=2)
+        return posterior
 
-    def _keep_many(self, model: TrainedModel, problem: Problem, given: FitInputs) -> Engine:
-        """Keep an amortized network; a sequential fit from before is of another problem."""
-        for name in ("sequential_", "posterior_", "rounds_"):
-            if hasattr(self, name):
-                delattr(self, name)
-        self.prior_, self.noise_, self.simulator_ = problem.prior, problem.noise, problem.simulator
-        self.model_, self.history_, self.defaults_ = model, model.history, given.defaults()
-        return self
+    def predict_many(
+        self,
+        observations: Observations,
+        *,
+        n_samples: int = 2000,
+        keep: int | None = None,
+        modes: Hints | None = None,
+        prior: Prior | Mapping | None = None,
+        seed: int | None = None,
+    ) -> Posteriors:
+        """Return the posteriors of many objects, batched throughout.
+
+        Parameters
+        ----------
+        observations : Observations
+        n_samples : int
+            Draws wanted of each object.
+        keep : int, optional
+            None keeps all draws, n keeps n resampled ones, 0 only the summaries.
+        modes : array_like, shape (N, M, D), or callable, optional
+            Places in theta where the ladder looks for objects whose network draws do not pass, or
+            ``modes(observations)``, as the peaks of a periodogram; NaN where a coordinate is not
+            known.
+        prior : Prior, optional
+            Another prior on the same parameters. The network's draws are taken over to its latent
+            space, and objects whose posterior can go on beyond the old prior climb the ladder.
+        seed : int, optional
+            Default: the engine's. The draws of an object depend on the seed and its id alone.
+
+        Returns
+        -------
+        Posteriors
+        """
+        fitted = self._fitted("predict_many")
+        fitted.network("predict_many")
+        objects = fitted.like_training(observations)
+        other = None if prior is None else Prior.coerce(prior)
+        amortized = fitted.amortized(self._how(), "predict_many", objects, modes, other)
+        return amortized.posteriors(objects, n_samples, keep, self._seed(seed))
+
+    def retry(
+        self, posteriors: Posteriors, observations: Observations, *, ladder: Ladder | None = None
+    ) -> Posteriors:
+        """Return the posteriors with those that no rung certified tried once more.
+
+        Draws start where the kept ones are, beside those of the network; the budget counts anew,
+        and what is certified stays as it is.
+
+        Parameters
+        ----------
+        posteriors : Posteriors
+            From `predict_many`, of this process or another, with draws kept.
+        observations : Observations
+            Of these objects, and maybe others, in any order.
+        ladder : Ladder, optional
+            With other thresholds or budgets; default: the engine's.
+        """
+        fitted = self._fitted("retry")
+        amortized = fitted.amortized(self._how(ladder), "retry")
+        return amortized.retry(posteriors, fitted.like_training(observations), self.seed)
+
+    def sample(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        n_samples: int = 1000,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        seed: int | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
+        fitted = self._fitted("sample")
+        one = fitted.one_object(x_obs, x_err, point_mask(mask, bad), self._asked(inputs, "sample"))
+        answers = fitted.answers_for(one, self._how(), "sample")
+        return answers.sample(one, n_samples, self._seed(seed))
+
+    def log_prob(
+        self,
+        theta: ArrayLike,
+        x: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return log q(theta | x) of the network, shape (n,).
+
+        Parameters
+        ----------
+        theta : array_like, shape (n, D)
+        x : array_like, shape (L,) or (C, L) for one object, else (n, L) or (n, C, L)
+            One object for all theta, or one for each.
+        x_err, mask, bad, **inputs
+            As for `predict`.
+        """
+        fitted = self._fitted("log_prob")
+        draws, real = fitted.prior.check(theta), point_mask(mask, bad)
+        objects = fitted.paired(len(draws), x, x_err, real, self._asked(inputs, "log_prob"))
+        return fitted.answers_for(objects, self._how(), "log_prob").log_prob(draws, objects)
+
+    def score(
+        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+    ) -> float:
+        """Return the mean of `log_prob` over pairs theta (n, D), x (n, L) or (n, C, L)."""
+        return float(self.log_prob(theta, x, x_err, **inputs).mean())
+
+    def simulate(self, theta: ArrayLike, **inputs: ArrayLike) -> NDArray[np.float64]:
+        """Return noise-free data (n, C, L) of theta (n, D), at the same coordinates for all.
+
+        Parameters
+        ----------
+        theta : array_like, shape (n, D)
+        **inputs : array_like
+            Coordinates (L,) and scalars; default: those given to `fit`.
+        """
+        return self._fitted("simulate").simulate(theta, self._asked(inputs, "simulate"))
+
+    def log_likelihood(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return log L(theta) of one object, shape (n,): what every answer is weighted with.
+
+        The data as for `predict`.
+        """
+        data = x_obs, x_err, point_mask(mask, bad), inputs
+        return self._densities("log_likelihood", theta, *data)[1]
+
+    def log_posterior(
+        self,
+        theta: ArrayLike,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return log prior + log L of one object in theta, shape (n,); -inf outside the prior.
+
+        The data as for `predict`.
+        """
+        data = x_obs, x_err, point_mask(mask, bad), inputs
+        log_prior, log_like = self._densities("log_posterior", theta, *data)
+        return np.where(np.isfinite(log_prior) & ~np.isnan(log_like), log_prior + log_like, -np.inf)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""
-        self._require_fit("save", sequential=True)
-        fitted = files.Fitted(
-            model=getattr(self, "model_", None),
-            prior=self.prior_,
-            noise=self.noise_,
-            defaults=self.defaults_,
-            seed=self.seed,
-            sequential=getattr(self, "sequential_", None),
-        )
-        files.write(Path(path), fitted)
+        files.write(Path(path), self._fitted("save"), self.seed)
 
     @classmethod
     def load(
@@ -351,35 +500,99 @@ class Engine(Predictor, BaseEstimator):
         device, **others
             As for `Engine`.
         """
-        fitted = files.read(
+        fitted, seed = files.read(
             Path(path), options.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
-        model, one = fitted.model, fitted.sequential
-        trained = {} if model is None else {"flow": model.network.flow.config}
-        if featurizer is not None or model is not None:
-            trained["featurizer"] = model.featurizer.wish if featurizer is None else featurizer
+        fitted = fitted.with_simulator(simulator)
+        trained = {} if fitted.model is None else {
+            "flow": fitted.model.network.flow.config, "featurizer": fitted.model.featurizer.wish,
+        }  # fmt: skip
+        if featurizer is not None:
+            trained["featurizer"] = featurizer
         engine = cls(
-            simulator,
-            fitted.prior,
-            noise=fitted.noise,
-            device=device,
-            seed=fitted.seed,
-            **trained,
+            simulator, fitted.prior, noise=fitted.noise, device=device, seed=seed, **trained,
             **others,
-        )
-        engine.prior_, engine.noise_, engine.defaults_ = fitted.prior, fitted.noise, fitted.defaults
-        conditions = one.observations.batch() if model is None else model.conditions
-        unit = (one.observations if model is None else model).units.get("x")
-        bound = None
-        if simulator is not None:
-            bound = bind_simulator(simulator, fitted.prior, conditions, unit)
-        engine.simulator_ = bound
+        )  # fmt: skip
+        return engine._keep(fitted)
+
+    # --- behind the verbs ------------------------------------------------------------------------
+
+    def _fitted(self, caller: str) -> Fitted:
+        """Return what was fitted, or say that nothing was."""
+        if not hasattr(self, "fitted_"):
+            raise NotFittedError(f"This Engine is not fitted yet. Call fit before {caller}.")
+        return self.fitted_
+
+    def _how(self, ladder: Ladder | None = None) -> Computing:
+        chosen = ladder or self.ladder or Ladder()
+        return Computing(chosen, options.device_of(self.device), self.n_jobs, self.client)
+
+    def _seed(self, seed: int | None) -> int:
+        return self.seed if seed is None else seed
+
+    def _asked(self, inputs: Mapping[str, ArrayLike], caller: str) -> Mapping[str, ArrayLike]:
+        """Return the inputs, of which the simulator asks for each."""
+        check_inputs(inputs, self.simulator, caller)
+        return inputs
+
+    def _prior(self) -> Prior:
+        given = [p for p in (self.prior, self.priors) if p is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
+            )
+        options.check_not_swapped(self.simulator, given[0])
+        return Prior.coerce(given[0], labels=self.labels)
+
+    def _densities(
+        self, caller: str, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None,
+        real: ArrayLike | None, inputs: Mapping[str, ArrayLike],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
+        """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
+        if self.simulator is None:
+            raise ValueError(f"{caller} must have a simulator, but the engine has none.")
+        self._asked(inputs, caller)
+        how = self._how()
+        with preserved_random_state():
+            if hasattr(self, "fitted_"):
+                one = self.fitted_.one_object(x_obs, x_err, real, inputs)
+                target = self.fitted_.target(one, how)
+            else:
+                given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
+                problem = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
+                target = problem.target(how.n_jobs, how.client)
+            return target.densities(target.prior.check(np.atleast_2d(theta)))
+
+    def _check_start(
+        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: FitInputs
+    ) -> None:
+        """Refuse a fit that has nothing to start from, or too much."""
+        if warm_start:
+            self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
+        if sequential and n_sims is None:
+            raise ValueError("fit must have n_sims, the simulations of each round.")
+        if sequential and online:
+            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
+        if sequential and given.grid is not None:
+            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
+        elsewhere = given.theta is not None or given.x is not None
+        if not sequential and elsewhere == (n_sims is not None):
+            raise ValueError("fit must have either n_sims, or theta and x.")
+
+    def _keep(self, fitted: Fitted) -> Engine:
+        """Keep what was fitted, and its parts under names of their own."""
+        for name in _PARTS:
+            if hasattr(self, name):
+                delattr(self, name)  # of an earlier fit
+        self.fitted_ = fitted
+        self.prior_, self.noise_, self.simulator_ = fitted.prior, fitted.noise, fitted.simulator
+        self.defaults_ = fitted.defaults
+        model, one = fitted.model, fitted.sequential
         if model is not None:
-            engine.model_, engine.history_ = model, model.history
+            self.model_, self.history_ = model, model.history
         if one is not None:
-            one = replace(one, simulator=bound)
-            engine.sequential_, engine.posterior_, engine.rounds_ = one, one.posterior, one.rounds
-        return engine
+            self.sequential_, self.posterior_, self.rounds_ = one, one.posterior, one.rounds
+        return self
 
     def _folder(self) -> Path | None:
         return None if self.path is None else Path(self.path)

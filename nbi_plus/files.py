@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nbi_plus.infer.sequential import archive as keep
-from nbi_plus.infer.sequential.fit import SequentialFit
+from nbi_plus.fitted import Fitted
+from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise, noise_from_meta
-from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 
 _DEFAULTS = "defaults/"
@@ -24,42 +24,17 @@ _SEQUENTIAL = "sequential/"
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What `Engine.fit` leaves behind, besides the simulator.
-
-    Attributes
-    ----------
-    model : TrainedModel or None
-        None after a sequential fit alone.
-    prior : Prior
-    noise : Noise
-        Bound.
-    defaults : dict of ndarray
-        Errors and coordinates that other doors use when they are given none.
-    seed : int
-    sequential : SequentialFit or None
-    """
-
-    model: TrainedModel | None
-    prior: Prior
-    noise: Noise
-    defaults: dict[str, NDArray]
-    seed: int
-    sequential: SequentialFit | None = None
-
-
-def write(path: Path, fitted: Fitted) -> None:
-    """Write a fitted engine."""
+def write(path: Path, fitted: Fitted, seed: int) -> None:
+    """Write what an engine with this seed was fitted to."""
     prior = fitted.prior
     model, one = fitted.model, fitted.sequential
-    kept = None if one is None else keep.to_archive(one)
+    kept = None if one is None else sequential_archive.to_archive(one)
     meta = {
         "model": None if model is None else model.meta(),
         "prior": prior.manifest(),
         "labels": dict(zip(prior.names, prior.labels, strict=True)),
         "noise": fitted.noise.meta(),
-        "seed": fitted.seed,
+        "seed": seed,
         "sequential": None if kept is None else kept.meta,
     }
     arrays = {_DEFAULTS + k: np.asarray(v) for k, v in fitted.defaults.items()}
@@ -75,8 +50,8 @@ def read(
     prior: Prior | None = None,
     noise: Noise | None = None,
     featurizer: nn.Module | None = None,
-) -> Fitted:
-    """Read a fitted engine; what is given here is code that no file holds."""
+) -> tuple[Fitted, int]:
+    """Return what was fitted, and the seed; what is given here is code that no file holds."""
     archive = read_archive(path, "engine")
     _check_sizes(archive)
     try:
@@ -95,7 +70,7 @@ def _rebuild(
     prior: Prior | None,
     noise: Noise | None,
     featurizer: nn.Module | None,
-) -> Fitted:
+) -> tuple[Fitted, int]:
     meta = archive.meta
     if prior is None:
         prior = Prior.from_manifest(meta["prior"], meta["labels"])
@@ -116,8 +91,10 @@ def _rebuild(
     bound = as_noise(noise).bind(has_errors, prior.full_names)
     one = None
     if meta["sequential"] is not None:
-        one = keep.from_archive(Archive(meta["sequential"], own), prior, bound, device)
-    return Fitted(model, prior, bound, defaults, meta["seed"], one)
+        one = sequential_archive.from_archive(
+            Archive(meta["sequential"], own), prior, bound, device
+        )
+    return Fitted(prior, bound, None, defaults, model, one), meta["seed"]
 
 
 def _starting(arrays: dict[str, NDArray], prefix: str) -> dict[str, NDArray]:

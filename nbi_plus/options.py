@@ -1,4 +1,4 @@
-"""Doors: turns what users pass to the Engine into the objects the rooms work with.
+"""Options: turns what users pass to the Engine into the objects the rooms work with.
 
 Short names and dicts (nbi's included) are accepted here and nowhere else.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import MULTI, FeaturizerSpec, TrainedModel
 from nbi_plus.learn.training import TrainConfig
+from nbi_plus.problem.binding import check_observations
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.cadence import TIME, Perturbation
@@ -239,3 +241,28 @@ def perturbation(
         return wish
     several = observations is not None and len(observations) > 1
     return Perturbation() if wish or (wish is None and several) else None
+
+
+def is_sequential(
+    n_rounds: int, method: str | None, observations: Observations | None,
+    x_obs: ArrayLike | None,
+) -> bool:  # fmt: skip
+    """Say whether one object is asked for; raise when it is not there, or not one."""
+    if not (isinstance(n_rounds, Integral) and n_rounds >= 1):
+        raise ValueError(f"n_rounds must be a whole number of at least 1, but is {n_rounds!r}.")
+    if n_rounds == 1:
+        if method is not None:
+            raise ValueError(
+                f"method must be None for one round, but is {method!r}. It says how a "
+                "sequential fit goes on: give n_rounds too."
+            )
+        return False
+    if observations is not None:
+        check_observations(observations)
+    n_objects = 1 if x_obs is not None else 0 if observations is None else len(observations)
+    if n_objects != 1:
+        raise ValueError(
+            f"x_obs must be given for a sequential fit (n_rounds = {n_rounds}), which is of "
+            f"one object, but there are {n_objects} objects. Give x_obs, or n_rounds=1."
+        )
+    return True

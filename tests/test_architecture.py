@@ -25,7 +25,7 @@ ORDER = [
     "learn",
     "infer.weights", "infer.proposals", "infer.samplers", "infer.posterior", "infer.ladder",
     "infer.sequential",
-    "trust", "plots", "estimators", "survey", "options", "files", "predictor", "engine",
+    "trust", "plots", "estimators", "survey", "options", "fitted", "files", "engine",
     "population", "pymc", "models", "cli",
 ]  # fmt: skip
 MODELS_IMPORT = ("models", "data", "problem")
@@ -47,7 +47,7 @@ DOORS = {
 
 
 # what people hold: the docstrings of these are its manual, and no sign of a file that does too much
-PUBLIC_DOORS = ("engine.py", "predictor.py", "data/observations.py")
+PUBLIC_DOORS = ("engine.py", "data/observations.py")
 
 
 def _docstring_lines(tree):

@@ -199,7 +199,7 @@ def test_what_the_perturbation_shows_is_ordinary():
 
 
 def test_callable_noise_keeps_its_errors_true():
-    from nbi_plus.learn.fitting import problem_of
+    from nbi_plus.learn.fitting import task_of
 
     seen = {}
 
@@ -212,7 +212,7 @@ def test_callable_noise_keeps_its_errors_true():
     engine = nbi.Engine(lambda theta, t: theta + 0 * t, PRIOR, featurizer="gru",
                         noise=lambda x, y: (x + 0.1 * rng.normal(size=x.shape), y))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nbi_plus.learn.fitting.problem_of", lambda *a: watch(problem_of(*a)))
+        patch.setattr("nbi_plus.learn.fitting.task_of", lambda *a: watch(task_of(*a)))
         engine.fit(n_sims=60, n_epochs=1, observations=objects)
     assert seen["perturbation"].error_scale == 1.0
     assert seen["perturbation"].drop > 0

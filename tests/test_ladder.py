@@ -21,7 +21,6 @@ from nbi_plus.infer.weights.summary import gate_of
 N_OBJECTS = 16
 QUICK_FLOW = FlowRung(n_rounds=1, density=DensityConfig(n_steps=200))
 STRAIGHT_TO_CHAINS = nbi.Ladder(top_up_draws=2048, refine=RefineRung(n_rounds=0), flow=QUICK_FLOW)
-FITTED = ("model_", "prior_", "noise_", "simulator_", "defaults_")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,7 @@ def survey(problem):
 
 def with_ladder(engine, ladder):
     other = nbi.Engine(**engine.get_params() | {"ladder": ladder})
-    for name in FITTED:
-        setattr(other, name, getattr(engine, name))
+    other.fitted_ = engine.fitted_
     return other
 
 

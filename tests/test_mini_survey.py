@@ -39,7 +39,6 @@ NO_CHAINS = {
     "flow": FlowRung(n_rounds=0),
     "ensemble": EnsembleRung(EnsembleConfig(n_walkers=0)),
 }
-FITTED = ("model_", "prior_", "noise_", "simulator_", "defaults_")
 
 
 def wave(theta, t):
@@ -143,8 +142,7 @@ def misfits(posteriors):
 
 def with_ladder(engine, ladder):
     other = nbi.Engine(**engine.get_params() | {"ladder": ladder})
-    for name in FITTED:
-        setattr(other, name, getattr(engine, name))
+    other.fitted_ = engine.fitted_
     return other
 
 

@@ -50,8 +50,7 @@ def test_refined_posteriors_equal_closed_form(refined, problem, objects):
 def test_escalating_can_be_left_out(poor, objects):
     ladder = nbi.Ladder(escalate="never")
     plain = nbi.Engine(**poor.get_params() | {"ladder": ladder})
-    for name in ("model_", "prior_", "noise_", "simulator_", "defaults_"):
-        setattr(plain, name, getattr(poor, name))
+    plain.fitted_ = poor.fitted_
     posteriors = plain.predict_many(nbi.Observations.from_arrays(objects))
     assert not posteriors.certified.all()
     assert nbi.Status.REFINED not in posteriors.status

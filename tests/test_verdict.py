@@ -205,8 +205,7 @@ def test_the_gate_is_that_of_the_answer(engine):
     strict = nbi.Engine(
         **engine.get_params() | {"ladder": nbi.Ladder(gate=Gate(ess_min=1e6), escalate="never")}
     )
-    for name in ("model_", "prior_", "noise_", "simulator_", "defaults_"):
-        setattr(strict, name, getattr(engine, name))
+    strict.fitted_ = engine.fitted_
     with pytest.warns(nbi.UntrustedWarning, match="UNCERTIFIED"):
         p = strict.predict(data_of_mean(0.5))
     assert p.gate.ess_min == 1e6
@@ -456,8 +455,7 @@ def test_answers_under_another_prior_equal_their_closed_form(engine, low, high, 
 
 def test_the_network_alone_cannot_answer_beyond_its_prior(engine):
     stays = nbi.Engine(**engine.get_params() | {"ladder": nbi.Ladder(escalate="never")})
-    for name in ("model_", "prior_", "noise_", "simulator_", "defaults_"):
-        setattr(stays, name, getattr(engine, name))
+    stays.fitted_ = engine.fitted_
     objects = nbi.Observations.from_arrays(np.stack([data_of_mean(0.5), data_of_mean(1.1)]))
     many = stays.predict_many(objects, prior=nbi.Prior({"a": uniform(0, 10)}))
     assert list(many.certified) == [True, False]

@@ -34,6 +34,7 @@ from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.cadence import TIME
 from nbi_plus.problem.simulator.dense import DenseGrid
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.target import Target
 from nbi_plus.problem.window import window_of
 
 _LOG = logging.getLogger("nbi_plus")
@@ -202,6 +203,13 @@ class Problem:
         """Whether a simulation is good for the object alone that it was made for."""
         asked = set() if self.simulator is None else set(self.simulator.arguments)
         return self.grid is None and bool(self.conditions.per_object() & asked)
+
+    def target(
+        self, n_jobs: int | None, client: object | None, device: torch.device | str = "cpu"
+    ) -> Target:
+        """Return what is believed of the objects."""
+        data = self.conditions.to(device)
+        return Target(self.prior, self.simulator, self.noise, data, n_jobs, client)
 
 
 def set_up(

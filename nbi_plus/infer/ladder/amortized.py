@@ -14,13 +14,14 @@ from torch import Tensor
 from nbi_plus.batched import join
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.earlier import Earlier
+from nbi_plus.infer.ladder.earlier import Earlier, can_be_tried_again, places_of
 from nbi_plus.infer.ladder.escalation import Answered, Group, escalate, in_order, merged, settled
 from nbi_plus.infer.ladder.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
 from nbi_plus.learn.model import TrainedModel
@@ -105,6 +106,27 @@ class Amortized:
                 parts.append(Answered(answer, rows))
             return in_order(parts)
 
+    def retry(self, posteriors: Posteriors, observations: Observations, seed: int) -> Posteriors:
+        """Return the posteriors with those that no rung certified tried once more."""
+        if posteriors.draws is None:
+            raise ValueError(
+                "posteriors must have kept draws to be tried again, but kept summaries only "
+                "(keep=0). Predict with keep=None."
+            )
+        waiting = np.flatnonzero(can_be_tried_again(posteriors))
+        if not len(waiting):
+            return posteriors
+        old = posteriors[waiting]
+        objects = observations[places_of(old, observations)]
+        keys = torch.as_tensor(objects.keys, device=self.device)
+        family = self.ladder.refine.family(self.prior.n_dim)
+        with preserved_random_state():
+            earlier = Earlier.of(old, self.prior, family, keys, seed)
+        again = replace(self, earlier=earlier).posteriors(objects, self.ladder.n_draws, None, seed)
+        settled_before = np.setdiff1d(np.arange(len(posteriors)), waiting)
+        kept = Answered(posteriors[settled_before], settled_before)
+        return in_order([kept, Answered(again, waiting)])
+
     def _weighted(
         self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
         proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
@@ -175,13 +197,20 @@ class Amortized:
     def _target(self, batch: Batch) -> Target:
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
-    def draws(self, observations: Observations, n: int, seed: int) -> NDArray[np.float64]:
-        """Return draws (N, n, D) of the network alone."""
-        self.check_grid(observations)
-        _, features = self.features(observations)
-        keys = torch.as_tensor(observations.keys, device=features.device)
-        z = self.proposal(0.0).draw(features, keys, n, seed, "sample").z
-        return self.prior.from_latent(z).cpu().numpy()
+    def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
+        """Return the posterior of one object, which is refused where it is of another season."""
+        for reason in self._strangers(one):
+            if reason:
+                raise ValueError(reason)
+        return self.posteriors(one, n_samples, None, seed)[0]
+
+    def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:
+        """Return draws (n, D) of the network alone, for one object."""
+        self.check_grid(one)
+        _, features = self.features(one)
+        keys = torch.as_tensor(one.keys, device=features.device)
+        z = self.proposal(0.0).draw(features, keys, n_samples, seed, "sample").z
+        return self.prior.from_latent(z)[0].cpu().numpy()
 
     def log_prob(
         self, theta: NDArray[np.float64], observations: Observations
@@ -260,12 +289,6 @@ class Amortized:
             return "the simulator gives another answer each time"
         known = self.noise.has_likelihood(observations.errors is not None)
         return "" if known else "no likelihood was given"
-
-    def check_times(self, observations: Observations) -> None:
-        """Refuse an object in other times than those of the training, where that matters."""
-        for reason in self._strangers(observations):
-            if reason:
-                raise ValueError(reason)
 
     def _strangers(self, observations: Observations) -> NDArray[np.str_]:
         model = self.model

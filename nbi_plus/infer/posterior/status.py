@@ -30,6 +30,14 @@ class Status(Enum):
         return self in (Status.HMC, Status.ENSEMBLE)
 
 
+class UncertifiedWarning(UserWarning):
+    """The posterior that was asked for passed no gate."""
+
+
+class UntrustedWarning(UncertifiedWarning):
+    """The posterior that was asked for passed no gate, or is doubtful although it did."""
+
+
 class Flag(str, Enum):
     """What a reader of a posterior should know besides its status."""
 

@@ -176,10 +176,8 @@ class SequentialRun:
         start: TrainedModel | None = None,
     ) -> SequentialFit:
         """Return the fit of one object."""
-        run, data = self.run, problem.conditions.to(recipe.device)
-        target = Target(
-            problem.prior, problem.simulator, problem.noise, data, run.n_jobs, run.client
-        )
+        run = self.run
+        target = problem.target(run.n_jobs, run.client, recipe.device)
         first = self._first(problem, recipe, start)
         folder = self._own_folder(problem, recipe, first)
         with contextlib.ExitStack() as stack:

@@ -1,0 +1,241 @@
+"""What a fit leaves behind, and who answers for which object: the network, or a fit in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
+
+from nbi_plus.data.ingest import ingest, unit_of
+from nbi_plus.data.joining import agreed_units, shared_again
+from nbi_plus.data.observations import Observations
+from nbi_plus.data.packing import coordinate
+from nbi_plus.infer.ladder.amortized import Amortized
+from nbi_plus.infer.ladder.hints import Hints, hints_for
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.translated import Change
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.sequential.fit import SequentialFit
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.binding import (
+    Conventions,
+    bind_simulator,
+    is_one_object,
+    many_objects,
+    one_object,
+    with_grid,
+)
+from nbi_plus.problem.noise.base import Noise
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.setup import Problem
+from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
+from nbi_plus.problem.target import Target
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How answers are computed: with which ladder, where, and by how many processes."""
+
+    ladder: Ladder
+    device: torch.device
+    n_jobs: int | None = None
+    client: object | None = None
+
+
+class Answers(Protocol):
+    """Whoever answers for one object: the network and its ladder, or the fit of that object."""
+
+    def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
+        """Return the posterior of the object."""
+
+    def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:
+        """Return draws (n, D) that nothing corrects."""
+
+    def log_prob(self, theta: NDArray[np.float64], objects: Observations) -> NDArray[np.float64]:
+        """Return log q (n,) of theta (n, D)."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `Engine.fit` leaves behind.
+
+    Attributes
+    ----------
+    prior : Prior
+    noise : Noise
+        Bound.
+    simulator : BoundSimulator or None
+    defaults : dict of ndarray
+        Errors and coordinates that are used where none are given.
+    model : TrainedModel or None
+        The network for many objects.
+    sequential : SequentialFit or None
+        The fit of one object.
+    """
+
+    prior: Prior
+    noise: Noise
+    simulator: BoundSimulator | None
+    defaults: Mapping[str, NDArray]
+    model: TrainedModel | None = None
+    sequential: SequentialFit | None = None
+
+    @classmethod
+    def of(
+        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None,
+        sequential: SequentialFit | None = None,
+    ) -> Fitted:  # fmt: skip
+        """Return what was fitted to a problem."""
+        return cls(problem.prior, problem.noise, problem.simulator, defaults, model, sequential)
+
+    def with_simulator(self, simulator: Simulator | Callable | None) -> Fitted:
+        """Return the same with a simulator, bound to what was fitted."""
+        if simulator is None:
+            return self
+        seen = self.sequential.observations if self.model is None else self.model
+        data = seen.batch() if self.model is None else seen.conditions
+        bound = bind_simulator(simulator, self.prior, data, seen.units.get("x"))
+        one = None if self.sequential is None else replace(self.sequential, simulator=bound)
+        return replace(self, simulator=bound, sequential=one)
+
+    def __str__(self) -> str:
+        network = "no network" if self.model is None else f"a network for {self.shape} (C, L)"
+        rounds = "" if self.sequential is None else f", and {self.sequential.posterior}"
+        return f"{network} of {self.prior.names}{rounds}"
+
+    # --- what was seen ---------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and points of one object."""
+        if self.model is not None:
+            return self.model.shape
+        return tuple(self.sequential.observations.batch().mask.shape[1:])
+
+    @property
+    def conventions(self) -> Conventions:
+        """Categories and units of the observations fitted to."""
+        if self.model is not None:
+            seen = self.model.conditions
+            return Conventions.of(seen.categories, self.model.units, seen.arguments())
+        seen = self.sequential.observations
+        return Conventions.of(seen.categories, seen.units, (*seen.points, *seen.scalars))
+
+    def one_object(
+        self, x_obs: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+    ) -> Observations:  # fmt: skip
+        """Return one object, with what was given to `fit` where nothing is given here."""
+        return one_object(x_obs, x_err, real, inputs, self.conventions, self.defaults)
+
+    def paired(
+        self, n: int, x: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+    ) -> Observations:  # fmt: skip
+        """Return one object, or one for each of ``n`` theta, as the shape of x says."""
+        make = one_object if is_one_object(x, self.shape, n) else many_objects
+        return make(x, x_err, real, inputs, self.conventions, self.defaults)
+
+    def like_training(self, observations: Observations) -> Observations:
+        """Return the objects as the network knows them, with what was given to `fit`."""
+        conventions = self.conventions
+        found = with_grid(observations, self.defaults, conventions).like(*conventions)
+        one_grid = any(v.ndim == 1 for v in self.network("predict").conditions.coords.values())
+        return shared_again(found) if one_grid and not found.shared_grid else found
+
+    # --- who answers -----------------------------------------------------------------------------
+
+    def network(self, caller: str) -> TrainedModel:
+        """Return the network, or say that there is none."""
+        if self.model is None:
+            raise NotFittedError(
+                f"This Engine is fitted to one object, and has no network for {caller}. Fit it "
+                "with n_rounds=1 first."
+            )
+        return self.model
+
+    def answers_for(
+        self, objects: Observations, how: Computing, caller: str, modes: Hints | None = None,
+        prior: Prior | None = None,
+    ) -> Answers:  # fmt: skip
+        """Return who answers: the sequential fit if it is of this object, else the network."""
+        own = self.sequential
+        if own is not None and own.is_for(objects):
+            return SequentialAnswers(own, how, None if prior is None else Change(own.prior, prior))
+        if self.model is None:
+            raise ValueError(
+                f"x_obs must be the object that this Engine was fitted to in rounds, for {caller}, "
+                "but is another one. Fit with n_rounds=1 for many objects, or fit this one."
+            )
+        return self.amortized(how, caller, objects, modes, prior)
+
+    def amortized(
+        self, how: Computing, caller: str, objects: Observations | None = None,
+        modes: Hints | None = None, prior: Prior | None = None,
+    ) -> Amortized:  # fmt: skip
+        """Return the network and its ladder, with places to look at, and maybe for another prior.
+
+        ``modes`` are of the ``objects``.
+        """
+        change = None if prior is None else Change(self.prior, prior)
+        chosen = self.prior if change is None else change.new
+        return Amortized(
+            prior=chosen,
+            noise=self.noise,
+            simulator=self.simulator,
+            model=self.network(caller),
+            ladder=how.ladder,
+            device=how.device,
+            earlier=hints_for(modes, objects, chosen, how.device),
+            change=change,
+            n_jobs=how.n_jobs,
+            client=how.client,
+        )
+
+    def simulate(self, theta: ArrayLike, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
+        """Return noise-free data (n, C, L) of theta (n, D), at the same coordinates for all."""
+        if self.simulator is None:
+            raise ValueError("simulate must have a simulator, but the engine has none.")
+        categories, units = self.conventions
+        agreed_units({k: unit_of(v) for k, v in inputs.items()}, units)
+        known = {k: v for k, v in self.defaults.items() if k != "x_err"} | dict(inputs)
+        bare = {k: ingest(k, v, units.get(k))[0] for k, v in known.items()}
+        coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}
+        draws = self.prior.check(np.atleast_2d(theta))
+        return self.simulator.run(self.prior.complete(draws), coords).x
+
+    def target(self, data: Observations, how: Computing) -> Target:
+        """Return what is believed of some objects."""
+        return Target(self.prior, self.simulator, self.noise, data.batch(), how.n_jobs, how.client)
+
+
+@dataclass(frozen=True)
+class SequentialAnswers:
+    """The fit of one object, how to compute, and the way to another prior."""
+
+    fit: SequentialFit
+    how: Computing
+    change: Change | None = None
+
+    def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:  # noqa: ARG002
+        """Return the posterior of fresh draws."""
+        ladder = self.how.ladder
+        n = max(n_samples, ladder.n_draws)
+        return self.fit.predict(n, ladder.gate, seed, self.how.n_jobs, self.how.client, self.change)
+
+    def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return draws (n, D) of the frozen proposal."""
+        return self.fit.draws(n_samples, seed)
+
+    def log_prob(
+        self,
+        theta: NDArray[np.float64],
+        objects: Observations,  # noqa: ARG002 - it is its own
+    ) -> NDArray[np.float64]:
+        """Return log q (n,) of the frozen proposal."""
+        return self.fit.log_prob(theta)
