@@ -42,6 +42,7 @@ from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
 _PARTS = ("model_", "history_", "sequential_", "posterior_", "rounds_")
+_MAX_FAILED = {False: 0.1, True: 0.5}  # in a sequential fit, that learns where not to look
 _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 
 
@@ -234,36 +235,31 @@ class Engine(BaseEstimator):
         n_sims, theta = options.positional(n_sims, theta, x)
         check_inputs(inputs, self.simulator, "fit")
         sequential = options.is_sequential(n_rounds, method, observations, x_obs)
-        before = self.fitted_ if hasattr(self, "fitted_") else None
-        goes_on = before is not None and before.model is not None and (sequential or warm_start)
+        before = getattr(self, "fitted_", None)
+        network = None if before is None else before.model
+        goes_on = network is not None and (sequential or warm_start)
         known = before.conventions if goes_on else NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
         self._check_start(sequential, warm_start, n_sims, online, given)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = options.train_config(train, chosen, _LOCATE if sequential else {})
-        noise = as_noise(self.noise if noise is None else noise)
-        if max_failed is None:
-            max_failed = 0.5 if sequential else 0.1
-        run = Run(
-            n_sims, online, max_failed, self._folder(), self.n_jobs, self.client, callback, progress
-        )
+        run = self._run(n_sims, online, max_failed, sequential, callback, progress)
         with preserved_random_state():
-            problem = set_up(self._prior(), self.simulator, noise, given)
-            start = before.model if warm_start else None
-            options.check_continues(start, problem.conditions)
+            believed = as_noise(self.noise if noise is None else noise)
+            problem = set_up(self._prior(), self.simulator, believed, given)
+            start = options.goes_on_from(network if warm_start else None, problem.conditions)
             recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
             check_noise_of(problem, recipe.device)
             if not sequential:
-                found = Fitted.of(problem, given.defaults(), model=run(problem, recipe, start))
-                return self._keep(found)
+                model = run(problem, recipe, start)
+                return self._keep(Fitted.of(problem, given.defaults(), model=model))
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
-            gate = (self.ladder or Ladder()).gate
-            fit_one = SequentialRun(rounds, options.method_for(method, problem), gate, run, modes)
+            way = options.method_for(method, problem)
+            fit_one = SequentialRun(rounds, way, self._how().ladder.gate, run, modes)
             one = fit_one(problem, given.objects, recipe, start)
-        if before is not None and before.model is not None:
-            return self._keep(replace(before, sequential=one))
-        return self._keep(Fitted.of(problem, given.defaults(), sequential=one))
+        beside = Fitted.of(problem, given.defaults()) if network is None else before
+        return self._keep(replace(beside, sequential=one))
 
     def predict(
         self,
@@ -554,9 +550,9 @@ class Engine(BaseEstimator):
         self._asked(inputs, caller)
         how = self._how()
         with preserved_random_state():
-            if hasattr(self, "fitted_"):
-                one = self.fitted_.one_object(x_obs, x_err, real, inputs)
-                target = self.fitted_.target(one, how)
+            fitted = getattr(self, "fitted_", None)
+            if fitted is not None:
+                target = fitted.target(fitted.one_object(x_obs, x_err, real, inputs), how)
             else:
                 given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
                 problem = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
@@ -594,8 +590,13 @@ class Engine(BaseEstimator):
             self.sequential_, self.posterior_, self.rounds_ = one, one.posterior, one.rounds
         return self
 
-    def _folder(self) -> Path | None:
-        return None if self.path is None else Path(self.path)
+    def _run(
+        self, n_sims: int | None, online: bool, max_failed: float | None, sequential: bool,
+        callback: Callable[[History], None] | None, progress: bool | None,
+    ) -> Run:  # fmt: skip
+        most = _MAX_FAILED[sequential] if max_failed is None else max_failed
+        folder = None if self.path is None else Path(self.path)
+        return Run(n_sims, online, most, folder, self.n_jobs, self.client, callback, progress)
 
     def _recipe(
         self, problem: Problem, config: TrainConfig, perturbation: Perturbation | None

@@ -87,11 +87,10 @@ class Fitted:
 
     @classmethod
     def of(
-        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None,
-        sequential: SequentialFit | None = None,
-    ) -> Fitted:  # fmt: skip
+        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None
+    ) -> Fitted:
         """Return what was fitted to a problem."""
-        return cls(problem.prior, problem.noise, problem.simulator, defaults, model, sequential)
+        return cls(problem.prior, problem.noise, problem.simulator, defaults, model)
 
     def with_simulator(self, simulator: Simulator | Callable | None) -> Fitted:
         """Return the same with a simulator, bound to what was fitted."""

@@ -221,16 +221,17 @@ def _time_like(wish: str | None, config: EncoderConfig, conditions: Batch) -> st
     return found
 
 
-def check_continues(start: TrainedModel | None, conditions: Batch) -> None:
-    """Refuse to go on with a network, if there is one, on data of another kind."""
+def goes_on_from(start: TrainedModel | None, conditions: Batch) -> TrainedModel | None:
+    """Return the network that training goes on with, if there is one; it knows such data."""
     if start is None:
-        return
+        return None
     known, came = start.network.encoder.config, EncoderConfig.of(conditions)
     if came != known:
         raise ValueError(
             "observations must be of the kind that the network was trained on for warm_start, "
             f"{known}, but are {came}. Fit afresh."
         )
+    return start
 
 
 def perturbation(
