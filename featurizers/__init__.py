@@ -1,7 +1,14 @@
-"""Networks that turn masked series into features; needs torch alone.
+"""Embedding networks for light curves, spectra and other masked series.
 
-Every featurizer maps ``x (n, C, L)``, whose last channel is the mask (1 = a real point), to
-features ``(n, F)``. Padding, and whatever stands under a zero mask, change nothing.
+The package stands alone: it needs torch and nothing else, and knows nothing of `nbi_plus`, which it
+is installed with. Every featurizer is a `torch.nn.Module` that maps ``x (n, C, L)``, whose last
+channel is the mask (1 = a real point), to features ``(n, F)``. Padding, and whatever stands under a
+zero mask, change nothing. So it serves as an embedding net elsewhere, too: in sbi as
+``embedding_net`` (with ``z_score_x="none"``: scaling would move the mask), in lampe before the
+estimator, which then gets ``n_features`` numbers.
+
+`make` makes one by its name (`available`), `options` lists what can be chosen, `MultiInput` joins
+several, `as_featurizer` checks a network of your own.
 """
 
 from __future__ import annotations
