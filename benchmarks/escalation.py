@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.samplers import hmc
 from nbi_plus.infer.samplers.diagnostics import bulk_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
@@ -46,7 +47,6 @@ N_LOOPED = 12  # objects of the loop that are run; a gradient of the others cost
 N_PEER = 16  # objects that blackjax samples
 N_WALKERS, N_STEPS = 64, 3000  # of emcee
 SEED = 3
-NUMBERS = {"cpu": 2**17, "cuda": 2**25}  # simulated in one launch, as the ladder has it
 ROWS = (64, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 
@@ -117,7 +117,7 @@ def lens(n, device="cpu", dtype=torch.float64):
     arrays = {"x": batch.x[:, 0], "x_err": batch.x_err[:, 0]}
     common = {"t": batch.coords["t"], "low": torch.tensor(sides[0]), "high": torch.tensor(sides[1])}
     arrays |= {k: v.expand(n, -1) for k, v in common.items()}
-    rows = NUMBERS.get(torch.device(device).type, NUMBERS["cpu"]) // N_NIGHTS
+    rows = launch.of(torch.device(device)).gradient_numbers // N_NIGHTS
     start, chains = Whitening.of_starts(z0), z0.repeat_interleave(N_EACH, 1).to(device)
     return Problem("lens", target.log_prob, chains, _named(start, device), arrays, rows)
 

@@ -18,7 +18,7 @@ MODULES = [
 ]
 # from the ground up; a name stands for all that begins with it, unless a longer one says otherwise
 ORDER = [
-    "__version__", "batched", "io",
+    "__version__", "batched", "launch", "io",
     "data.units", "data.ingest", "data.tables", "data",
     "problem.random", "problem.prior", "problem.noise", "problem.simulator", "problem.window",
     "problem.binding", "problem.target", "problem.checks", "problem.setup",

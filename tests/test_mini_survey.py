@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder import amortized as answer
+from nbi_plus import launch
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
@@ -329,7 +329,8 @@ def check_nobody_is_lost(engine, rows, name, n_samples, at_once):
         X[rows], X_ERR[rows], t=T, ids=[f"object {i}" for i in rows]
     )
     chosen = with_ladder(engine, ladder)
-    with mock.patch.dict(answer._ESCALATED_AT_ONCE, cpu=at_once):
+    few = replace(launch.KINDS["cpu"], escalated_objects=at_once)
+    with mock.patch.dict(launch.KINDS, cpu=few):
         posteriors = chosen.predict_many(objects, n_samples=n_samples)
     check_ownership(engine, rows, posteriors)
     place = len(rows) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ import torch
 from scipy import stats
 
 import nbi_plus as nbi
+from nbi_plus import launch
 from nbi_plus.data.observations import Observations
-from nbi_plus.problem import target as target_module
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.target import Z_MAX, Target
 
 PRIOR = nbi.Prior({"a": stats.norm(1, 2), "fixed": 3.0, "b": stats.uniform(-1, 2)})
 T = np.linspace(0, 1, 5)
+CPU = launch.KINDS["cpu"]
 
 
 def numpy_line(theta, t):
@@ -95,7 +97,7 @@ def test_launches_change_nothing_and_are_bounded(kind, rows, monkeypatch):
     z[1, 2, 0] = 9.0
     whole = target.evaluate(z, index)
     sizes.clear()
-    monkeypatch.setattr(target_module, "_ROWS_PER_LAUNCH", rows)
+    monkeypatch.setitem(launch.KINDS, "cpu", replace(CPU, target_rows=rows))
     parts = target.evaluate(z, index)
     # one row is given twice, for vectorised code that would squeeze it away
     assert 0 < max(sizes) <= max(rows, 2)
@@ -107,8 +109,8 @@ def test_memory_of_a_launch_is_bounded_for_long_data():
     target, _ = make_target(torch_line)
     long = nbi.Observations.from_arrays(np.zeros((1, 2**20))).batch()
     rows = Target(PRIOR, target.simulator, target.noise, long)._rows_per_launch()
-    assert rows * 2**20 * 8 <= target_module._BYTES_PER_LAUNCH["cpu"]
-    assert target._launches(3, 100_000)[0][1].stop <= target_module._ROWS_PER_LAUNCH
+    assert rows * 2**20 * 8 <= CPU.target_bytes
+    assert target._launches(3, 100_000)[0][1].stop <= CPU.target_rows
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -190,7 +192,7 @@ def numerical_gradient(target, z, index, step=1e-5):
 ])  # fmt: skip
 @pytest.mark.parametrize("rows", [5, 10_000])
 def test_gradient_equals_finite_differences(noise, rows, monkeypatch):
-    monkeypatch.setattr(target_module, "_ROWS_PER_LAUNCH", rows)
+    monkeypatch.setitem(launch.KINDS, "cpu", replace(CPU, target_rows=rows))
     target, _ = make_target(torch_line, noise=noise)
     z, index = latent().requires_grad_(), torch.tensor([2, 0, 1])
     slope = torch.autograd.grad(target.log_prob(z, index).sum(), z)[0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nbi_plus.infer.weights import psis as psis_module
+from nbi_plus import launch
 from nbi_plus.infer.weights.clean import Failure, clean, defensive_log_prob, log_mixture
 from nbi_plus.infer.weights.psis import psis, threshold
 from nbi_plus.infer.weights.resample import systematic_resample
@@ -234,7 +234,8 @@ def test_batch_equals_loop(n_draws):
 def test_memory_limit_does_not_change_the_answer(monkeypatch):
     log_weights, z = 2.0 * normals(7, 9, 500), normals(8, 9, 500, 2)
     whole = summarise(log_weights, z)
-    monkeypatch.setattr(psis_module, "_MEMORY", {"cpu": 1})  # one row at a time
+    tight = replace(launch.KINDS["cpu"], weighing_bytes=1)
+    monkeypatch.setitem(launch.KINDS, "cpu", tight)  # one row at a time
     assert_same_summary(whole, summarise(log_weights, z), tol=1e-12)
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from nbi_plus import launch
 from nbi_plus.data.batch import Batch
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
-
-_POINTS_PER_LAUNCH = 2**21  # bounds the memory of the featurizer when many objects are encoded
 
 
 class PosteriorNetwork(nn.Module):
@@ -51,7 +50,8 @@ class PosteriorNetwork(nn.Module):
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
         """Return `forward` computed in pieces of bounded memory."""
-        step = max(1, _POINTS_PER_LAUNCH // max(1, batch.mask[0].numel()))
+        points = launch.of(batch.mask.device).encoded_points
+        step = max(1, points // max(1, batch.mask[0].numel()))
         return torch.cat([self(piece) for piece in _pieces(batch, step)])
 
     def exact_flow(self) -> Flow:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.data.batch import Batch
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -27,10 +28,7 @@ from nbi_plus.problem.simulator.simulator import (
 _LOG = logging.getLogger("nbi_plus")
 
 Z_MAX = 8.0  # draws further out in the latent space have weight zero, and are not simulated
-_ROWS_PER_LAUNCH = 16_384  # more rows fall out of a CPU's cache and cost five times as much each
-_BYTES_PER_LAUNCH = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 _N_PROBES = 8
-_COPIES = 6  # tensors of the size of the simulations that are alive at once
 
 
 @dataclass(frozen=True)
@@ -166,11 +164,10 @@ class Target:
         return self._models(theta, index, inside)[0]
 
     def _rows_per_launch(self) -> int:
-        device = self.data.x.device.type
-        budget = _BYTES_PER_LAUNCH.get(device, _BYTES_PER_LAUNCH["cpu"])
-        copies = _COPIES + self.noise.n_copies
-        rows = budget // (8 * copies * math.prod(self.data.x.shape[1:]))
-        return max(1, min(rows, _ROWS_PER_LAUNCH) if device == "cpu" else rows)
+        most = launch.of(self.data.x.device)
+        copies = most.target_copies + self.noise.n_copies
+        rows = most.target_bytes // (8 * copies * math.prod(self.data.x.shape[1:]))
+        return max(1, min(rows, most.target_rows))
 
     def _launches(self, n_objects: int, n_each: int) -> list[tuple[slice, slice]]:
         """Return pieces of objects and draws that fit into memory."""

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.batched import join
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.earlier import Earlier, can_be_tried_again, places_of
 from nbi_plus.infer.ladder.escalation import Answered, Group, escalate, in_order, merged, settled
-from nbi_plus.infer.ladder.ladder import ROWS_AT_ONCE, Ladder, NetworkProposal, reweight
+from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, reweight
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import unweighted_outcome
@@ -33,8 +34,6 @@ from nbi_plus.problem.target import Target
 from nbi_plus.problem.window import strangers
 
 _SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
-# more objects at once are no faster on a CPU, which 16 of them fill
-_ESCALATED_AT_ONCE = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Amortized:
                 "posterior.reweight(prior)."
             )
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
-        step = max(1, ROWS_AT_ONCE // ladder.n_draws)
+        step = max(1, launch.of(self.device).batch_draws // ladder.n_draws)
         by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
         pieces = (by_length[i : i + step] for i in range(0, len(by_length), step))
         with preserved_random_state():
@@ -132,7 +131,7 @@ class Amortized:
         proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
     ) -> Iterator[Answered]:  # fmt: skip
         """Yield answers; those objects that escalate wait until enough are there to go together."""
-        at_once = _ESCALATED_AT_ONCE.get(self.device.type, _ESCALATED_AT_ONCE["cpu"])
+        at_once = launch.of(self.device).escalated_objects
         waiting: list[tuple[Group, Outcome]] = []
         for rows, earlier in self._apart(pieces):
             objects, batch, features = self._see(observations[rows])

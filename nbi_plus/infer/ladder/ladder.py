@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.rung import Rung
@@ -29,7 +30,6 @@ from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.target import Evaluation, Target
 
-ROWS_AT_ONCE = 2**16  # draws of all objects of one batch: bounds the memory of a survey
 _N_HINTED = 2048  # draws from the places that are worth a look
 _BEYOND = "the posterior can go on where the old prior allowed no draws"
 _ESCALATE = ("auto", "never", "always")
@@ -152,7 +152,7 @@ def reweight(
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and look is None)
     if not near.all():
         yield first.select((~near).nonzero()[:, 0])
-    at_once = max(1, ROWS_AT_ONCE // ladder.top_up_draws)
+    at_once = max(1, launch.of(features.device).batch_draws // ladder.top_up_draws)
     for rows in near.nonzero()[:, 0].split(at_once):
         if len(rows):
             with context.meter.timed(rows):

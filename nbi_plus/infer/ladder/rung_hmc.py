@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
@@ -24,7 +25,6 @@ from nbi_plus.problem.target import Target
 
 _LOG = logging.getLogger("nbi_plus")
 
-_NUMBERS_PER_LAUNCH = {"cpu": 2**17, "cuda": 2**25}  # simulated: a CPU's cache, a GPU's memory
 _PROBE_DRAWS = 256
 _PROBE_MEDIAN, _PROBE_WORST = 0.01, 0.05  # error of single precision: of half the draws, of 99 %
 _SLOPE = 0.05  # relative error of its gradient
@@ -146,8 +146,7 @@ def _single_is_enough(z: Tensor, exact: LogProb, quick: LogProb, rows: int) -> T
 
 def _rows(target: Target) -> int:
     """Return how many rows of one gradient fit into the cache of a CPU, or a GPU's memory."""
-    device = target.data.x.device.type
-    numbers = _NUMBERS_PER_LAUNCH.get(device, _NUMBERS_PER_LAUNCH["cpu"])
+    numbers = launch.of(target.data.x.device).gradient_numbers
     return max(64, numbers // math.prod(target.data.x.shape[1:]))
 
 

@@ -10,11 +10,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.weights.clean import defensive_log_prob, log_mixture
 from nbi_plus.learn.flows import Flow
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
-
-_ROWS_PER_LAUNCH = {"cpu": 4096, "cuda": 2**19}  # a CPU's cache holds the hidden units of no more
 
 
 class LatentProposal(Protocol):
@@ -212,7 +211,6 @@ def free_flow(flow: Flow, share: float, width: float) -> Conditioned:
 
 def _pieces(draws: Tensor) -> Iterator[slice]:
     """Yield slices of objects whose draws (B, S, D) fit a launch."""
-    rows = _ROWS_PER_LAUNCH.get(draws.device.type, _ROWS_PER_LAUNCH["cpu"])
-    step = max(1, rows // max(draws.shape[1], 1))
+    step = max(1, launch.of(draws.device).flow_rows // max(draws.shape[1], 1))
     for start in range(0, len(draws), step):
         yield slice(start, start + step)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.batched import join, pick
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.diagnostics import bulk_ess, folded, nested_r_hat, tail_ess
@@ -24,8 +25,6 @@ from nbi_plus.infer.samplers.warming import arrived, enter, laps, ready_to_sampl
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import content_keys
 
-_BYTES_KEPT = 2**30  # of the draws of all objects that are sampled at once
-_ROWS = {"cpu": 4096, "cuda": 2**19}
 _NUMBERS_JUDGED = 2**19
 _N_LANES = 3
 
@@ -180,11 +179,13 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
         start = Whitening.of_starts(z0[:, :: n_chains // n_super])
     else:
         start = Whitening(mean[:, None], factor)
-    gradients = Gradients(log_prob, rows or _ROWS.get(device.type, _ROWS["cpu"]))
+    most = launch.of(device)
+    gradients = Gradients(log_prob, rows or most.gradient_rows)
     kernel = Transition(gradients, seed, config.max_leaps, config.target_accept, config.rate, jumps,
                     config.jump_every)  # fmt: skip
     goal = _Goal(n_super, ess_target, config, time.perf_counter() + max_seconds)
-    at_once = max(1, _BYTES_KEPT // (8 * n_chains * (config.max_steps + config.block) * (d + 1)))
+    each = 8 * n_chains * (config.max_steps + config.block) * (d + 1)
+    at_once = max(1, most.chain_bytes // each)
     done = []
     for index in torch.arange(n, device=device).split(at_once):
         gradients.check(z0[index], index)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus import launch
+
 NumericArray: TypeAlias = NDArray[np.float64]
 
 _MIN_TAIL = 5  # fewer exceedances than this say nothing about a tail
@@ -18,8 +20,6 @@ _FLAT = 1e-12  # a tail of log-weights narrower than this is one value
 _TINY = float(np.finfo(np.float64).tiny)
 _EPS = float(np.finfo(np.float64).eps)
 _PRIOR_K, _PRIOR_DRAWS = 0.5, 10.0  # weak prior on k-hat: worth ten exceedances at one half
-_MEMORY = {"cpu": 2**26}  # bytes per chunk: small enough for a CPU's cache to help
-_MEMORY_ELSEWHERE = 2**31
 
 
 def as_float64(values: ArrayLike | Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def check_log_weights(log_weights: ArrayLike | Tensor) -> Tensor:
 
 def row_chunks(n_rows: int, bytes_per_row: int, device: torch.device) -> Iterator[slice]:
     """Yield slices over the rows, each within the working memory of its device."""
-    size = max(1, _MEMORY.get(device.type, _MEMORY_ELSEWHERE) // max(1, bytes_per_row))
+    size = max(1, launch.of(device).weighing_bytes // max(1, bytes_per_row))
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
 
