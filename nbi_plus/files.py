@@ -15,8 +15,9 @@ from nbi_plus.fitted import Fitted
 from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
-from nbi_plus.problem.noise.custom import as_noise, noise_from_meta
+from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
 
 _DEFAULTS = "defaults/"

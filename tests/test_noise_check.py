@@ -14,8 +14,8 @@ from scipy.stats import loguniform, norm, uniform
 import nbi_plus as nbi
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.checks.noise_check import checks_of, require, simulated_rows
+from nbi_plus.problem.noise import NOISES, noise_from_meta
 from nbi_plus.problem.noise.base import PointNoise
-from nbi_plus.problem.noise.custom import _SHIPPED, noise_from_meta
 from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
 
 PRIOR = nbi.Prior({"a": uniform(2, 3), "b": norm(0, 0.1), "s": loguniform(0.1, 1)})
@@ -75,7 +75,7 @@ def test_shipped_noise_passes(name):
 
 
 def test_every_registered_noise_is_tried():
-    assert {type(noise).__name__ for noise, _ in SHIPPED.values()} == set(_SHIPPED)
+    assert {type(noise).__name__ for noise, _ in SHIPPED.values()} == set(NOISES)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "cauchy", "poisson, few counts", "limits"])

@@ -9,7 +9,7 @@ from contracts import check_noise
 from scipy import stats
 
 from nbi_plus.data.observations import Observations
-from nbi_plus.problem.noise.custom import noise_from_meta
+from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise
 from nbi_plus.problem.noise.kernels import DampedRandomWalk, Harmonic
 from nbi_plus.problem.noise.points import GaussianNoise

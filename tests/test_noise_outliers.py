@@ -9,7 +9,7 @@ from contracts import check_noise
 from scipy import stats
 
 from nbi_plus.data.observations import Observations
-from nbi_plus.problem.noise.custom import noise_from_meta
+from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.outliers import OutlierNoise
 from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.noise.student import log_student_cdf

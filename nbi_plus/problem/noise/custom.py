@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,29 +18,8 @@ from nbi_plus.problem.noise.base import (
     as_tensor,
     like,
 )
-from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise
-from nbi_plus.problem.noise.joint import CalibrationError
-from nbi_plus.problem.noise.kernels import kernel_from_meta
-from nbi_plus.problem.noise.linear_nuisance import LinearNuisance
-from nbi_plus.problem.noise.outliers import OutlierNoise
-from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
-from nbi_plus.problem.noise.upper_limits import UpperLimits
+from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
-
-_SHIPPED = {
-    noise.__name__: noise
-    for noise in (
-        CalibrationError,
-        GaussianNoise,
-        GaussianProcessNoise,
-        LinearNuisance,
-        OutlierNoise,
-        PoissonNoise,
-        StudentTNoise,
-        UpperLimits,
-    )
-}
-_PARTS = {"noise": lambda meta: noise_from_meta(meta), "kernel": kernel_from_meta}
 
 
 class CustomNoise(Noise):
@@ -194,15 +173,3 @@ def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
     if callable(noise):
         return CallableNoise(noise)
     return GaussianNoise(noise)
-
-
-def noise_from_meta(meta: Mapping[str, object]) -> Noise:
-    """Return the shipped noise model that `Noise.meta` described."""
-    options = dict(meta)
-    kind = options.pop("type", None)
-    if kind not in _SHIPPED:
-        raise ValueError(
-            f"noise must be one of {sorted(_SHIPPED)}, but the file says {kind!r}. Pass noise=."
-        )
-    parts = {key: make(options[key]) for key, make in _PARTS.items() if key in options}
-    return _SHIPPED[kind](**(options | parts))

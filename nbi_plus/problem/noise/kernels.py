@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -165,18 +164,6 @@ class Sum(Kernel):
     def generators(self, t: Tensor, theta: Tensor) -> Generators:
         """Return the kernel at times t (..., 1, L), for theta (..., P)."""
         return self.first.generators(t, theta) + self.second.generators(t, theta)
-
-
-def kernel_from_meta(meta: Mapping[str, object]) -> Kernel:
-    """Return the kernel that `Kernel.meta` described."""
-    options = dict(meta)
-    kind = options.pop("type", None)
-    if kind == "Sum":
-        return Sum(kernel_from_meta(options["first"]), kernel_from_meta(options["second"]))
-    shipped = {k.__name__: k for k in (DampedRandomWalk, Harmonic)}
-    if kind not in shipped:
-        raise ValueError(f"kernel must be Sum or one of {sorted(shipped)}, but is {kind!r}.")
-    return shipped[kind](**options)
 
 
 def _positive(label: str, value: float | str) -> NumberOrParameter:
