@@ -190,7 +190,7 @@ class Fitted:
             model=self.network(caller),
             ladder=how.ladder,
             device=how.device,
-            earlier=hints_for(modes, objects, chosen, how.device),
+            earlier=None if modes is None else hints_for(modes, objects, chosen, how.device),
             change=change,
             n_jobs=how.n_jobs,
             client=how.client,

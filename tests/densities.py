@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.open_objects import RungContext
-from nbi_plus.infer.posterior.accounts import Budget, Meter, ReportLog
+from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.weights.clean import clean
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size
@@ -216,5 +216,6 @@ class Data:
 
 def context_of(density, n_dim, n=16, gate=None):
     """Return what rungs need besides their objects, for ``n`` objects alike."""
-    meter, gate = Meter.of(LatentTarget(density, n, n_dim)), gate or Gate()
-    return RungContext(meter, ReportLog.of(meter, gate), gate, Budget(), 0)
+    meter, gate = Meter.of(Cost.nothing(n), Cost.nothing(n)), gate or Gate()
+    target = LatentTarget(density, n, n_dim)
+    return RungContext(target, meter, ReportLog.of(meter, gate), gate, Budget(), 0)

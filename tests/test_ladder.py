@@ -219,7 +219,7 @@ class Laplace:
         place = objects.z[torch.arange(len(objects)), best][:, None]
         q = Normal(place, torch.full_like(place, self.width))
         z = q.draw(objects.keys, 4096, context.seed, context.stage(self.name))
-        found = context.meter.evaluate(z, objects.index)
+        found = context.evaluate(z, objects.index)
         outcome = fresh_outcome(q, z, found, gate_of("mixture", context.gate),
                                 circles=context.circles, seed=context.seed)  # fmt: skip
         pool = replace(outcome.pool, index=objects.index)

@@ -28,7 +28,7 @@ def window_of(objects: FlatData) -> Window | None:
 
 def strangers(
     objects: FlatData,
-    window: Window | None,
+    window: Window,
     simulator: BoundSimulator | None,
     prior: Prior,
     trained: Batch,
@@ -43,7 +43,7 @@ def strangers(
     ----------
     objects : FlatData
         In the units of the training.
-    window : tuple of float, or None
+    window : tuple of float
         Of the training.
     simulator : BoundSimulator or None
     prior : Prior
@@ -51,7 +51,7 @@ def strangers(
         An object of the training, the first one if there are more.
     """
     nothing = np.full(len(objects), "", dtype=object)
-    if window is None or simulator is None or TIME not in objects.points:
+    if simulator is None or TIME not in objects.points:
         return nothing.astype(str)
     first, last = _spans(objects)
     outside = (last < window[0]) | (first > window[1])

@@ -5,8 +5,8 @@
 
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.ladder.layered import LayeredConfig
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
-from nbi_plus.infer.ladder.rung import Rung
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung

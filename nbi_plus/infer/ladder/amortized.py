@@ -16,10 +16,19 @@ from nbi_plus.batched import join
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.earlier import Earlier, can_be_tried_again, places_of
-from nbi_plus.infer.ladder.escalation import Answered, Group, escalate, in_order, merged, settled
+from nbi_plus.infer.ladder.escalation import (
+    Answered,
+    Group,
+    escalate,
+    in_order,
+    joined_accounts,
+    settled,
+)
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, reweight
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
+from nbi_plus.infer.posterior.accounts import Meter, ReportLog
 from nbi_plus.infer.posterior.certificate import unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
@@ -135,8 +144,7 @@ class Amortized:
         waiting: list[tuple[Group, Outcome]] = []
         for rows, earlier in self._apart(pieces):
             objects, batch, features = self._see(observations[rows])
-            target = self._target(batch)
-            context = earlier.context(target, ladder.gate, ladder.budget, request.seed)
+            context = self._context(batch, earlier.accounts(ladder.gate), ladder, request)
             group = Group(objects, rows, features, context)
             first = reweight(proposal, features, objects.keys, context, ladder, earlier.look)
             for outcome in first:
@@ -177,7 +185,8 @@ class Amortized:
                                for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
         features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
         objects, batch, _ = self._see(observations[rows], features)
-        group = Group(objects, rows, features, merged(waiting, self._target(batch)))
+        context = self._context(batch, joined_accounts(waiting), ladder, request)
+        group = Group(objects, rows, features, context)
         outcomes, first = [], 0
         for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
             outcome = join(list(same))
@@ -193,8 +202,13 @@ class Amortized:
         )
         yield from escalate(group, outcomes, proposal, look, ladder, request)
 
-    def _target(self, batch: Batch) -> Target:
-        return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
+    def _context(
+        self, batch: Batch, accounts: tuple[Meter, ReportLog], ladder: Ladder,
+        request: verdict.Request,
+    ) -> RungContext:  # fmt: skip
+        target = Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
+        attempt = 0 if self.earlier is None else self.earlier.attempt
+        return RungContext(target, *accounts, ladder.gate, ladder.budget, request.seed, attempt)
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
         """Return the posterior of one object, which is refused where it is of another season."""
@@ -291,6 +305,8 @@ class Amortized:
 
     def _strangers(self, observations: Observations) -> NDArray[np.str_]:
         model = self.model
+        if model.window is None:
+            return np.full(len(observations), "")
         return strangers(observations, model.window, self.simulator, self.prior, model.conditions)
 
     def _refusals(self, observations: Observations) -> NDArray[np.str_]:

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.open_objects import RungContext
-from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
+from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
@@ -21,7 +20,6 @@ from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles, fit_defended
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.problem.target import Target
 
 HINTS = "hints"  # the rung of the network's draws and those from the places to look at
 _FIRST = ("reweight", HINTS)  # the rungs that an attempt begins with
@@ -102,15 +100,13 @@ class Earlier:
         look = fit_defended(z, log_w, flat, wanted, keys, seed, stage)
         return replace(known, look=look, has_look=(log_w > -torch.inf).any(1))
 
-    def context(self, target: Target, gate: Gate, budget: Budget, seed: int) -> RungContext:
-        """Return what rungs need, with what was reported and spent; that is in no budget."""
-        calls, gradients = (
-            torch.as_tensor(v, device=target.data.x.device) for v in (self.calls, self.gradients)
-        )
+    def accounts(self, gate: Gate) -> tuple[Meter, ReportLog]:
+        """Return a meter and a report that go on from here; what was spent is in no budget."""
+        device = self.has_look.device
+        calls, gradients = (torch.as_tensor(v, device=device) for v in (self.calls, self.gradients))
         spent = Cost(calls, gradients, torch.zeros_like(calls, dtype=torch.float64))
-        meter = Meter.of(target, spent, spent)
-        report = ReportLog.of(meter, gate, [list(own) for own in self.reports])
-        return RungContext(meter, report, gate, budget, seed, self.attempt)
+        meter = Meter.of(spent, spent)
+        return meter, ReportLog.of(meter, gate, [list(own) for own in self.reports])
 
     def select(self, rows: NDArray[np.int64]) -> Earlier:
         """Return what is known of some of the objects; a place to look at only if all have one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch import Tensor
 from nbi_plus.batched import join, pick
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, climb, open_objects_of
-from nbi_plus.infer.ladder.open_objects import RungContext
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -20,7 +20,6 @@ from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.predictive import checked
 from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.proposals.base import LatentProposal
-from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def settled(outcome: Outcome, group: Group, request: verdict.Request) -> Answere
     """Return the answers for objects that go no further."""
     context, index = group.context, outcome.pool.index
     keys = group.objects.keys[index]
-    outcome = checked(context.meter.target, outcome, keys, request.seed)
+    outcome = checked(context.target, outcome, keys, request.seed)
     posteriors = verdict.corrected([outcome], group.objects, request, context.report)
     return Answered(posteriors, group.positions[index.cpu().numpy()])
 
@@ -94,14 +93,13 @@ def escalate(
             yield settled(outcome, group, request)
 
 
-def merged(groups: Sequence[tuple[Group, Outcome]], target: Target) -> RungContext:
-    """Return the context of objects from several groups, with what they cost and tried so far."""
+def joined_accounts(groups: Sequence[tuple[Group, Outcome]]) -> tuple[Meter, ReportLog]:
+    """Return what objects of several groups cost and tried so far."""
     contexts = [(group.context, outcome.pool.index) for group, outcome in groups]
-    first = contexts[0][0]
     cost: Cost = join([context.meter.read(index) for context, index in contexts])
     free: Cost = join([pick(context.meter.free, index) for context, index in contexts])
     lines: list[list[RungReport]] = [
         context.report.lines[i] for context, index in contexts for i in index.tolist()
     ]
-    meter = Meter.of(target, cost, free)
-    return replace(first, meter=meter, report=ReportLog.of(meter, first.gate, lines))
+    meter = Meter.of(cost, free)
+    return meter, ReportLog.of(meter, contexts[0][0].gate, lines)

@@ -37,11 +37,9 @@ def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
 
 
 def hints_for(
-    modes: Hints | None, observations: Observations, prior: Prior, device: torch.device
-) -> Earlier | None:
-    """Return proposals around the places for each of N objects, or None."""
-    if modes is None:
-        return None
+    modes: Hints, observations: Observations, prior: Prior, device: torch.device
+) -> Earlier:
+    """Return proposals around the places for each of N objects."""
     found = latent_hints(prior, modes(observations) if callable(modes) else modes)
     n = len(observations)
     if found.ndim == 2 and n == 1:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.infer.ladder.earlier import HINTS
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
-from nbi_plus.infer.ladder.rung import Rung
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
@@ -28,7 +28,7 @@ from nbi_plus.infer.proposals.base import Conditioned, FlowProposal, LatentPropo
 from nbi_plus.infer.proposals.cross_fit import Pair, take
 from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import Gate, gate_of
-from nbi_plus.problem.target import Evaluation, Target
+from nbi_plus.problem.target import Evaluation
 
 _N_HINTED = 2048  # draws from the places that are worth a look
 _BEYOND = "the posterior can go on where the old prior allowed no draws"
@@ -95,17 +95,16 @@ class Ladder:
                     "nbi_plus.infer.ladder.Rung."
                 )
 
-    def rungs_for(self, target: Target) -> list[Rung]:
+    def rungs_for(self, context: RungContext) -> list[Rung]:
         """Return the rungs after the network's own draws, in their order."""
         if self.escalate == "never":
             return []
         if self.rungs is not None:
-            return [rung for rung in self.rungs if rung.applies(target)]
+            return context.applying(self.rungs)
         # walkers are for who has no chains of gradients
-        chains = self.hmc.applies(target)
-        rungs = [self.refine, self.hmc, self.flow] if chains else [self.refine, self.flow]
-        rungs += [] if chains else [self.ensemble]
-        return [rung for rung in rungs if rung.applies(target)]
+        chains = context.applying([self.hmc])
+        return context.applying([self.refine, *(chains or ()), self.flow,
+                                 *(() if chains else (self.ensemble,))])  # fmt: skip
 
     def goes_on(self, outcome: Outcome) -> Tensor:
         """Say which objects (b,) the network's own draws do not settle."""
@@ -136,7 +135,7 @@ def reweight(
 
     def draw(index: Tensor, n: int, stage: str) -> Pool:
         made = proposal.draw(features[index], keys[index], n, context.seed, context.stage(stage))
-        found = context.meter.evaluate(made.z, index)
+        found = context.evaluate(made.z, index)
         return Pool(index, made.z, made.log_q, found.log_prior, found.log_likelihood, found.failed)
 
     index = torch.arange(len(features), device=features.device)
@@ -147,7 +146,7 @@ def reweight(
         rung, family = ("reweight", "network") if look is None else (HINTS, "mixture")
         first = _graded(rung, family, pool, context, proposal)
     context.report.note(first, otherwise=_BEYOND)
-    cheap = context.meter.target.simulator.seconds_per_row <= ladder.top_up_seconds
+    cheap = context.target.simulator.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and look is None)
     if not near.all():
@@ -194,7 +193,7 @@ def _with_hints(
 ) -> Pool:
     """Return the network's draws and those of another proposal, of one mixture."""
     z = look.draw(keys, _N_HINTED, context.seed, context.stage("modes"))
-    found = context.meter.evaluate(z, pool.index)
+    found = context.evaluate(z, pool.index)
     nothing = torch.empty_like(found.log_prior)
     more = Pool(pool.index, z, nothing, found.log_prior, found.log_likelihood, found.failed)
     joined = Pool.join(pool, more)
@@ -211,7 +210,7 @@ def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> It
     Who needs no further rung leaves at once, and takes the memory of its draws along.
     """
     always = ladder.escalate == "always"
-    rungs = ladder.rungs_for(context.meter.target) if groups else []
+    rungs = ladder.rungs_for(context) if groups else []
     for i, rung in enumerate(rungs):
         takes_all = always and rung.status.from_chains
         checked_later = always and any(later.status.from_chains for later in rungs[i + 1 :])

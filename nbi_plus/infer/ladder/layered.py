@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
-from nbi_plus.infer.ladder.rung import Rung
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.posterior.outcome import Chains, Outcome, Pool
 from nbi_plus.infer.proposals.base import LatentProposal
@@ -115,7 +115,7 @@ def _weigh(
 ) -> _Weighing:
     z = chains.z.flatten(1, 2)
     keys, seed, stage = objects.keys, context.seed, context.stage(f"{rung.name} weights")
-    known = context.meter.evaluate(z, objects.index)
+    known = context.evaluate(z, objects.index)
     log_target = known.log_likelihood + known.log_prior
     usable = log_target.isfinite()
     equal = torch.zeros_like(log_target).masked_fill(~usable, -torch.inf)
@@ -123,7 +123,7 @@ def _weigh(
     family = OnCircles(config.family(objects.n_dim), context.circles)
     proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
-    found = context.meter.evaluate(fresh, objects.index)
+    found = context.evaluate(fresh, objects.index)
     outcome = fresh_outcome(
         proposal, fresh, found, family.gate(context.gate), circles=context.circles, seed=seed
     )

@@ -10,55 +10,10 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
-from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import Pair
-from nbi_plus.infer.weights.summary import Gate
 
 _FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that matters
-
-
-@dataclass(frozen=True)
-class RungContext:
-    """What every rung needs besides its objects.
-
-    Attributes
-    ----------
-    meter : Meter
-        The target, and what was spent on it.
-    report : ReportLog
-    gate : Gate
-    budget : Budget
-    seed : int
-    attempt : int
-        How often the ladder was climbed before: another attempt takes other random numbers.
-    """
-
-    meter: Meter
-    report: ReportLog
-    gate: Gate
-    budget: Budget
-    seed: int
-    attempt: int = 0
-
-    @property
-    def circles(self) -> tuple[int, ...]:
-        """The periodic parameters."""
-        return circular_columns(self.meter.target.prior.periods)
-
-    def stage(self, name: str) -> str:
-        """Return the name of a use of randomness in this attempt."""
-        return f"{name} attempt {self.attempt}" if self.attempt else name
-
-    def can_afford(self, index: Tensor, *what: str) -> Tensor:
-        """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
-        left = self.left(index)
-        return torch.stack([left.seconds > 0, *(getattr(left, name) > 0 for name in what)]).all(0)
-
-    def left(self, index: Tensor) -> Cost:
-        """Return what is left of the budget of some objects."""
-        return self.meter.left(index, self.budget)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,21 @@
-"""The contract of a rung: one way of answering for objects that are still open."""
+"""The contract of a rung, one way of answering for objects that are still open."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.status import Status
-from nbi_plus.problem.target import Target
+from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.weights.summary import Gate
+from nbi_plus.problem.target import Evaluation, Target
 
 
 class Rung(Protocol):
@@ -33,3 +41,58 @@ class Rung(Protocol):
         Those it tried come back with one more `Outcome` (`OpenObjects.after`) and a line in
         ``context.report``; those it cannot help come back as they were.
         """
+
+
+@dataclass(frozen=True)
+class RungContext:
+    """What every rung needs besides its objects.
+
+    Attributes
+    ----------
+    target : Target
+        What is believed of N objects.
+    meter : Meter
+        What was spent on them.
+    report : ReportLog
+    gate : Gate
+    budget : Budget
+    seed : int
+    attempt : int
+        How often the ladder was climbed before: another attempt takes other random numbers.
+    """
+
+    target: Target
+    meter: Meter
+    report: ReportLog
+    gate: Gate
+    budget: Budget
+    seed: int
+    attempt: int = 0
+
+    @property
+    def circles(self) -> tuple[int, ...]:
+        """The periodic parameters."""
+        return circular_columns(self.target.prior.periods)
+
+    def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
+        """Return what the target is at draws z (b, n, D), and count the simulations."""
+        found = self.target.evaluate(z, index)
+        self.meter.add_calls(index, (found.log_prior > -math.inf).sum(1))
+        return found
+
+    def applying(self, rungs: Iterable[Rung]) -> list[Rung]:
+        """Return the rungs that can do anything for objects of this target."""
+        return [rung for rung in rungs if rung.applies(self.target)]
+
+    def stage(self, name: str) -> str:
+        """Return the name of a use of randomness in this attempt."""
+        return f"{name} attempt {self.attempt}" if self.attempt else name
+
+    def can_afford(self, index: Tensor, *what: str) -> Tensor:
+        """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
+        left = self.left(index)
+        return torch.stack([left.seconds > 0, *(getattr(left, name) > 0 for name in what)]).all(0)
+
+    def left(self, index: Tensor) -> Cost:
+        """Return what is left of the budget of some objects."""
+        return self.meter.left(index, self.budget)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nbi_plus.batched import join
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.posterior.status import Status
@@ -77,7 +78,7 @@ def _walk(
     objects: OpenObjects, start: Start, z0: Tensor, context: RungContext, config: EnsembleRung
 ) -> Chains:
     """Return the chains of one object."""
-    density = start.density(objects, context.meter.evaluate)
+    density = start.density(objects, context.evaluate)
     own = torch.zeros(1, dtype=torch.int64, device=z0.device)
     jumps = start.jumps if bool(start.acceptance >= config.jump_accept) else None
     left = context.left(objects.index)

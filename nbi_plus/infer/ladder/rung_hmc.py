@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.posterior.status import Status
@@ -85,7 +86,7 @@ def _chains(
     objects: OpenObjects, context: RungContext, config: HmcRung
 ) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
-    start, target = Start.of(objects, context), context.meter.target
+    start, target = Start.of(objects, context), context.target
     z0 = start.places(objects, config.n_super, context).repeat_interleave(config.n_each, 1)
     left = context.left(objects.index)
     found = hmc.sample(

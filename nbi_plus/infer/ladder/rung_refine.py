@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import PriorProposal
@@ -179,7 +180,7 @@ def _scouted(
         return objects
     with context.meter.timed(objects.index):
         z = prior.draw(objects.keys, n, context.seed, f"{rung.name} scouts")
-        found = context.meter.evaluate(z, objects.index)
+        found = context.evaluate(z, objects.index)
         pair = objects.pair.extend((prior, prior), z, found)
     return replace(objects, pair=pair)
 
@@ -190,7 +191,7 @@ def _adapted(
     n, own = group.n_rounds + 1, group.objects
     with context.meter.timed(own.index):
         pair = adapt(
-            own.pair, context.meter.evaluate, family, own.index, own.keys, rung.n_each,
+            own.pair, context.evaluate, family, own.index, own.keys, rung.n_each,
             context.seed, context.stage(f"{rung.name} {n}"),
         )  # fmt: skip
     return replace(group, objects=replace(own, pair=pair), n_rounds=n)
@@ -212,7 +213,7 @@ def _certified(
     stage = context.stage(f"{rung.name} certify {group.n_rounds}")
     with context.meter.timed(own.index):
         z = frozen.draw(own.keys, rung.n_certify, context.seed, stage)
-        found = context.meter.evaluate(z, own.index)
+        found = context.evaluate(z, own.index)
         fresh = Stream.start(frozen, z, found)
         pair = own.pair.extend(own.pair.proposals, z, found)
         outcome = outcome_of(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.open_objects import OpenObjects, RungContext
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import Cut
 from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture, temper

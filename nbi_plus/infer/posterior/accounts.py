@@ -16,7 +16,6 @@ from torch import Tensor
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
 from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.weights.summary import Gate, gate_of
-from nbi_plus.problem.target import Evaluation, Target
 
 
 @dataclass(frozen=True)
@@ -50,42 +49,37 @@ class Cost:
     gradients: Tensor
     seconds: Tensor
 
+    @classmethod
+    def nothing(cls, n: int, device: torch.device | str = "cpu") -> Cost:
+        """Return that N objects cost nothing yet."""
+        zero = torch.zeros(n, dtype=torch.int64, device=device)
+        return cls(zero, zero, zero.double())
+
 
 @dataclass
 class Meter:
-    """Counts what the objects of a target cost.
+    """Counts what N objects cost.
 
     Attributes
     ----------
-    target : Target
-        Of N objects.
     calls, gradients, seconds : Tensor, shape (N,)
     free : Cost
         What no budget counts: it was spent in earlier attempts.
     """
 
-    target: Target
     calls: Tensor
     gradients: Tensor
     seconds: Tensor
     free: Cost
 
     @classmethod
-    def of(cls, target: Target, before: Cost | None = None, free: Cost | None = None) -> Meter:
-        """Return a meter at zero, or at what the objects have cost before, some of it for free."""
-        zero = torch.zeros(len(target.data), dtype=torch.int64, device=target.data.x.device)
-        nothing = Cost(zero, zero, zero.double())
-        start = nothing if before is None else before
-        return cls(
-            target, start.calls.clone(), start.gradients.clone(), start.seconds.clone(),
-            nothing if free is None else free,
-        )  # fmt: skip
+    def of(cls, before: Cost, free: Cost) -> Meter:
+        """Return a meter at what the objects have cost before, some of it for free."""
+        return cls(before.calls.clone(), before.gradients.clone(), before.seconds.clone(), free)
 
-    def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
-        """Return what the target is at draws z (b, n, D), and count the simulations."""
-        found = self.target.evaluate(z, index)
-        self.calls.index_add_(0, index, (found.log_prior > -math.inf).sum(1))
-        return found
+    def add_calls(self, index: Tensor, n: Tensor) -> None:
+        """Count ``n`` (b,) simulations."""
+        self.calls.index_add_(0, index, n)
 
     def add_gradients(self, index: Tensor, n: Tensor) -> None:
         """Count ``n`` (b,) gradients."""
