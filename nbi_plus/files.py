@@ -14,14 +14,14 @@ from torch import nn
 from nbi_plus.fitted import Fitted
 from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
+from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
 
-_DEFAULTS = "defaults/"
-_SEQUENTIAL = "sequential/"
+_DEFAULTS, _SEQUENTIAL = "defaults", "sequential"  # the other parts are of the model
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 
@@ -38,9 +38,9 @@ def write(path: Path, fitted: Fitted, seed: int) -> None:
         "seed": seed,
         "sequential": None if kept is None else kept.meta,
     }
-    arrays = {_DEFAULTS + k: np.asarray(v) for k, v in fitted.defaults.items()}
+    arrays = joined({_DEFAULTS: {k: np.asarray(v) for k, v in fitted.defaults.items()}})
     arrays |= {} if model is None else model.arrays()
-    arrays |= {} if kept is None else {_SEQUENTIAL + k: v for k, v in kept.arrays.items()}
+    arrays |= {} if kept is None else joined({_SEQUENTIAL: kept.arrays})
     write_archive(path, "engine", meta, arrays)
 
 
@@ -82,12 +82,12 @@ def _rebuild(
                 "Call Engine.load(path, simulator=..., noise=...)."
             )
         noise = noise_from_meta(meta["noise"])
-    arrays = archive.arrays
-    defaults, own = (_starting(arrays, prefix) for prefix in (_DEFAULTS, _SEQUENTIAL))
-    learned = {k: v for k, v in arrays.items() if not k.startswith((_DEFAULTS, _SEQUENTIAL))}
+    parts = split(archive.arrays)
+    defaults, own = (parts.pop(name, {}) for name in (_DEFAULTS, _SEQUENTIAL))
     model, has_errors = None, "object/x_err" in own
     if meta["model"] is not None:
-        model = TrainedModel.from_archive(replace(archive, arrays=learned), device, featurizer)
+        learned = replace(archive, arrays=joined(parts))
+        model = TrainedModel.from_archive(learned, device, featurizer)
         has_errors = model.conditions.x_err is not None
     bound = as_noise(noise).bind(has_errors, prior.full_names)
     one = None
@@ -96,11 +96,6 @@ def _rebuild(
             Archive(meta["sequential"], own), prior, bound, device
         )
     return Fitted(prior, bound, None, defaults, model, one), meta["seed"]
-
-
-def _starting(arrays: dict[str, NDArray], prefix: str) -> dict[str, NDArray]:
-    """Return the arrays of one part, by their own names."""
-    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _check_sizes(archive: Archive) -> None:

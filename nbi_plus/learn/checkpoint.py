@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.network import PosteriorNetwork
 
 History = list[dict[str, float]]
@@ -53,33 +54,31 @@ class TrainingState:
 
 def save(run: TrainingState, path: Path) -> None:
     """Write a checkpoint; the file is replaced whole, so that a kill leaves the last one."""
-    arrays = {}
-    for name in ("network", "average"):
-        arrays |= {f"{name}/{k}": v for k, v in getattr(run, name).state_dict().items()}
-    arrays |= {f"best/{k}": v for k, v in run.best.items()}
-    for i, state in run.optimizer.state_dict()["state"].items():
-        arrays |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-    numbers = {k: v.detach().cpu().numpy() for k, v in arrays.items()}
-    history = {f"history/{k}": np.array([h[k] for h in run.history]) for k in run.history[0]}
-    write_archive(path, "training", {}, numbers | history)
+    parts = {
+        "network": run.network.state_dict(),
+        "average": run.average.state_dict(),
+        "best": run.best,
+        "optimizer": joined(run.optimizer.state_dict()["state"]),
+    }
+    numbers = {k: v.detach().cpu().numpy() for k, v in joined(parts).items()}
+    history = {k: np.array([h[k] for h in run.history]) for k in run.history[0]}
+    write_archive(path, "training", {}, numbers | joined({"history": history}))
 
 
 def restore(run: TrainingState, path: Path) -> None:
     """Bring a run back to the end of the epoch that a checkpoint was written after."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in read_archive(path, "training").arrays.items():
-        part, key = name.split("/", 1)
-        parts.setdefault(part, {})[key] = value
-    run.network.load_state_dict({k: torch.as_tensor(v) for k, v in parts["network"].items()})
-    run.average.load_state_dict({k: torch.as_tensor(v) for k, v in parts["average"].items()})
-    run.best = {k: torch.as_tensor(v) for k, v in parts["best"].items()}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in parts["optimizer"].items():
-        i, key = name.split("/")
-        state.setdefault(int(i), {})[key] = torch.as_tensor(value)
+    parts = split(read_archive(path, "training").arrays)
+    run.network.load_state_dict(_tensors(parts["network"]))
+    run.average.load_state_dict(_tensors(parts["average"]))
+    run.best = _tensors(parts["best"])
+    state = {int(i): _tensors(own) for i, own in split(parts["optimizer"]).items()}
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": state, "param_groups": groups})
     keys, columns = list(parts["history"]), parts["history"].values()
     run.history = [
         dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
     ]
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {k: torch.as_tensor(v) for k, v in arrays.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nbi_plus.data.batch import Batch
+from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
@@ -286,7 +285,6 @@ def _largest(x: NDArray) -> float:
 
 def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
     """Return a name for a training run: only the very same run may resume it."""
-    digest = hashlib.sha256()
     described = {
         "prior": recipe.prior.manifest(),
         "noise": recipe.noise.fingerprint(),
@@ -299,7 +297,6 @@ def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
         "seed": recipe.seed,
         "n_sims": training_set.n_sims,
     }
-    digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
     conditions, custom = recipe.conditions, recipe.custom
     tensors = {
         "x_err": conditions.x_err,
@@ -310,7 +307,5 @@ def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
         **conditions.arguments(),
         **({} if custom is None else custom.state_dict()),
     }
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    contents = (text for k, v in tensors.items() for text in (k.encode(), content(v)))
+    return fingerprint(described, contents)

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 import featurizers
 from nbi_plus.data.batch import Batch
 from nbi_plus.io.archive import Archive
+from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.network import PosteriorNetwork
@@ -120,16 +121,20 @@ class TrainedModel:
     def arrays(self) -> dict[str, NDArray]:
         """Return the learned state as named arrays."""
         c = self.conditions.select(slice(0, 1))
-        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"reference/{k}": v for k, v in self.reference.arrays().items()}
-        tensors |= {"conditions/x": c.x, "conditions/mask": c.mask}
+        conditions = {"x": c.x, "mask": c.mask}
         if self.window is not None:
-            tensors["conditions/window"] = torch.tensor(self.window, dtype=torch.float64)
-        tensors |= {} if c.x_err is None else {"conditions/x_err": c.x_err}
-        tensors |= {f"coords/{k}": v for k, v in c.coords.items()}
-        tensors |= {f"scalars/{k}": v for k, v in c.scalars.items()}
-        history = {f"history/{k}": np.array([h[k] for h in self.history]) for k in self.history[0]}
-        return {k: v.detach().cpu().numpy() for k, v in tensors.items()} | history
+            conditions["window"] = torch.tensor(self.window, dtype=torch.float64)
+        conditions |= {} if c.x_err is None else {"x_err": c.x_err}
+        parts = {
+            "network": self.network.state_dict(),
+            "reference": self.reference.arrays(),
+            "conditions": conditions,
+            "coords": c.coords,
+            "scalars": c.scalars,
+        }
+        history = {k: np.array([h[k] for h in self.history]) for k in self.history[0]}
+        arrays = {k: v.detach().cpu().numpy() for k, v in joined(parts).items()}
+        return arrays | joined({"history": history})
 
     @classmethod
     def from_archive(
@@ -137,7 +142,7 @@ class TrainedModel:
     ) -> TrainedModel:
         """Return the model that `meta` and `arrays` described."""
         meta, arrays = archive.meta["model"], archive.arrays
-        part = _parts(arrays)
+        part = split({k: torch.as_tensor(v) for k, v in arrays.items()})
         encoder = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["encoder"].items()}
         spec = FeaturizerSpec(**meta["featurizer"])
         network = without_global_rng(
@@ -179,11 +184,3 @@ def without_global_rng(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     with preserved_random_state():
         reseed_global_generators(seed)
         return make()
-
-
-def _parts(arrays: dict[str, NDArray]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in arrays.items():
-        part, key = name.split("/", 1)
-        parts.setdefault(part, {})[key] = torch.as_tensor(value)
-    return parts

@@ -17,6 +17,7 @@ from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
+from nbi_plus.io.parts import joined, split
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -248,7 +249,7 @@ class Posterior:
     def to_archive(self) -> Archive:
         """Return the posterior as JSON and numbers."""
         arrays = {k: getattr(self, k) for k in _ARRAYS}
-        arrays |= {f"derived/{k}": v for k, v in self.derived.items()}
+        arrays |= joined({"derived": self.derived})
         arrays |= {k: v for k in _EXTRA if (v := getattr(self, k)) is not None}
         return Archive(self._meta(), arrays)
 
@@ -284,7 +285,6 @@ class Posterior:
     @classmethod
     def _of_archive(cls, archive: Archive) -> Posterior:
         meta = dict(archive.meta)
-        derived = {k[8:]: v for k, v in archive.arrays.items() if k.startswith("derived/")}
         p = meta.pop("parameters")
         return cls(
             parameters=Parameters(
@@ -294,7 +294,7 @@ class Posterior:
             status=Status[meta.pop("status")],
             flags=frozenset(Flag[f] for f in meta.pop("flags")),
             rungs=tuple(RungReport(**_floats(r)) for r in meta.pop("rungs")),
-            derived=derived,
+            derived=split(archive.arrays).get("derived", {}),
             id=meta.pop("id"),
             gate=Gate(**_floats(meta.pop("gate", {}))),
             **{k: archive.arrays.get(k) for k in _EXTRA},

@@ -15,24 +15,23 @@ from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.infer.sequential.journal import decode, encode
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
 from nbi_plus.io.archive import Archive
+from nbi_plus.io.parts import joined, split
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 
-_PREFIXES = ("posterior/", "object/", "coords/", "scalars/", "rounds/", "frozen/")
+_PARTS = ("posterior", "object", "coords", "scalars", "rounds", "frozen")
 
 
 def to_archive(fit: SequentialFit) -> Archive:
     """Return everything but prior, noise and simulator."""
     posterior, batch = fit.posterior.to_archive(), fit.observations.batch()
-    arrays: dict[str, NDArray] = {f"posterior/{k}": v for k, v in posterior.arrays.items()}
-    tensors = {"object/x": batch.x, "object/mask": batch.mask}
-    tensors |= {} if batch.x_err is None else {"object/x_err": batch.x_err}
-    tensors |= {f"coords/{k}": v for k, v in batch.coords.items()}
-    tensors |= {f"scalars/{k}": v for k, v in batch.scalars.items()}
-    arrays |= {k: v.numpy() for k, v in tensors.items()}
+    data = {"x": batch.x, "mask": batch.mask}
+    data |= {} if batch.x_err is None else {"x_err": batch.x_err}
+    tensors = joined({"object": data, "coords": batch.coords, "scalars": batch.scalars})
     rows = [asdict(row) for row in fit.rounds]
-    numbers = [k for k in rows[0] if k != "phase"]
-    arrays |= {f"rounds/{k}": np.array([row[k] for row in rows]) for k in numbers}
+    numbers = {k: np.array([row[k] for row in rows]) for k in rows[0] if k != "phase"}
+    arrays: dict[str, NDArray] = joined({"posterior": posterior.arrays})
+    arrays |= {k: v.numpy() for k, v in tensors.items()} | joined({"rounds": numbers})
     meta = {
         "posterior": posterior.meta,
         "id": str(fit.observations.ids[0]),
@@ -52,15 +51,12 @@ def from_archive(
 ) -> SequentialFit:
     """Undo `to_archive`, without a simulator; the noise is bound."""
     meta, arrays = archive.meta, archive.arrays
-    parts: dict[str, dict[str, NDArray]] = {prefix: {} for prefix in _PREFIXES}
-    for name, value in arrays.items():
-        prefix, key = name.split("/", 1)
-        parts[prefix + "/"][key] = value
-    posterior = Archive(meta["posterior"], parts["posterior/"])
+    parts = split(arrays, _PARTS)
+    posterior = Archive(meta["posterior"], parts["posterior"])
     return SequentialFit(
         observations=_observations(meta, parts),
         posterior=Posterior.from_archive(posterior, "the sequential fit"),
-        rounds=_rounds(meta, parts["rounds/"]),
+        rounds=_rounds(meta, parts["rounds"]),
         frozen=decode(meta["frozen"], "frozen/", arrays, device),
         family=_family(meta),
         prior=prior,
@@ -76,16 +72,16 @@ def _family(meta: dict[str, Any]) -> str:
 
 
 def _observations(meta: dict[str, Any], parts: dict[str, dict[str, NDArray]]) -> Observations:
-    own = parts["object/"]
+    own = parts["object"]
     return Observations.from_arrays(
         own["x"],
         own.get("x_err"),
         mask=own["mask"],
         ids=[meta["id"]],
-        scalars=parts["scalars/"],
+        scalars=parts["scalars"],
         categories=meta["categories"],
         units=meta["units"],
-        **parts["coords/"],
+        **parts["coords"],
     )
 
 

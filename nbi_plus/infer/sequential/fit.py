@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,6 +32,7 @@ from nbi_plus.infer.sequential.published import Classic
 from nbi_plus.infer.sequential.rounds import Rounds
 from nbi_plus.infer.sequential.search import Search
 from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.model import TrainedModel
@@ -264,16 +263,13 @@ class SequentialRun:
             "custom": repr(recipe.custom),
             "seed": recipe.seed,
         }
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=repr).encode())
         c = problem.conditions
         tensors = [c.x, c.x_err, c.mask, first.modes, *c.arguments().values()]
         tensors += first.simulations or ()
         network = {} if first.network is None else first.network.state_dict()
         custom = {} if recipe.custom is None else recipe.custom.state_dict()
-        for tensor in [*tensors, *network.values(), *custom.values()]:
-            content = b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes()
-            digest.update(content)
-        return self.run.folder / f"sequential-{digest.hexdigest()[:16]}"
+        contents = map(content, [*tensors, *network.values(), *custom.values()])
+        return self.run.folder / f"sequential-{fingerprint(described, contents)}"
 
 
 def _checked(outcome: Outcome, ledger: Ledger, *, exact: bool) -> Outcome:

@@ -26,11 +26,12 @@ from nbi_plus.infer.proposals.base import (
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
+from nbi_plus.io.parts import split
 from nbi_plus.learn.flows import Flow, FlowConfig
 from nbi_plus.learn.model import without_global_rng
 
 Arrays = dict[str, NDArray]
-_STATE = "network/"
+_STATE = "network"
 
 
 class Step(NamedTuple):
@@ -85,11 +86,8 @@ class Journal:
     def _play(self, meta: Mapping[str, Any], arrays: Arrays) -> Step:
         parts = enumerate(meta["proposals"])
         proposals = tuple(decode(part, f"{i}/", arrays, self.device) for i, part in parts)
-        state = {
-            k[len(_STATE) :]: torch.as_tensor(v, device=self.device)
-            for k, v in arrays.items()
-            if k.startswith(_STATE)
-        }
+        own = split(arrays).get(_STATE, {})
+        state = {k: torch.as_tensor(v, device=self.device) for k, v in own.items()}
         z = torch.as_tensor(arrays["z"], device=self.device)
         return Step(proposals, z, state, meta["family"])
 
@@ -97,7 +95,7 @@ class Journal:
 def _record(path: Path, name: str, step: Step) -> None:
     arrays: Arrays = {"z": step.z.cpu().numpy()}
     parts = [encode(q, f"{i}/", arrays) for i, q in enumerate(step.proposals)]
-    _put(arrays, _STATE, **step.state)
+    _put(arrays, f"{_STATE}/", **step.state)
     meta = {"name": name, "proposals": parts, "family": step.family}
     write_archive(path, "round", meta, arrays)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from nbi_plus.data.batch import Batch
+from nbi_plus.io.fingerprint import digest, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_normal
@@ -83,8 +82,7 @@ class Campaign:
 
     def file_name(self) -> str:
         """Return the name of the store: another problem never meets this one's simulations."""
-        text = json.dumps(self.manifest(), sort_keys=True)
-        return f"simulations-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
+        return f"simulations-{fingerprint(self.manifest())}.h5"
 
     def open(self, folder: Path | None, n: int) -> SimulationStore:
         """Open the store of this campaign with room for ``n`` rows, in memory without a folder."""
@@ -199,5 +197,4 @@ class _Failures:
 
 
 def _digest(array: NDArray) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    return f"{list(array.shape)} {content[:16]}"
+    return f"{list(array.shape)} {digest([array.tobytes()])}"
