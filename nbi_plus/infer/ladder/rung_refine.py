@@ -24,7 +24,6 @@ from nbi_plus.infer.proposals.cross_fit import (
 )
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
-from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.weights.summary import Gate, summarise
 from nbi_plus.problem.target import Target
 
@@ -209,13 +208,11 @@ def _certified(
 ) -> OpenObjects:
     """Return the objects with fresh draws added, and what these say."""
     own = group.objects
-    frozen = own.pair.frozen
     stage = context.stage(f"{rung.name} certify {group.n_rounds}")
     with context.meter.timed(own.index):
-        z = frozen.draw(own.keys, rung.n_certify, context.seed, stage)
+        z = own.pair.frozen.draw(own.keys, rung.n_certify, context.seed, stage)
         found = context.evaluate(z, own.index)
-        fresh = Stream.start(frozen, z, found)
-        pair = own.pair.extend(own.pair.proposals, z, found)
+        pair, fresh = own.pair.judged(z, found)
         outcome = outcome_of(
             pair,
             fresh,

@@ -212,9 +212,31 @@ class Pair:
         return self.a.proposals[-1], self.b.proposals[-1]
 
     @property
-    def frozen(self) -> Blend:
-        """Both last proposals in equal shares."""
-        return Blend(self.proposals, (0.5, 0.5))
+    def to_judge(self) -> tuple[LatentProposal, ...]:
+        """What fresh draws come from, in equal shares: the last proposals, or the one of both."""
+        crossed = self.n_shared < len(self.a.proposals)
+        return self.proposals if crossed else self.proposals[:1]
+
+    @property
+    def frozen(self) -> LatentProposal:
+        """The same as one proposal."""
+        last = self.to_judge
+        return last[0] if len(last) == 1 else Blend(last, (0.5, 0.5))
+
+    def judged(
+        self, z: Tensor, found: Evaluation, fresh: Stream | None = None
+    ) -> tuple[Pair, Stream]:
+        """Return the streams with fresh draws z (B, S, D), and a stream of these alone, that judges.
+
+        ``fresh`` are those that were drawn before.
+        """
+        last = self.to_judge
+        if fresh is None:
+            fresh = Stream.start(self.frozen, z, found)
+        else:
+            fresh = fresh.add(fresh.proposals[-1], z, found)
+        pair = self.share(last[0], z, found) if len(last) == 1 else self.extend(last, z, found)
+        return pair, fresh
 
     @property
     def log_weights(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
-from nbi_plus.infer.proposals.base import Blend, LatentProposal, PriorProposal
+from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
 from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
@@ -201,20 +201,11 @@ class Search:
 
     def _draw_fresh(self, n: int) -> None:
         """Add draws of the frozen proposals to the answer, and to what certifies it."""
-        work, pair = self._work, self._pair
-        crossed = pair.n_shared < len(pair.a.proposals)
-        last = pair.proposals if crossed else pair.proposals[:1]
-        name = f"certify {len(work.rows)}"
+        work, name = self._work, f"certify {len(self._work.rows)}"
+        last = self._pair.to_judge
         step = work.journal.step(name, partial(work.drawn, last, work.last(n), name))
         found = work.evaluate(step.z)
-        if self._fresh is None:
-            frozen = Blend(last, (0.5, 0.5)) if crossed else last[0]
-            self._fresh = Stream.start(frozen, step.z, found)
-        else:
-            self._fresh = self._fresh.add(self._fresh.proposals[-1], step.z, found)
-        self._pair = (
-            pair.extend(last, step.z, found) if crossed else pair.share(last[0], step.z, found)
-        )
+        self._pair, self._fresh = self._pair.judged(step.z, found, self._fresh)
         self._note("certify", step.z.shape[1])
 
     # --- judgements ------------------------------------------------------------------------------
