@@ -1,1 +1,8 @@
-"""How we answer: weights, posteriors and the ladder of corrections."""
+"""How we answer: weights, proposals, samplers, posteriors, the ladder and sequential fits."""
+
+import sys
+
+from nbi_plus.infer.samplers import hmc
+
+# samplers are of use alone, and short to import: the same module under both names
+sys.modules[f"{__name__}.hmc"] = hmc

@@ -226,7 +226,7 @@ class Pair:
     def judged(
         self, z: Tensor, found: Evaluation, fresh: Stream | None = None
     ) -> tuple[Pair, Stream]:
-        """Return the streams with fresh draws z (B, S, D), and a stream of these alone, that judges.
+        """Return the streams with fresh draws z (B, S, D), and a stream of these alone: it judges.
 
         ``fresh`` are those that were drawn before.
         """
