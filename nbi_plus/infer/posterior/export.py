@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from astropy import units
 from astropy.table import QTable
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, MOMENTS, Figure
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.weights.moments import LEVELS
 
@@ -16,17 +17,15 @@ if TYPE_CHECKING:
     from nbi_plus.infer.posterior.posterior import Posterior
     from nbi_plus.infer.posterior.posteriors import Posteriors
 
-_LEVELS = dict(zip(("q16", "median", "q84"), LEVELS, strict=True))
+_LEVELS = dict(zip(MOMENTS[2:], LEVELS, strict=True))
 
 
 def parameter_table(posterior: Posterior) -> QTable:
     """Return one row per parameter of one posterior."""
-    quantiles = posterior.quantile(list(_LEVELS.values()))
-    table = QTable(
-        {"parameter": list(posterior.names), "mean": posterior.mean(), "std": posterior.std()}
-    )
-    for name, row in zip(_LEVELS, quantiles, strict=True):
-        table[name] = row
+    table = QTable({"parameter": list(posterior.names)})
+    rows = (posterior.mean(), posterior.std(), *posterior.quantile(list(_LEVELS.values())))
+    for name, row in zip(MOMENTS, rows, strict=True):
+        _add(table, name, row, BY_NAME[name])
     table["unit"] = [posterior.parameters.units.get(n, "") for n in posterior.names]
     table.meta |= {"status": posterior.status.name, "ess": posterior.ess, "k_hat": posterior.k_hat}
     return table
@@ -36,34 +35,58 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
     """Return one row per object; moments of uncertified ones are NaN unless they are to be kept."""
     if uncertified not in ("nan", "keep"):
         raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
-    table = QTable({"id": posteriors.ids})
-    table["status"] = [s.name for s in posteriors.status]
-    table["certified"] = posteriors.certified
-    table["trusted"] = posteriors.trusted
-    table["flags"] = [" ".join(sorted(f.name for f in flags)) for flags in posteriors.flags]
-    for name in posteriors.NUMBERS:
-        table[name] = getattr(posteriors, name)
     hide = ~posteriors.certified & (uncertified == "nan")
+    plain = _words(posteriors) | {k: getattr(posteriors, k) for k in ALL_NUMBERS}
+    table = QTable()
+    for name, values in plain.items():
+        _add(table, name, values, BY_NAME[name], hide)
+    moments = _moments(posteriors)
     for i, name in enumerate(posteriors.parameters.names):
         unit = posteriors.parameters.units.get(name)
-        columns = {"mean": posteriors.mean[:, i], "std": posteriors.std[:, i]}
-        columns |= {k: posteriors.quantiles[:, j, i] for j, k in enumerate(_LEVELS)}
-        for kind, values in columns.items():
-            table[f"{name}_{kind}"] = _with_unit(np.where(hide, np.nan, values), unit)
+        for kind, values in moments.items():
+            _add(table, f"{name}_{kind}", values[:, i], BY_NAME[kind], hide, unit)
     return table
 
 
 def long_table(posteriors: Posteriors) -> QTable:
     """Return one row per object and parameter; moments of uncertified objects are NaN."""
     names, n = posteriors.parameters.names, len(posteriors)
-    hide = ~posteriors.certified[:, None]
-    moments = {"mean": posteriors.mean, "std": posteriors.std}
-    moments |= {k: posteriors.quantiles[:, i] for i, k in enumerate(_LEVELS)}
-    table = QTable({"id": np.repeat(posteriors.ids, len(names)), "parameter": list(names) * n})
-    for kind, values in moments.items():
-        table[kind] = np.where(hide, np.nan, values).ravel()
+    hide = ~posteriors.certified
+    table = QTable()
+    _add(table, "id", np.repeat(posteriors.ids, len(names)), BY_NAME["id"])
+    table["parameter"] = list(names) * n
+    for kind, values in _moments(posteriors).items():
+        _add(table, kind, values.ravel(), BY_NAME[kind], np.repeat(hide, len(names)))
     table["unit"] = [posteriors.parameters.units.get(name, "") for name in names] * n
     return table
+
+
+def _words(posteriors: Posteriors) -> dict[str, Any]:
+    """Return the verdict on each object, by the names of the columns."""
+    return {
+        "id": posteriors.ids,
+        "status": [s.name for s in posteriors.status],
+        "certified": posteriors.certified,
+        "trusted": posteriors.trusted,
+        "flags": [" ".join(sorted(f.name for f in flags)) for flags in posteriors.flags],
+    }
+
+
+def _moments(posteriors: Posteriors) -> dict[str, NDArray[np.float64]]:
+    """Return each moment, shape (N, D)."""
+    quantiles = np.moveaxis(posteriors.quantiles, 1, 0)
+    return dict(zip(MOMENTS, (posteriors.mean, posteriors.std, *quantiles), strict=True))
+
+
+def _add(
+    table: QTable, name: str, values: ArrayLike, figure: Figure,
+    hide: NDArray[np.bool_] | None = None, unit: str | None = None,
+) -> None:  # fmt: skip
+    """Put one figure into a table: NaN in the rows to hide, if it is hidden, and described."""
+    if figure.hidden and hide is not None:
+        values = np.where(hide, np.nan, values)
+    table[name] = _with_unit(values, figure.unit if unit is None else unit)
+    table[name].info.description = figure.sentence
 
 
 def _with_unit(

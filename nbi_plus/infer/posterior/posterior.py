@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer.posterior import export
+from nbi_plus.infer.posterior.columns import NUMBERS
 from nbi_plus.infer.posterior.reweighting import reweighted
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.resample import systematic_resample
@@ -28,19 +29,6 @@ Array = NDArray[np.float64]
 
 
 FOOTER = "A mode or tail that no proposal and no chain has visited cannot be seen."
-
-
-# what the weights of one object come to, in every container of answers
-WEIGHT_NUMBERS = (
-    "ess",
-    "ess_low",
-    "efficiency",
-    "k_hat",
-    "log_evidence",
-    "log_evidence_err",
-    "evidence_reliable",
-)
-NUMBERS = (*WEIGHT_NUMBERS, "ood_p_value", "fit_p_value")
 
 
 @dataclass(frozen=True)

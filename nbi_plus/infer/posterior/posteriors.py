@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.infer.posterior import export
-from nbi_plus.infer.posterior.posterior import NUMBERS, Parameters, Posterior
+from nbi_plus.infer.posterior import columns, export
+from nbi_plus.infer.posterior.posterior import Parameters, Posterior
 from nbi_plus.infer.posterior.reweighting import reweighted
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.moments import LEVELS
@@ -53,10 +53,7 @@ class Posteriors:
         As for `Posterior`.
     """
 
-    NUMBERS: ClassVar[tuple[str, ...]] = (
-        *NUMBERS, "n_masked", "n_simulated", "n_gradients", "n_failed",
-    )  # fmt: skip
-
+    NUMBERS: ClassVar[tuple[str, ...]] = columns.ALL_NUMBERS
     LISTS: ClassVar[tuple[str, ...]] = ("status", "flags", "rungs")
     ARRAYS: ClassVar[tuple[str, ...]] = (
         "ids", "data_hash", "mean", "std", "quantiles", *NUMBERS,
@@ -150,7 +147,7 @@ class Posteriors:
         return replace(
             self, draws=draws,
             **{k: tuple(getattr(p, k) for p in draws) for k in self.LISTS},
-            **{k: np.array([getattr(p, k) for p in draws]) for k in NUMBERS},
+            **{k: np.array([getattr(p, k) for p in draws]) for k in columns.NUMBERS},
             mean=np.stack([p.mean() if s else nothing for p, s in zip(draws, shown, strict=True)]),
             std=np.stack([p.std() if s else nothing for p, s in zip(draws, shown, strict=True)]),
             quantiles=np.stack([

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.infer.posterior.columns import WEIGHT_NUMBERS
 from nbi_plus.infer.posterior.flags import raised, weight_rules
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
 from nbi_plus.infer.posterior.support import MISSING_MAX, box_of, missing_share
@@ -146,14 +147,10 @@ def _judged(group: _Group, prior: Prior) -> list[Posterior]:
             status=p.status if passed[i] or p.status is Status.FAILED else Status.UNCERTIFIED,
             flags=(p.flags - _OF_WEIGHTS) | flags[i] | ({Flag.SUPPORT} if missing[i] else set()),
             rungs=(*p.rungs, _line(p, s, i, bool(passed[i]), why[i], bool(missing[i]))),
-            **{k: getattr(s, k)[i].item() for k in _NUMBERS},
+            **{k: getattr(s, k)[i].item() for k in WEIGHT_NUMBERS},
         )
         for i, p in enumerate(group.answers)
     ]  # fmt: skip
-
-
-_NUMBERS = ("ess", "ess_low", "efficiency", "k_hat", "log_evidence", "log_evidence_err",
-            "evidence_reliable")  # fmt: skip
 
 
 def _numbers(group: _Group, s: WeightSummary) -> tuple[WeightSummary, Tensor]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.posterior.accounts import ReportLog
+from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, NUMBERS, WEIGHT_NUMBERS
 from nbi_plus.infer.posterior.flags import raised, weight_rules
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
-from nbi_plus.infer.posterior.posterior import NUMBERS, WEIGHT_NUMBERS, Parameters, Posterior
+from nbi_plus.infer.posterior.posterior import Parameters, Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
 from nbi_plus.infer.proposals.circles import circular_columns
@@ -24,6 +25,7 @@ from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
+_OF_DATA = ("ood_p_value", "n_masked")  # known of an object before it is answered
 BAD_INPUT, BROKEN = "FAIL_INPUT", "FAIL_SIMULATOR"
 _REASONS = {
     Failure.SIMULATOR: BROKEN,
@@ -97,20 +99,8 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
         | ({Flag.DUPLICATES} if d else set())
         for o, v, d in zip(objects.ood.tolist(), valid, objects.n_duplicates > 0, strict=True)
     )
-    nan = np.full(n, np.nan)
-    numbers = {
-        "ess": np.full(n, float(n_draws)),
-        "ess_low": nan,
-        "efficiency": nan,
-        "k_hat": nan,
-        "log_evidence": nan,
-        "log_evidence_err": nan,
-        "evidence_reliable": np.zeros(n, bool),
-        "fit_p_value": nan,
-        "n_simulated": np.zeros(n, np.int64),
-        "n_gradients": np.zeros(n, np.int64),
-        "n_failed": np.zeros(n, np.int64),
-    }
+    numbers = {k: np.full(n, BY_NAME[k].unknown) for k in ALL_NUMBERS if k not in _OF_DATA}
+    numbers["ess"] = np.full(n, float(n_draws))
     rungs = tuple(
         (
             RungReport(
@@ -171,15 +161,7 @@ def _one_line(
 
 def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> dict[str, NDArray]:
     """Return the figures with a failed object's ess 0, k_hat inf and evidence unreliable."""
-    null = {
-        "ess": 0.0,
-        "ess_low": 0.0,
-        "efficiency": 0.0,
-        "k_hat": np.inf,
-        "evidence_reliable": False,
-        "log_evidence": np.nan,
-        "log_evidence_err": np.nan,
-    }
+    null = {k: value for k in numbers if (value := BY_NAME[k].failed) is not None}
     return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
 
 
