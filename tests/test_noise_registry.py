@@ -89,13 +89,13 @@ def fitted(tmp_path_factory):
     engine.fit(n_sims=100, n_epochs=1, x_err=np.full(6, 0.5), t=T)
     path = tmp_path_factory.mktemp("engine") / "engine.nbi"
     engine.save(path)
-    return files.read(path, torch.device("cpu"))
+    return files.read(path, torch.device("cpu"))[0]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_a_noise_comes_back_from_a_file(example, fitted, tmp_path):
-    files.write(tmp_path / "engine.nbi", replace(fitted, noise=example))
-    again = files.read(tmp_path / "engine.nbi", torch.device("cpu")).noise
+    files.write(tmp_path / "engine.nbi", replace(fitted, noise=example), 0)
+    again = files.read(tmp_path / "engine.nbi", torch.device("cpu"))[0].noise
     assert type(again) is type(example)
     assert again.meta() == example.meta()
     bound = example.bind(True, PRIOR.full_names)
