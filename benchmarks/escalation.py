@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbi_plus import launch
+from nbi_plus import GaussianNoise, launch
 from nbi_plus.infer.samplers import hmc
 from nbi_plus.infer.samplers.diagnostics import bulk_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
@@ -34,7 +34,6 @@ from nbi_plus.infer.samplers.hmc import HmcConfig
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.models.microlensing import Season, point_lens
 from nbi_plus.problem.binding import bind_simulator
-from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.target import Target
 
 ROOT = Path(__file__).resolve().parent.parent

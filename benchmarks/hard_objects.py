@@ -25,7 +25,7 @@ from scipy.stats import loguniform, uniform
 import nbi_plus as nbi
 from benchmarks import exact
 from benchmarks.exact import Exact, Reference
-from nbi_plus.infer.posterior.status import Flag
+from nbi_plus import Flag
 from nbi_plus.models.microlensing import point_lens
 
 MEAN_OFF, SD_OFF = 0.2, 0.15  # wrong: a mean off by so many sd, an sd by such a share ...

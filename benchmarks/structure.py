@@ -21,7 +21,7 @@ import torch
 from scipy.stats import norm
 
 import nbi_plus as nbi
-from nbi_plus.data.batch import Batch
+from nbi_plus import Batch
 from tests.test_architecture import MODULES, PACKAGE, floor_of, imports, module_of, name_of
 
 GOAL = 14  # files that one parameter may pass

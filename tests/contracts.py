@@ -15,10 +15,8 @@ import torch
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import Noise, Observations, Prior
 from nbi_plus.learn.flows import Flow
-from nbi_plus.problem.noise.points import Noise
-from nbi_plus.problem.prior.prior import Prior
 
 
 def check_prior(prior: Prior, seed: int = 0) -> None:

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.rung import RungContext
-from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
+from nbi_plus import Gate
+from nbi_plus.infer.ladder import Budget, RungContext
+from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.weights.clean import clean
-from nbi_plus.infer.weights.summary import Gate, effective_sample_size
+from nbi_plus.infer.weights.summary import effective_sample_size
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 from nbi_plus.problem.target import Z_MAX, Evaluation
 

@@ -15,13 +15,15 @@ from densities import (
     uniforms,
 )
 
+from nbi_plus import Gate
+from nbi_plus.infer.ladder import MixtureConfig
 from nbi_plus.infer.posterior.certificate import evidence_of, outcome_of
 from nbi_plus.infer.proposals.base import Blend
 from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, Pair, adapt
-from nbi_plus.infer.proposals.mixture import MixtureConfig, temper
+from nbi_plus.infer.proposals.mixture import temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
-from nbi_plus.infer.weights.summary import Gate, log_evidence, summarise
+from nbi_plus.infer.weights.summary import log_evidence, summarise
 
 FOUR = MixtureFamily(MixtureConfig(n_components=4))
 

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nbi_plus import ArchiveError
 from nbi_plus.io import archive
-from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
+from nbi_plus.io.archive import read_archive, write_archive
 
 CODES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">f8", ">i4")
 HEADER = {"format": "nbi-plus", "kind": "model", "schema": 1, "meta": {}}

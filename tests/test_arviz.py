@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nbi_plus.infer.posterior.posterior import Parameters, Posterior
-from nbi_plus.infer.posterior.status import Status
+from nbi_plus import Posterior, Status
+from nbi_plus.infer.posterior.posterior import Parameters
 
 # arviz 0.17 says so of every group that its schema does not name
 pytestmark = pytest.mark.filterwarnings("ignore:.*not defined in the InferenceData scheme")

@@ -11,9 +11,10 @@ import torch
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
+from nbi_plus import Perturbation
 from nbi_plus.problem.random import generator
 from nbi_plus.problem.setup import FitInputs, set_up
-from nbi_plus.problem.simulator.cadence import Cadences, Perturbation, shift_by, spans
+from nbi_plus.problem.simulator.cadence import Cadences, shift_by, spans
 from nbi_plus.problem.simulator.campaign import Campaign
 from nbi_plus.problem.simulator.dense import DenseGrid
 

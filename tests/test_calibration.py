@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nbi_plus.infer.posterior.posterior import Parameters, Posterior
-from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.infer.posterior.status import Status
-from nbi_plus.trust.calibration import LEVELS, ecdf_band, holm, sbc, weighted_share_below
+from nbi_plus import Posterior, Posteriors, Status, sbc
+from nbi_plus.infer.posterior.posterior import Parameters
+from nbi_plus.trust.calibration import LEVELS, ecdf_band, holm, weighted_share_below
 
 SD = np.sqrt(0.5)  # of the posterior of theta ~ N(0, 1) given one datum of unit noise
 

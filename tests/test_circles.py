@@ -7,10 +7,11 @@ import pytest
 import torch
 from densities import LOG_2PI, Normal, efficiency, evaluation, normals, weigh
 
+from nbi_plus.infer.ladder import MixtureConfig
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.circles import Cut, CutProposal, circular_columns
 from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles
-from nbi_plus.infer.proposals.mixture import MixtureConfig, StudentMixture
+from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.weights.summary import normalise
 from nbi_plus.problem.target import Z_MAX

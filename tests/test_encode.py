@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from nbi_plus.data.batch import Batch
-from nbi_plus.data.observations import Observations
+from nbi_plus import Batch, FlowConfig, Observations
 from nbi_plus.learn.encode import Encoder, EncoderConfig
-from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 

@@ -10,9 +10,10 @@ import torch
 from contracts import check_flow
 from torch.utils.flop_counter import FlopCounterMode
 
+from nbi_plus import FlowConfig
 from nbi_plus.infer.proposals.base import FlowProposal
 from nbi_plus.infer.weights.clean import defensive_log_prob
-from nbi_plus.learn.flows import LOG_SCALE_BOUND, Flow, FlowConfig
+from nbi_plus.learn.flows import LOG_SCALE_BOUND, Flow
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
 
 N_CONTEXT = 3

@@ -11,8 +11,8 @@ from densities import Needle, Normal, context_of, evaluation, normals, standard_
 from scipy.stats import lognorm, norm
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung_refine import RefineRung
+from nbi_plus import Gate
+from nbi_plus.infer.ladder import OpenObjects, RefineRung
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import fresh_outcome, outcome_of
 from nbi_plus.infer.proposals.base import Blend
@@ -20,7 +20,7 @@ from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCirc
 from nbi_plus.infer.proposals.mixture import around
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential import search as rounds
-from nbi_plus.infer.weights.summary import FAMILIES, Gate, Grade, gate_of, summarise
+from nbi_plus.infer.weights.summary import FAMILIES, Grade, gate_of, summarise
 
 # a limit that no draws of a flow keep, and those of an exact mixture do
 STRICT = nbi.Gate(k_hat_moment_max_flow=-2.0)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from nbi_plus.problem.simulator.simulator import Simulator, bind
+from nbi_plus import Simulator
+from nbi_plus.problem.simulator.simulator import bind
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the package
 

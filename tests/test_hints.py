@@ -11,11 +11,10 @@ from densities import Needle, Normal, context_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
+from nbi_plus.infer.ladder import EnsembleRung, FlowRung
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.hints import hints_for, latent_hints
 from nbi_plus.infer.ladder.ladder import climb, open_objects_of, reweight
-from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung
 from nbi_plus.infer.proposals.base import Draws
 from nbi_plus.infer.proposals.mixture import around
 

@@ -11,15 +11,12 @@ import torch
 from problems import LinearGaussian
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
-from nbi_plus.io.layout import StoreError
-from nbi_plus.learn.flows import FlowConfig
+from nbi_plus import FlowConfig, GaussianNoise, Observations, SimulationError, Simulator, StoreError
 from nbi_plus.problem.binding import bind_simulator
-from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.simulator import comparing, parallel, workers
 from nbi_plus.problem.simulator.campaign import Campaign
 from nbi_plus.problem.simulator.parallel import simulate_rows
-from nbi_plus.problem.simulator.simulator import SimulationError, Simulator, bind
+from nbi_plus.problem.simulator.simulator import bind
 from nbi_plus.problem.target import Target
 
 PROBLEM = LinearGaussian(2, 8, sigma=0.3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from densities import normals, uniforms
 
+from nbi_plus import ArchiveError, FlowConfig
 from nbi_plus.infer.proposals.base import (
     Blend,
     Conditioned,
@@ -16,8 +17,8 @@ from nbi_plus.infer.proposals.base import (
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.sequential.journal import Journal, Step, decode, encode
-from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
-from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.learn.flows import Flow
 
 N_DIM = 3
 KEY = torch.tensor([17])

@@ -9,10 +9,8 @@ import pytest
 import torch
 from densities import Banana, Bimodal, Normal, context_of, evaluation
 
-from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
-from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung
+from nbi_plus.infer.ladder import FlowRung, HmcRung, LayeredConfig, OpenObjects
+from nbi_plus.infer.ladder.layered import weigh_chains
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.proposals.cross_fit import Pair
 

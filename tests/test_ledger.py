@@ -10,11 +10,10 @@ from densities import normals
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
+from nbi_plus import GaussianNoise, Observations, StoreError
 from nbi_plus.infer.sequential.ledger import Ledger, OutOfTime
-from nbi_plus.io.store import SimulationStore, StoreError
+from nbi_plus.io.store import SimulationStore
 from nbi_plus.problem.binding import bind_simulator
-from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.simulator import parallel
 from nbi_plus.problem.target import Z_MAX, Target
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from nbi_plus import Simulator
 from nbi_plus.models.microlensing import (
     PointLensParallax,
     Season,
@@ -17,7 +18,7 @@ from nbi_plus.models.microlensing import (
     point_lens,
 )
 from nbi_plus.models.parallax import AnnualParallax
-from nbi_plus.problem.simulator.simulator import Simulator, bind
+from nbi_plus.problem.simulator.simulator import bind
 
 T = np.linspace(0.0, 100.0, 41)
 THETA = np.array([[48.0, 0.1, 12.0, 0.7, 0.4], [55.0, -0.8, 30.0, 2.0, -0.1]])

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, uniform
 
 import nbi_plus as nbi
-from nbi_plus import launch
-from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
-from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
-from nbi_plus.infer.proposals.flow_fit import DensityConfig
-from nbi_plus.infer.samplers.ensemble import EnsembleConfig
-from nbi_plus.problem.simulator.simulator import SimulationError
+from nbi_plus import SimulationError, launch
+from nbi_plus.infer.ladder import (
+    DensityConfig,
+    EnsembleConfig,
+    EnsembleRung,
+    FlowRung,
+    HmcRung,
+    RefineRung,
+)
 
 T = np.linspace(0, 1, 50)
 AMPLITUDES, FREQUENCIES = (1.0, 5.0), (2 * np.pi, 12 * np.pi)

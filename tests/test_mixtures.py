@@ -9,9 +9,9 @@ from densities import Banana, Bimodal, Normal, efficiency, normals, share_of_mas
 from scipy import stats
 from scipy.special import logsumexp
 
+from nbi_plus.infer.ladder import MixtureConfig
 from nbi_plus.infer.proposals.mixture import (
     _MODE_SCALES,
-    MixtureConfig,
     StudentMixture,
     around,
     fit_mixture,

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from nbi_plus import Simulator
 from nbi_plus.models.microlensing import PointLensParallax, point_lens
 from nbi_plus.models.radial_velocity import Orbits
 from nbi_plus.models.spectrum import EmissionLines, emission_line
 from nbi_plus.models.supernova import BazinBands, bazin
 from nbi_plus.models.transit import Transit, quadratic_transit
 from nbi_plus.models.variability import damped_random_walk
-from nbi_plus.problem.simulator.simulator import Simulator, bind
+from nbi_plus.problem.simulator.simulator import bind
 
 N = 3
 T = np.linspace(2.0, 98.0, 23)

@@ -11,10 +11,9 @@ from contracts import check_noise
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
+from nbi_plus import GaussianNoise, Observations, PoissonNoise, StudentTNoise
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.custom import CallableNoise, as_noise
-from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
 
 NAMES = ("a", "s", "b")  # the jitter is the second parameter
 

@@ -12,11 +12,10 @@ from scipy import stats
 from scipy.stats import loguniform, norm, uniform
 
 import nbi_plus as nbi
+from nbi_plus import GaussianNoise, PointNoise, PoissonNoise, StudentTNoise
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.checks.noise_check import checks_of, require, simulated_rows
 from nbi_plus.problem.noise import NOISES, noise_from_meta
-from nbi_plus.problem.noise.base import PointNoise
-from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
 
 PRIOR = nbi.Prior({"a": uniform(2, 3), "b": norm(0, 0.1), "s": loguniform(0.1, 1)})
 LENGTH = 12

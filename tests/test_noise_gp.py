@@ -8,11 +8,8 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import DampedRandomWalk, GaussianNoise, GaussianProcessNoise, Harmonic, Observations
 from nbi_plus.problem.noise import noise_from_meta
-from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise
-from nbi_plus.problem.noise.kernels import DampedRandomWalk, Harmonic
-from nbi_plus.problem.noise.points import GaussianNoise
 
 NAMES = ("s", "tau", "q")
 LENGTH = 30

@@ -8,13 +8,16 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import (
+    CalibrationError,
+    DampedRandomWalk,
+    GaussianNoise,
+    GaussianProcessNoise,
+    LinearNuisance,
+    Observations,
+    StudentTNoise,
+)
 from nbi_plus.problem.noise import noise_from_meta
-from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise
-from nbi_plus.problem.noise.joint import CalibrationError
-from nbi_plus.problem.noise.kernels import DampedRandomWalk
-from nbi_plus.problem.noise.linear_nuisance import LinearNuisance
-from nbi_plus.problem.noise.points import GaussianNoise, StudentTNoise
 
 NAMES = ("s", "b", "w")
 BANDS = np.array(["g", "r", "g", "i", "r", "g", "g"])

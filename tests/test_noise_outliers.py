@@ -8,10 +8,8 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import GaussianNoise, Observations, OutlierNoise
 from nbi_plus.problem.noise import noise_from_meta
-from nbi_plus.problem.noise.outliers import OutlierNoise
-from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.noise.student import log_student_cdf
 
 NAMES = ("p", "w", "s")

@@ -10,11 +10,15 @@ import torch
 from contracts import check_noise
 from scipy import stats
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import (
+    GaussianNoise,
+    Observations,
+    OutlierNoise,
+    PoissonNoise,
+    StudentTNoise,
+    UpperLimits,
+)
 from nbi_plus.problem.noise import noise_from_meta
-from nbi_plus.problem.noise.outliers import OutlierNoise
-from nbi_plus.problem.noise.points import GaussianNoise, PoissonNoise, StudentTNoise
-from nbi_plus.problem.noise.upper_limits import UpperLimits
 
 NAMES = ("s", "p")
 INNER = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import Observations
 from nbi_plus.problem.binding import is_one_object, many_objects, one_object, with_grid
 
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -17,17 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from nbi_plus import SimulationError, Simulator
 from nbi_plus.problem.simulator import parallel, workers
 from nbi_plus.problem.simulator.parallel import check_failures, simulate_rows
-from nbi_plus.problem.simulator.simulator import (
-    FAILED,
-    NONFINITE,
-    OK,
-    SimulationBlock,
-    SimulationError,
-    Simulator,
-    bind,
-)
+from nbi_plus.problem.simulator.simulator import FAILED, NONFINITE, OK, SimulationBlock, bind
 
 T = np.linspace(0.0, 1.0, 50)
 N = 400

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbi_plus import plots
-from nbi_plus.infer.posterior.posterior import Parameters, Posterior
-from nbi_plus.infer.posterior.status import Status
+from nbi_plus import Posterior, Status, plots, sbc
+from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
 from nbi_plus.infer.weights.summary import summarise
 from nbi_plus.plots.densities import credible_heights, density, interval_text, span
-from nbi_plus.trust.calibration import sbc
 
 matplotlib = pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]

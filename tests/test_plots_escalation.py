@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nbi_plus import plots
-from nbi_plus.infer.posterior.posterior import Parameters, Posterior
-from nbi_plus.infer.posterior.status import RungReport, Status
+from nbi_plus import Posterior, Status, plots
+from nbi_plus.infer.posterior.posterior import Parameters
+from nbi_plus.infer.posterior.status import RungReport
 
 matplotlib = pytest.importorskip("matplotlib")
 

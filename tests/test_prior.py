@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.integrate import trapezoid
 from scipy.special import ndtr, ndtri
 
-from nbi_plus.problem.prior.prior import Circular, EmpiricalPrior, Prior
+from nbi_plus import Circular, EmpiricalPrior, Prior
 
 CLOSED = {
     "uniform": stats.uniform(20, 80),

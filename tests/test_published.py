@@ -12,11 +12,12 @@ from problems import LinearGaussian
 from scipy import stats
 
 import nbi_plus as nbi
+from nbi_plus import FlowConfig
 from nbi_plus.infer.proposals.base import Conditioned, FlowProposal, PriorProposal
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.proposals.truncated import TruncatedPrior
 from nbi_plus.infer.sequential.snpe_is import pooled
-from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.flows import Flow
 from nbi_plus.learn.losses import AtomicLoss, nll
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.problem.target import Evaluation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import Observations
 
 laws = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from nbi_plus.data.observations import Observations
+from nbi_plus import Observations
 from nbi_plus.learn.reference import FeatureReference
 
 N_FEATURES = 6

@@ -8,8 +8,7 @@ import torch
 from problems import LinearGaussian
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder.rung_refine import FlowRung
-from nbi_plus.infer.proposals.flow_fit import DensityConfig
+from nbi_plus.infer.ladder import DensityConfig, FlowRung
 
 
 @pytest.fixture(scope="module")

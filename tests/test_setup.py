@@ -7,9 +7,7 @@ import pytest
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
-from nbi_plus.problem.noise.custom import CustomNoise
-from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus import CustomNoise, GaussianNoise, Observations
 from nbi_plus.problem.setup import FitInputs, set_up
 
 PRIOR = nbi.Prior({"a": stats.uniform(0, 1), "b": stats.norm(0, 1)})

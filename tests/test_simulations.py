@@ -16,12 +16,10 @@ import pytest
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
-from nbi_plus.io.layout import StoreError
+from nbi_plus import Observations, SimulationError, StoreError
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.simulator import parallel
 from nbi_plus.problem.simulator.campaign import Campaign
-from nbi_plus.problem.simulator.simulator import SimulationError
 
 PRIOR = nbi.Prior({"a": stats.norm(1, 2), "fixed": 3.0, "b": stats.uniform(-1, 2)})
 T = np.linspace(0, 1, 4)

@@ -15,17 +15,11 @@ import pytest
 import torch
 from torch import nn
 
+from nbi_plus import SimulationError, Simulator
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator.calling import CallRows
 from nbi_plus.problem.simulator.probing import _row_counts
-from nbi_plus.problem.simulator.simulator import (
-    FAILED,
-    NONFINITE,
-    OK,
-    SimulationError,
-    Simulator,
-    bind,
-)
+from nbi_plus.problem.simulator.simulator import FAILED, NONFINITE, OK, bind
 
 T = np.linspace(0.0, 1.0, 50)
 THETA = np.random.default_rng(1).uniform(0.5, 1.5, (16, 3))

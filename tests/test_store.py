@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbi_plus
+from nbi_plus import StoreError
 from nbi_plus.io import store as store_module
 from nbi_plus.io.header import encode_header
-from nbi_plus.io.store import SimulationStore, StoreError, read_columns
+from nbi_plus.io.store import SimulationStore, read_columns
 
 COLUMNS = {"theta": (2,), "x": (1, 5), "weight": ()}
 DTYPES = {"x": "float32", "weight": "int64"}
@@ -447,7 +448,8 @@ package = types.ModuleType("nbi_plus")
 package.__path__ = {list(nbi_plus.__path__)!r}
 sys.modules["nbi_plus"] = package
 import numpy as np
-from nbi_plus.io.store import SimulationStore, StoreError, read_columns
+from nbi_plus import StoreError
+from nbi_plus.io.store import SimulationStore, read_columns
 path = sys.argv[1]
 def open_store(capacity):
     return SimulationStore.open(path, {{"seed": 0}}, {{"x": (64,)}}, capacity)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
+from nbi_plus import Observations
 from nbi_plus.data.tables.surveys import find_roles
 
 SURVEYS = {

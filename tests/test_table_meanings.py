@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
-from nbi_plus.infer.posterior.status import Flag
+from nbi_plus import Flag, Observations
 
 laws = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 OFFSETS = {"jd": 0.0, "mjd": 2400000.5, "bkjd": 2454833.0, "btjd": 2457000.0}

@@ -11,10 +11,8 @@ import torch
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus import launch
-from nbi_plus.data.observations import Observations
+from nbi_plus import GaussianNoise, Observations, launch
 from nbi_plus.problem.binding import bind_simulator
-from nbi_plus.problem.noise.points import GaussianNoise
 from nbi_plus.problem.target import Z_MAX, Target
 
 PRIOR = nbi.Prior({"a": stats.norm(1, 2), "fixed": 3.0, "b": stats.uniform(-1, 2)})

@@ -21,20 +21,26 @@ from scipy import stats
 from torch import nn
 
 import nbi_plus as nbi
-from nbi_plus.data.observations import Observations
-from nbi_plus.io.header import ArchiveError
+from nbi_plus import (
+    ArchiveError,
+    CustomNoise,
+    FlowConfig,
+    GaussianNoise,
+    Observations,
+    Perturbation,
+    TrainConfig,
+    TrainingError,
+)
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting, sources, training
 from nbi_plus.learn.encode import EncoderConfig
-from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import NoisyBank, Online, Resident, Streamed, TrainingRows
-from nbi_plus.learn.training import TrainConfig, TrainingError, TrainingTask, train
-from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
-from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus.learn.training import TrainingTask, train
+from nbi_plus.problem.noise.custom import CallableNoise
 from nbi_plus.problem.random import generator
-from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
+from nbi_plus.problem.simulator.cadence import Cadences
 
 DESIGN = torch.tensor([[1.0, 0.5, -0.3, 0.8, 0.1], [0.2, -1.0, 0.7, 0.4, 0.9]]).double()
 SIGMA = 0.5

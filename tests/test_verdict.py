@@ -12,12 +12,11 @@ from astropy import units
 from scipy.stats import norm, truncnorm, uniform
 
 import nbi_plus as nbi
+from nbi_plus import Flag, Gate, Status
 from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.infer.posterior.predictive import MISFIT, averaged
 from nbi_plus.infer.posterior.reweighting import RUNG
-from nbi_plus.infer.posterior.status import Flag, Status
 from nbi_plus.infer.posterior.support import missing_share
-from nbi_plus.infer.weights.summary import Gate
 
 N_POINTS, SIGMA = 20, 0.5
 UNTRUSTED = (Flag.MISFIT, Flag.MODE_MISSED, Flag.UNCALIBRATED, Flag.SUPPORT)

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nbi_plus import launch
+from nbi_plus import Gate, launch
 from nbi_plus.infer.weights.clean import Failure, clean, defensive_log_prob, log_mixture
 from nbi_plus.infer.weights.psis import psis, threshold
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.infer.weights.summary import (
-    Gate,
     Grade,
     effective_sample_size,
     log_evidence,

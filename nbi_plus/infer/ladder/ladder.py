@@ -151,7 +151,7 @@ def reweight(
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and look is None)
     if not near.all():
         yield first.select((~near).nonzero()[:, 0])
-    at_once = max(1, launch.of(features.device).batch_draws // ladder.top_up_draws)
+    at_once = max(1, launch.of(features.device).batch_draws // max(ladder.top_up_draws, 1))
     for rows in near.nonzero()[:, 0].split(at_once):
         if len(rows):
             with context.meter.timed(rows):
