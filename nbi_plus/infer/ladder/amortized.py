@@ -194,12 +194,7 @@ class Amortized:
             index = torch.arange(first, first + n, device=features.device)
             outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
             first += n
-        known = self.earlier
-        look = (
-            None
-            if known is None or known.look is None
-            else known.look.select(torch.as_tensor(rows, device=self.device))
-        )
+        look = None if self.earlier is None else self.earlier.look_of(rows)
         yield from escalate(group, outcomes, proposal, look, ladder, request)
 
     def _context(

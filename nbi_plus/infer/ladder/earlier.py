@@ -23,7 +23,8 @@ from nbi_plus.problem.prior.prior import Prior
 
 HINTS = "hints"  # the rung of the network's draws and those from the places to look at
 _FIRST = ("reweight", HINTS)  # the rungs that an attempt begins with
-_KEPT_DRAWS = 4000  # of each object are learned from
+_KEPT_DRAWS = 2000  # of each object are learned from
+_COMPARED = 64  # of each object say whether the prior is theirs
 _SAME_PRIOR = 1e-6  # of the largest log density
 
 
@@ -85,9 +86,9 @@ class Earlier:
             posteriors.rungs, posteriors.n_simulated, posteriors.n_gradients,
             max(sum(r.name in _FIRST for r in own) for own in posteriors.rungs),
         )  # fmt: skip
-        refuse_other_prior(posteriors, prior)
         if not prior.has_inverse:
             return known  # draws that cannot be taken back to the latent space teach nothing
+        refuse_other_prior(posteriors, prior)
         draws = [_thinned(p, prior) for p in posteriors]
         n = max(len(z) for z, _, _ in draws)
         # the objects' draws differ in number: those that are missing have no weight
@@ -110,12 +111,17 @@ class Earlier:
 
     def select(self, rows: NDArray[np.int64]) -> Earlier:
         """Return what is known of some of the objects; a place to look at only if all have one."""
-        index = torch.as_tensor(rows, device=self.has_look.device)
-        has = self.has_look[index]
-        look = None if self.look is None or not has.all() else self.look.select(index)
+        has = self.has_look[torch.as_tensor(rows, device=self.has_look.device)]
+        look = self.look_of(rows) if bool(has.all()) else None
         reports = tuple(self.reports[i] for i in rows)
         calls, gradients = self.calls[rows], self.gradients[rows]
         return Earlier(look, has, reports, calls, gradients, self.attempt)
+
+    def look_of(self, rows: NDArray[np.int64]) -> LatentProposal | None:
+        """Return where draws of some of the objects shall come from besides the network."""
+        if self.look is None:
+            return None
+        return self.look.select(torch.as_tensor(rows, device=self.has_look.device))
 
 
 def can_be_tried_again(posteriors: Posteriors) -> NDArray[np.bool_]:
@@ -150,11 +156,11 @@ def places_of(posteriors: Posteriors, observations: Observations) -> NDArray[np.
 
 def refuse_other_prior(posteriors: Posteriors, prior: Prior) -> None:
     """Refuse answers under another prior than the one that is believed now."""
-    for p in posteriors:
-        now = prior.log_prob(p.samples) if prior.has_inverse else p.log_prior
-        both = np.isfinite(now) & np.isfinite(p.log_prior)
+    for p in posteriors:  # their draws differ in number
+        then, now = p.log_prior[:_COMPARED], prior.log_prob(p.samples[:_COMPARED])
+        both = np.isfinite(now) & np.isfinite(then)
         scale = 1 + np.abs(now[both]).max(initial=0.0)
-        if (np.abs(now - p.log_prior)[both] > _SAME_PRIOR * scale).any():
+        if (np.abs(now[both] - then[both]) > _SAME_PRIOR * scale).any():
             raise ValueError(
                 f"posteriors must be under the engine's prior, but that of object {p.id!r} is "
                 "under another one. Predict with prior= again."
