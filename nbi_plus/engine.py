@@ -63,7 +63,8 @@ class Engine(BaseEstimator):
     featurizer : str, dict, list of these, or nn.Module
         ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, ``"spectrum"``, nbi's dict, or
         your own; a list has one for each channel of the data.
-    flow : {"maf", "nsf"} or dict
+    flow : str, dict or FlowConfig
+        A kind of `FlowConfig`, such as ``"maf"``, or options of it.
     labels : sequence of str, optional
         Names of parameters, for a prior given as a list.
     priors : optional

@@ -41,7 +41,7 @@ def test_ordinary_objects_are_flagged_as_often_as_promised(reference):
     n, conditions = 20_000, objects(500)
     fresh = features(n, 2)
     seen = conditions.select(torch.arange(n) % 500)
-    share = reference.flag(fresh, seen).double().mean().item()
+    share = reference.flag(fresh, seen.coverage).double().mean().item()
     error = math.sqrt(0.01 * 0.99 * (1 / n + 1 / 4000))  # the cut-off is estimated too
     assert abs(share - 0.01) < 4 * error
 
@@ -70,15 +70,15 @@ def test_distance_is_that_of_mahalanobis(reference):
 def test_features_unlike_the_training_set_are_flagged(reference):
     batch = objects(200, seed=0)
     odd = features(200, 5) + 30 * features(4000, 0).std(0)
-    assert reference.flag(odd, batch).all()
+    assert reference.flag(odd, batch.coverage).all()
     assert (reference.p_value(odd) < 0.001).all()
 
 
 @pytest.mark.parametrize("factor", [0.2, 5.0])
 def test_other_error_scale_is_flagged_by_its_range(reference, factor):
     ordinary = reference.mean.expand(500, -1)  # no distance at all
-    assert not reference.flag(ordinary, objects(500)).any()
-    assert reference.flag(ordinary, objects(500, factor)).all()
+    assert not reference.flag(ordinary, objects(500).coverage).any()
+    assert reference.flag(ordinary, objects(500, factor).coverage).all()
 
 
 @pytest.mark.parametrize("channel", [0, 1])
@@ -86,9 +86,9 @@ def test_error_scale_of_each_channel_counts(channel):
     batch = objects(100, channels=2)
     reference = FeatureReference.fit(features(500, 0), features(500, 1), batch)
     ordinary = reference.mean.expand(100, -1)
-    assert not reference.flag(ordinary, batch).any()
+    assert not reference.flag(ordinary, batch.coverage).any()
     batch.x_err[:, channel] *= 2.5
-    assert reference.flag(ordinary, batch).all()
+    assert reference.flag(ordinary, batch.coverage).all()
 
 
 def test_number_of_points_outside_training_is_flagged(reference):
@@ -98,7 +98,7 @@ def test_number_of_points_outside_training_is_flagged(reference):
         n = batch.mask.sum((1, 2))
         outside = (n < counts.min()) | (n > counts.max())
         assert outside.any()
-        assert torch.equal(reference.flag(ordinary, batch), outside)
+        assert torch.equal(reference.flag(ordinary, batch.coverage), outside)
 
 
 def test_masked_channel_and_masked_object_are_no_numerical_accident(reference):
@@ -106,9 +106,9 @@ def test_masked_channel_and_masked_object_are_no_numerical_accident(reference):
     batch.mask[0, 1], batch.mask[1] = False, False
     two = FeatureReference.fit(features(50, 0), features(50, 1), batch)
     assert two.ranges.isfinite().all()
-    assert not two.flag(two.mean.expand(3, -1), batch).any()
+    assert not two.flag(two.mean.expand(3, -1), batch.coverage).any()
     nothing = objects(3, masked=1.0)
-    assert reference.flag(reference.mean.expand(3, -1), nothing).all()
+    assert reference.flag(reference.mean.expand(3, -1), nothing.coverage).all()
 
 
 def test_padding_changes_no_verdict(reference):
@@ -119,13 +119,15 @@ def test_padding_changes_no_verdict(reference):
         mask=np.pad(batch.mask[:, 0].numpy(), ((0, 0), (0, 25))),
     ).batch()
     ordinary = reference.mean.expand(30, -1)
-    assert torch.equal(reference.flag(ordinary, longer), reference.flag(ordinary, batch))
+    assert torch.equal(
+        reference.flag(ordinary, longer.coverage), reference.flag(ordinary, batch.coverage)
+    )
 
 
 def test_unknown_errors_have_no_range():
     bare = Observations.from_arrays(np.zeros((5, 8))).batch()
     reference = FeatureReference.fit(features(200, 0), features(200, 1), bare)
-    assert not reference.flag(reference.mean.expand(5, -1), bare).any()
+    assert not reference.flag(reference.mean.expand(5, -1), bare.coverage).any()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -139,5 +141,5 @@ def test_few_or_constant_features_are_no_error(n):
 def test_state_survives_its_arrays(reference):
     again = FeatureReference(**reference.arrays())
     fresh, batch = features(100, 6), objects(100)
-    assert torch.equal(again.flag(fresh, batch), reference.flag(fresh, batch))
+    assert torch.equal(again.flag(fresh, batch.coverage), reference.flag(fresh, batch.coverage))
     assert torch.equal(again.p_value(fresh), reference.p_value(fresh))

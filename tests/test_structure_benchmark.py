@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import structure
 from nbi_plus import Observations
-from nbi_plus.data import hashing
+from nbi_plus.data import joining
 from nbi_plus.infer.weights import psis
 
 
@@ -39,10 +39,10 @@ def test_way_names_the_files_that_get_the_data_and_no_others():
 
     def call(_):
         psis.check_log_weights(x.copy())  # other data, though equal
-        hashing.data_hashes(observations)
+        joining.shared_again(observations)
 
     way = structure.files_on_the_way(x, call)
-    assert "data/hashing.py" in way
+    assert "data/joining.py" in way
     assert "infer/weights/psis.py" not in way
     assert "infer/weights/psis.py" in structure.files_on_the_way(x, psis.check_log_weights)
 

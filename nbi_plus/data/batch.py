@@ -71,6 +71,18 @@ class Batch:
             self, x=torch.where(self.mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
         )
 
+    @property
+    def coverage(self) -> Tensor:
+        """Each channel's mean log error, NaN without points, and the number of points.
+
+        Shape (n, C + 1), float64; the errors are 0 where they are not known.
+        """
+        n_points = self.mask.sum(-1).to(torch.float64)
+        log_err = torch.zeros_like(n_points)
+        if self.x_err is not None:
+            log_err = (self.x_err.to(torch.float64).log() * self.mask).sum(-1) / n_points
+        return torch.cat([log_err, n_points.sum(-1, keepdim=True)], -1)
+
     def arguments(self) -> dict[str, Tensor]:
         """Return what a simulator may ask for by name: coordinates and scalars."""
         return {**self.coords, **self.scalars}

@@ -12,6 +12,13 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
 
+ESTIMATORS: dict[str, type[Flow]] = {"maf": Flow, "nsf": Flow}  # of each kind of `FlowConfig`
+
+
+def estimator(n_dims: int, n_context: int, config: FlowConfig) -> Flow:
+    """Return an untrained density of the kind that ``config`` names."""
+    return ESTIMATORS[config.kind](n_dims, n_context, config)
+
 
 class PosteriorNetwork(nn.Module):
     """q(z | data): the flow's density given features of the data.
@@ -39,7 +46,7 @@ class PosteriorNetwork(nn.Module):
         self.featurizer = featurizer
         self.join = nn.Linear(width + encoder_config.n_context, width)
         self.mix = nn.Linear(width, width)
-        self.flow = Flow(n_dims, width, flow_config)
+        self.flow = estimator(n_dims, width, flow_config)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the features (n, F) that the flow is conditioned on."""

@@ -53,7 +53,7 @@ class FeatureReference:
             len(mean), dtype=cov.dtype, device=cov.device
         )
         root = torch.linalg.inv(torch.linalg.cholesky(cov)).T
-        seen = torch.cat([_conditions(batch).to(mean.device) for batch in shown])
+        seen = torch.cat([batch.coverage.to(mean.device) for batch in shown])
         ranges = torch.stack([
             seen.nan_to_num(nan=math.inf).amin(0), seen.nan_to_num(nan=-math.inf).amax(0)
         ])  # fmt: skip
@@ -71,10 +71,13 @@ class FeatureReference:
         further = len(self.distances) - torch.searchsorted(self.distances, self.distance(features))
         return (further + 1.0) / (len(self.distances) + 1.0)
 
-    def flag(self, features: Tensor, batch: Batch) -> Tensor:
-        """Say which objects are unlike the training set, bool (n,)."""
+    def flag(self, features: Tensor, coverage: Tensor) -> Tensor:
+        """Say which objects are unlike the training set, bool (n,).
+
+        ``coverage`` is `Batch.coverage`.
+        """
         cut = torch.quantile(self.distances, _CUT)
-        seen = _conditions(batch).to(cut.device)
+        seen = coverage.to(cut.device)
         margin = torch.full_like(self.ranges[0], _LOG_ERR_MARGIN)
         margin[-1] = 0.5
         outside = ((seen < self.ranges[0] - margin) | (seen > self.ranges[1] + margin)).any(-1)
@@ -83,15 +86,3 @@ class FeatureReference:
     def arrays(self) -> dict[str, Tensor]:
         """Return the state as named tensors."""
         return {k: getattr(self, k) for k in ("mean", "precision_root", "distances", "ranges")}
-
-
-def _conditions(batch: Batch) -> Tensor:
-    """Return each channel's mean log error, NaN without points, and the number of points.
-
-    Shape (n, C + 1); the errors are 0 where they are not known.
-    """
-    n_points = batch.mask.sum(-1).to(torch.float64)
-    log_err = torch.zeros_like(n_points)
-    if batch.x_err is not None:
-        log_err = (batch.x_err.to(torch.float64).log() * batch.mask).sum(-1) / n_points
-    return torch.cat([log_err, n_points.sum(-1, keepdim=True)], -1)

@@ -52,6 +52,12 @@ class Conventions(NamedTuple):
         """Return those of fitted data, whose coordinates and scalars have these names."""
         return cls(categories, {k: units.get(k) for k in ("x", *names)})
 
+    def fit(self, found: Observations) -> bool:
+        """Say whether data mean already what is wanted."""
+        return all(found.units.get(k) == unit for k, unit in self.units.items()) and all(
+            tuple(self.categories.get(k, names)) == names for k, names in found.categories.items()
+        )
+
 
 NONE_KNOWN = Conventions()
 
@@ -100,11 +106,13 @@ def one_object(
         units=units if unit is None else units | {"x": unit},
         **coords,
     )
-    return found.like(*known)
+    return found if known.fit(found) else found.like(*known)
 
 
 def holds_objects(value: Any) -> bool:  # noqa: ANN401
     """Say whether a value holds objects with all that belongs to them, and is no plain array."""
+    if isinstance(value, np.ndarray) and value.dtype.names is None:
+        return False  # whatever library made it
     return isinstance(value, Observations) or _is_spectrum(value) or is_table(value)
 
 

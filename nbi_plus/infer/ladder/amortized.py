@@ -320,7 +320,7 @@ class Amortized:
         objects = verdict.Objects(
             ids=observations.ids,
             keys=torch.as_tensor(observations.keys, device=features.device),
-            ood=reference.flag(features, batch),
+            ood=reference.flag(features, batch.coverage),
             p_value=reference.p_value(features),
             n_masked=observations.n_masked,
             n_duplicates=observations.n_duplicates,

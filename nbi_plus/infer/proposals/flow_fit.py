@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nbi_plus.learn.flows import Flow, FlowConfig
 from nbi_plus.learn.model import without_global_rng
+from nbi_plus.learn.network import estimator
 from nbi_plus.problem.random import generator, stage_key
 
 
@@ -54,7 +55,7 @@ def fit_density(z: Tensor, weights: Tensor, config: DensityConfig, seed: int, st
         Of the randomness.
     """
     flow = without_global_rng(
-        stage_key(seed, stage) % 2**63, lambda: Flow(z.shape[1], 1, config.flow)
+        stage_key(seed, stage) % 2**63, lambda: estimator(z.shape[1], 1, config.flow)
     ).to(z.device)
     flow.whiten(z, weights)
     rng = generator(seed, stage, z.device)

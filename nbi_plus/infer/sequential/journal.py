@@ -27,8 +27,9 @@ from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
 from nbi_plus.io.parts import split
-from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import without_global_rng
+from nbi_plus.learn.network import estimator
 
 Arrays = dict[str, NDArray]
 _STATE = "network"
@@ -186,7 +187,7 @@ def _decode_flow(meta: Mapping, prefix: str, arrays: Arrays, device: torch.devic
     features = _get(arrays, prefix + "features", device)
     _check_size(meta, prefix, arrays)
     flow = without_global_rng(
-        0, lambda: Flow(meta["n_dims"], features.shape[1], FlowConfig(**meta["config"]))
+        0, lambda: estimator(meta["n_dims"], features.shape[1], FlowConfig(**meta["config"]))
     )
     start = prefix + "flow/"
     names = [k[len(start) :] for k in arrays if k.startswith(start)]
@@ -201,7 +202,7 @@ def _check_size(meta: Mapping, prefix: str, arrays: Arrays) -> None:
     own = [v.shape for k, v in arrays.items() if k.startswith(prefix)]
     largest = max([64, len(own), *(n for shape in own for n in shape)])
     sizes = {"n_dims": meta["n_dims"], **meta["config"]}
-    for name in ("n_dims", "n_blocks", "hidden", "n_layers", "n_mog", "n_bins"):
+    for name in sorted(sizes.keys() - {"kind", "perm_seed"}):
         if not 0 < sizes[name] <= largest:
             raise ArchiveError(
                 f"{name} of a flow must be at most {largest}, the largest size in the file, but "
