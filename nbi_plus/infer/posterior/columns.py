@@ -1,15 +1,16 @@
 """Columns: the one table of the figures that are told of an answer.
 
-Posterior, Posteriors, their files, tables and verdicts take the names from here. The two classes
-have a field of the same name as well, for their readers and type checkers.
+Posterior, Posteriors, their files, tables and verdicts take the names from here, and their fields:
+a figure is one line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Stored(Enum):
@@ -101,3 +102,19 @@ WEIGHT_NUMBERS = names(Stored.WEIGHTS)  # what the weights of one object come to
 NUMBERS = names(Stored.WEIGHTS, Stored.ANSWER)  # of one object, wherever it is
 ALL_NUMBERS = names(Stored.WEIGHTS, Stored.ANSWER, Stored.SURVEY)
 MOMENTS = names(Stored.DRAWS)
+
+
+def _default(figure: Figure) -> float | bool:
+    return figure.unknown if figure.failed is None else figure.failed
+
+
+# by keyword alone, so that the order of the table is no order of arguments
+FiguresOfOne = make_dataclass(
+    "FiguresOfOne",
+    [(n, BY_NAME[n].kind, field(default=_default(BY_NAME[n]), kw_only=True)) for n in NUMBERS],
+    frozen=True, eq=False, namespace={"__module__": __name__},
+)  # fmt: skip
+FiguresOfMany = make_dataclass(
+    "FiguresOfMany", [(name, NDArray, field(kw_only=True)) for name in ALL_NUMBERS],
+    frozen=True, eq=False, namespace={"__module__": __name__},
+)  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer.posterior import export
-from nbi_plus.infer.posterior.columns import NUMBERS
+from nbi_plus.infer.posterior.columns import NUMBERS, FiguresOfOne
 from nbi_plus.infer.posterior.reweighting import reweighted
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
 from nbi_plus.infer.weights.resample import systematic_resample
@@ -47,7 +47,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, eq=False)
-class Posterior:
+class Posterior(FiguresOfOne):
     """Weighted draws of one object, and how far they can be trusted.
 
     Unpacks as ``samples, weights = posterior``.
@@ -98,15 +98,6 @@ class Posterior:
     log_likelihood: Array
     status: Status
     flags: frozenset[Flag] = frozenset()
-    ess: float = 0.0
-    ess_low: float = 0.0
-    efficiency: float = 0.0
-    k_hat: float = np.inf
-    log_evidence: float = np.nan
-    log_evidence_err: float = np.nan
-    evidence_reliable: bool = False
-    ood_p_value: float = np.nan
-    fit_p_value: float = np.nan
     rungs: tuple[RungReport, ...] = ()
     derived: dict[str, Array] = field(default_factory=dict)
     id: str = "0"

@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Posteriors:
+class Posteriors(columns.FiguresOfMany):
     """Posteriors of N objects.
 
     Indexing with a number gives a `Posterior`, with a slice or an array Posteriors.
@@ -64,19 +64,6 @@ class Posteriors:
     status: tuple[Status, ...]
     flags: tuple[frozenset[Flag], ...]
     rungs: tuple[tuple[RungReport, ...], ...]
-    ess: Array
-    ess_low: Array
-    efficiency: Array
-    k_hat: Array
-    log_evidence: Array
-    log_evidence_err: Array
-    evidence_reliable: NDArray[np.bool_]
-    ood_p_value: Array
-    fit_p_value: Array
-    n_masked: NDArray[np.int64]
-    n_simulated: NDArray[np.int64]
-    n_gradients: NDArray[np.int64]
-    n_failed: NDArray[np.int64]
     mean: Array
     std: Array
     quantiles: Array
