@@ -627,7 +627,7 @@ def test_reference_of_a_fit_flags_one_ordinary_object_in_a_hundred():
     problem = make_problem()
     batch = problem.observe(fresh, generator(0, "fresh"))
     features = model.network.features(batch)
-    share = model.reference.flag(features, batch).double().mean().item()
+    share = model.reference.flag(features, batch.coverage).double().mean().item()
     assert abs(share - 0.01) < 4 * math.sqrt(0.01 * (1 / 5000 + 1 / 750))  # 750 set the cut-off
     p = model.reference.p_value(features)
     assert stats.kstest(p, "uniform").statistic < 2 * math.sqrt(1 / 5000 + 1 / 750)
