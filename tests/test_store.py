@@ -448,8 +448,7 @@ package = types.ModuleType("nbi_plus")
 package.__path__ = {list(nbi_plus.__path__)!r}
 sys.modules["nbi_plus"] = package
 import numpy as np
-from nbi_plus.io.store import StoreError
-from nbi_plus.io.store import SimulationStore, read_columns
+from nbi_plus.io.store import SimulationStore, StoreError, read_columns
 path = sys.argv[1]
 def open_store(capacity):
     return SimulationStore.open(path, {{"seed": 0}}, {{"x": (64,)}}, capacity)

@@ -633,7 +633,7 @@ def test_reference_of_a_fit_flags_one_ordinary_object_in_a_hundred():
     assert stats.kstest(p, "uniform").statistic < 2 * math.sqrt(1 / 5000 + 1 / 750)
     for factor in (0.2, 5.0):
         other = replace(batch, x_err=factor * batch.x_err)
-        assert model.reference.flag(model.network.features(other), other).all()
+        assert model.reference.flag(model.network.features(other), other.coverage).all()
 
 
 def test_streamed_simulations_refuse_per_item_noise(tmp_path):
