@@ -27,11 +27,15 @@ from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.fit import SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem.binding import (
     NONE_KNOWN,
     check_inputs,
+    is_one_object,
+    many_objects,
+    one_object,
 )
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
@@ -237,12 +241,12 @@ class Engine(BaseEstimator):
         check_inputs(inputs, self.simulator, "fit")
         sequential = options.is_sequential(n_rounds, method, observations, x_obs)
         before = getattr(self, "fitted_", None)
-        network = None if before is None else before.model
+        network = self._network(before, warm_start)
         goes_on = network is not None and (sequential or warm_start)
         known = before.conventions if goes_on else NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
-        self._check_start(sequential, warm_start, n_sims, online, given)
+        options.check_start(sequential, n_sims, online, given)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = options.train_config(train, chosen, _LOCATE if sequential else {})
         run = self._run(n_sims, online, max_failed, sequential, callback, progress)
@@ -304,10 +308,10 @@ class Engine(BaseEstimator):
         Posterior
         """
         fitted = self._fitted("predict")
-        one = fitted.one_object(x_obs, x_err, point_mask(mask, bad), self._asked(inputs, "predict"))
+        one = self._one("predict", x_obs, x_err, point_mask(mask, bad), inputs)
         other = None if prior is None else Prior.coerce(prior)
-        answers = fitted.answers_for(one, self._how(), "predict", modes, other)
-        posterior = answers.posterior(one, n_samples, self._seed(seed))
+        answers = fitted.answers_for(one.hashes, self._how(), "predict", other)
+        posterior = answers.looking_at(modes, one).posterior(one, n_samples, self._seed(seed))
         if not posterior.trusted:
             reason = posterior.rungs[-1].reason
             told = doubts(posterior.status, posterior.flags, reason)
@@ -351,7 +355,7 @@ class Engine(BaseEstimator):
         fitted.network("predict_many")
         objects = fitted.like_training(observations)
         other = None if prior is None else Prior.coerce(prior)
-        amortized = fitted.amortized(self._how(), "predict_many", objects, modes, other)
+        amortized = fitted.amortized(self._how(), "predict_many", other).looking_at(modes, objects)
         return amortized.posteriors(objects, n_samples, keep, self._seed(seed))
 
     def retry(
@@ -388,8 +392,8 @@ class Engine(BaseEstimator):
     ) -> NDArray[np.float64]:
         """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
         fitted = self._fitted("sample")
-        one = fitted.one_object(x_obs, x_err, point_mask(mask, bad), self._asked(inputs, "sample"))
-        answers = fitted.answers_for(one, self._how(), "sample")
+        one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+        answers = fitted.answers_for(one.hashes, self._how(), "sample")
         return answers.sample(one, n_samples, self._seed(seed))
 
     def log_prob(
@@ -413,9 +417,11 @@ class Engine(BaseEstimator):
             As for `predict`.
         """
         fitted = self._fitted("log_prob")
-        draws, real = fitted.prior.check(theta), point_mask(mask, bad)
-        objects = fitted.paired(len(draws), x, x_err, real, self._asked(inputs, "log_prob"))
-        return fitted.answers_for(objects, self._how(), "log_prob").log_prob(draws, objects)
+        draws = fitted.prior.check(theta)
+        make = one_object if is_one_object(x, fitted.shape, len(draws)) else many_objects
+        objects = self._one("log_prob", x, x_err, point_mask(mask, bad), inputs, make)
+        answers = fitted.answers_for(objects.hashes, self._how(), "log_prob")
+        return answers.log_prob(draws, objects)
 
     def score(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -432,7 +438,8 @@ class Engine(BaseEstimator):
         **inputs : array_like
             Coordinates (L,) and scalars; default: those given to `fit`.
         """
-        return self._fitted("simulate").simulate(theta, self._asked(inputs, "simulate"))
+        check_inputs(inputs, self.simulator, "simulate")
+        return self._fitted("simulate").simulate(theta, inputs)
 
     def log_likelihood(
         self,
@@ -520,6 +527,12 @@ class Engine(BaseEstimator):
             raise NotFittedError(f"This Engine is not fitted yet. Call fit before {caller}.")
         return self.fitted_
 
+    def _network(self, before: Fitted | None, warm_start: bool) -> TrainedModel | None:
+        """Return the network that a fit may go on with, which a warm start must have."""
+        if warm_start:
+            return self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
+        return None if before is None else before.model
+
     def _how(self, ladder: Ladder | None = None) -> Computing:
         chosen = ladder or self.ladder or Ladder()
         return Computing(chosen, options.device_of(self.device), self.n_jobs, self.client)
@@ -527,10 +540,14 @@ class Engine(BaseEstimator):
     def _seed(self, seed: int | None) -> int:
         return self.seed if seed is None else seed
 
-    def _asked(self, inputs: Mapping[str, ArrayLike], caller: str) -> Mapping[str, ArrayLike]:
-        """Return the inputs, of which the simulator asks for each."""
+    def _one(
+        self, caller: str, x: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike], make: Callable[..., Observations] = one_object,
+    ) -> Observations:  # fmt: skip
+        """Return one object, with what was given to `fit` where nothing is given here."""
         check_inputs(inputs, self.simulator, caller)
-        return inputs
+        fitted = self._fitted(caller)
+        return make(x, x_err, real, inputs, fitted.conventions, fitted.defaults)
 
     def _prior(self) -> Prior:
         given = [p for p in (self.prior, self.priors) if p is not None]
@@ -548,33 +565,17 @@ class Engine(BaseEstimator):
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
         if self.simulator is None:
             raise ValueError(f"{caller} must have a simulator, but the engine has none.")
-        self._asked(inputs, caller)
+        check_inputs(inputs, self.simulator, caller)
         how = self._how()
         with preserved_random_state():
             fitted = getattr(self, "fitted_", None)
             if fitted is not None:
-                target = fitted.target(fitted.one_object(x_obs, x_err, real, inputs), how)
+                target = fitted.target(self._one(caller, x_obs, x_err, real, inputs), how)
             else:
                 given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
                 problem = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
                 target = problem.target(how.n_jobs, how.client)
             return target.densities(target.prior.check(np.atleast_2d(theta)))
-
-    def _check_start(
-        self, sequential: bool, warm_start: bool, n_sims: int | None, online: bool, given: FitInputs
-    ) -> None:
-        """Refuse a fit that has nothing to start from, or too much."""
-        if warm_start:
-            self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
-        if sequential and n_sims is None:
-            raise ValueError("fit must have n_sims, the simulations of each round.")
-        if sequential and online:
-            raise ValueError("online must be False for a sequential fit, which keeps what it made.")
-        if sequential and given.grid is not None:
-            raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
-        elsewhere = given.theta is not None or given.x is not None
-        if not sequential and elsewhere == (n_sims is not None):
-            raise ValueError("fit must have either n_sims, or theta and x.")
 
     def _keep(self, fitted: Fitted) -> Engine:
         """Keep what was fitted, and its parts under names of their own."""

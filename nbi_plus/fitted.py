@@ -16,7 +16,7 @@ from nbi_plus.data.joining import agreed_units, shared_again
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import coordinate
 from nbi_plus.infer.ladder.amortized import Amortized
-from nbi_plus.infer.ladder.hints import Hints, hints_for
+from nbi_plus.infer.ladder.hints import Hints
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.ladder.translated import Change
 from nbi_plus.infer.posterior.posterior import Posterior
@@ -25,9 +25,6 @@ from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.binding import (
     Conventions,
     bind_simulator,
-    is_one_object,
-    many_objects,
-    one_object,
     with_grid,
 )
 from nbi_plus.problem.noise.base import Noise
@@ -49,6 +46,9 @@ class Computing:
 
 class Answers(Protocol):
     """Whoever answers for one object: the network and its ladder, or the fit of that object."""
+
+    def looking_at(self, modes: Hints | None, objects: Observations) -> Answers:
+        """Return the same with places to look at besides."""
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
         """Return the posterior of the object."""
@@ -125,21 +125,6 @@ class Fitted:
         seen = self.sequential.observations
         return Conventions.of(seen.categories, seen.units, (*seen.points, *seen.scalars))
 
-    def one_object(
-        self, x_obs: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
-        inputs: Mapping[str, ArrayLike],
-    ) -> Observations:  # fmt: skip
-        """Return one object, with what was given to `fit` where nothing is given here."""
-        return one_object(x_obs, x_err, real, inputs, self.conventions, self.defaults)
-
-    def paired(
-        self, n: int, x: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
-        inputs: Mapping[str, ArrayLike],
-    ) -> Observations:  # fmt: skip
-        """Return one object, or one for each of ``n`` theta, as the shape of x says."""
-        make = one_object if is_one_object(x, self.shape, n) else many_objects
-        return make(x, x_err, real, inputs, self.conventions, self.defaults)
-
     def like_training(self, observations: Observations) -> Observations:
         """Return the objects as the network knows them, with what was given to `fit`."""
         conventions = self.conventions
@@ -159,28 +144,24 @@ class Fitted:
         return self.model
 
     def answers_for(
-        self, objects: Observations, how: Computing, caller: str, modes: Hints | None = None,
-        prior: Prior | None = None,
-    ) -> Answers:  # fmt: skip
-        """Return who answers: the sequential fit if it is of this object, else the network."""
+        self, hashes: NDArray[np.str_], how: Computing, caller: str, prior: Prior | None = None
+    ) -> Answers:
+        """Return who answers for objects: the sequential fit if it is of this one, or the network.
+
+        Maybe for another prior than that of the fit.
+        """
         own = self.sequential
-        if own is not None and own.is_for(objects):
+        if own is not None and own.is_for(hashes):
             return SequentialAnswers(own, how, None if prior is None else Change(own.prior, prior))
         if self.model is None:
             raise ValueError(
                 f"x_obs must be the object that this Engine was fitted to in rounds, for {caller}, "
                 "but is another one. Fit with n_rounds=1 for many objects, or fit this one."
             )
-        return self.amortized(how, caller, objects, modes, prior)
+        return self.amortized(how, caller, prior)
 
-    def amortized(
-        self, how: Computing, caller: str, objects: Observations | None = None,
-        modes: Hints | None = None, prior: Prior | None = None,
-    ) -> Amortized:  # fmt: skip
-        """Return the network and its ladder, with places to look at, and maybe for another prior.
-
-        ``modes`` are of the ``objects``.
-        """
+    def amortized(self, how: Computing, caller: str, prior: Prior | None = None) -> Amortized:
+        """Return the network and its ladder, maybe for another prior."""
         change = None if prior is None else Change(self.prior, prior)
         chosen = self.prior if change is None else change.new
         return Amortized(
@@ -190,7 +171,6 @@ class Fitted:
             model=self.network(caller),
             ladder=how.ladder,
             device=how.device,
-            earlier=None if modes is None else hints_for(modes, objects, chosen, how.device),
             change=change,
             n_jobs=how.n_jobs,
             client=how.client,
@@ -220,6 +200,10 @@ class SequentialAnswers:
     fit: SequentialFit
     how: Computing
     change: Change | None = None
+
+    def looking_at(self, modes: Hints | None, objects: Observations) -> SequentialAnswers:  # noqa: ARG002
+        """Return itself: its rounds have looked already."""
+        return self
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:  # noqa: ARG002
         """Return the posterior of fresh draws."""

@@ -27,7 +27,7 @@ from nbi_plus.learn.model import MULTI, FeaturizerSpec, TrainedModel
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.binding import check_observations
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.problem.setup import Problem
+from nbi_plus.problem.setup import FitInputs, Problem
 from nbi_plus.problem.simulator.cadence import TIME, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
@@ -267,3 +267,16 @@ def is_sequential(
             f"one object, but there are {n_objects} objects. Give x_obs, or n_rounds=1."
         )
     return True
+
+
+def check_start(sequential: bool, n_sims: int | None, online: bool, given: FitInputs) -> None:
+    """Refuse a fit that has nothing to start from, or too much."""
+    if sequential and n_sims is None:
+        raise ValueError("fit must have n_sims, the simulations of each round.")
+    if sequential and online:
+        raise ValueError("online must be False for a sequential fit, which keeps what it made.")
+    if sequential and given.grid is not None:
+        raise ValueError("grid must be None for a sequential fit: one object has one cadence.")
+    elsewhere = given.theta is not None or given.x is not None
+    if not sequential and elsewhere == (n_sims is not None):
+        raise ValueError("fit must have either n_sims, or theta and x.")

@@ -24,6 +24,7 @@ from nbi_plus.infer.ladder.escalation import (
     joined_accounts,
     settled,
 )
+from nbi_plus.infer.ladder.hints import Hints, hints_for
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, reweight
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
@@ -76,6 +77,12 @@ class Amortized:
     client: object | None = None
     earlier: Earlier | None = None
     change: Change | None = None
+
+    def looking_at(self, modes: Hints | None, objects: Observations) -> Amortized:
+        """Return the same with places to look at for these objects."""
+        if modes is None:
+            return self
+        return replace(self, earlier=hints_for(modes, objects, self.prior, self.device))
 
     def posteriors(
         self, observations: Observations, n_samples: int, keep: int | None, seed: int
