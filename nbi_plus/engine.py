@@ -100,6 +100,8 @@ class Engine(BaseEstimator):
     rounds_ : Rounds
         What every round of it came to; prints as a table.
     sequential_ : SequentialFit
+    fitted_ : Fitted
+        All of these; prints what was fitted.
     defaults_ : dict
         Errors and coordinates given to `fit`, used by the other doors when they are given none.
 
