@@ -17,7 +17,7 @@ from torch import nn
 from nbi_plus import files, options
 from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
-from nbi_plus.fitted import Computing, Fitted
+from nbi_plus.fitted import Answers, Computing, Fitted
 from nbi_plus.infer.ladder.hints import Hints
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.posterior import Posterior
@@ -309,11 +309,10 @@ class Engine(BaseEstimator):
         -------
         Posterior
         """
-        fitted = self._fitted("predict")
         one = self._one("predict", x_obs, x_err, point_mask(mask, bad), inputs)
         other = None if prior is None else Prior.coerce(prior)
-        answers = fitted.answers_for(one.hashes, self._how(), "predict", other)
-        posterior = answers.looking_at(modes, one).posterior(one, n_samples, self._seed(seed))
+        answers = self._answers("predict", one, other).looking_at(modes, one)
+        posterior = answers.posterior(one, n_samples, self._seed(seed))
         if not posterior.trusted:
             reason = posterior.rungs[-1].reason
             told = doubts(posterior.status, posterior.flags, reason)
@@ -393,10 +392,8 @@ class Engine(BaseEstimator):
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
         """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
-        fitted = self._fitted("sample")
         one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
-        answers = fitted.answers_for(one.hashes, self._how(), "sample")
-        return answers.sample(one, n_samples, self._seed(seed))
+        return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
 
     def log_prob(
         self,
@@ -422,8 +419,7 @@ class Engine(BaseEstimator):
         draws = fitted.prior.check(theta)
         make = one_object if is_one_object(x, fitted.shape, len(draws)) else many_objects
         objects = self._one("log_prob", x, x_err, point_mask(mask, bad), inputs, make)
-        answers = fitted.answers_for(objects.hashes, self._how(), "log_prob")
-        return answers.log_prob(draws, objects)
+        return self._answers("log_prob", objects).log_prob(draws, objects)
 
     def score(
         self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
@@ -550,6 +546,11 @@ class Engine(BaseEstimator):
         check_inputs(inputs, self.simulator, caller)
         fitted = self._fitted(caller)
         return make(x, x_err, real, inputs, fitted.conventions, fitted.defaults)
+
+    def _answers(self, caller: str, objects: Observations, prior: Prior | None = None) -> Answers:
+        """Return who answers for these objects; only one alone can be that of a sequential fit."""
+        data_hash = objects.hashes[0] if len(objects) == 1 else None
+        return self._fitted(caller).answers_for(data_hash, self._how(), caller, prior)
 
     def _prior(self) -> Prior:
         given = [p for p in (self.prior, self.priors) if p is not None]

@@ -22,11 +22,7 @@ from nbi_plus.infer.ladder.translated import Change
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.learn.model import TrainedModel
-from nbi_plus.problem.binding import (
-    Conventions,
-    bind_simulator,
-    with_grid,
-)
+from nbi_plus.problem.binding import Conventions, bind_simulator, with_grid
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.setup import Problem
@@ -129,7 +125,7 @@ class Fitted:
         """Return the objects as the network knows them, with what was given to `fit`."""
         conventions = self.conventions
         found = with_grid(observations, self.defaults, conventions).like(*conventions)
-        one_grid = any(v.ndim == 1 for v in self.network("predict").conditions.coords.values())
+        one_grid = any(v.ndim == 1 for v in self.model.conditions.coords.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
 
     # --- who answers -----------------------------------------------------------------------------
@@ -144,14 +140,14 @@ class Fitted:
         return self.model
 
     def answers_for(
-        self, hashes: NDArray[np.str_], how: Computing, caller: str, prior: Prior | None = None
+        self, data_hash: str | None, how: Computing, caller: str, prior: Prior | None = None
     ) -> Answers:
-        """Return who answers for objects: the sequential fit if it is of this one, or the network.
+        """Return who answers: the sequential fit if it is of this very object, or the network.
 
-        Maybe for another prior than that of the fit.
+        No hash stands for several objects. Maybe for another prior than that of the fit.
         """
         own = self.sequential
-        if own is not None and own.is_for(hashes):
+        if own is not None and data_hash is not None and own.is_for(data_hash):
             return SequentialAnswers(own, how, None if prior is None else Change(own.prior, prior))
         if self.model is None:
             raise ValueError(

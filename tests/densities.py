@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbi_plus import Gate
 from nbi_plus.infer.ladder import Budget, RungContext
-from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
+from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.weights.clean import clean
 from nbi_plus.infer.weights.summary import effective_sample_size
@@ -217,6 +217,6 @@ class Data:
 
 def context_of(density, n_dim, n=16, gate=None):
     """Return what rungs need besides their objects, for ``n`` objects alike."""
-    meter, gate = Meter.of(Cost.nothing(n), Cost.nothing(n)), gate or Gate()
-    target = LatentTarget(density, n, n_dim)
-    return RungContext(target, meter, ReportLog.of(meter, gate), gate, Budget(), 0)
+    gate = gate or Gate()
+    accounts = Earlier.nothing(n, torch.device("cpu")).accounts(gate)
+    return RungContext(LatentTarget(density, n, n_dim), *accounts, gate, Budget(), 0)

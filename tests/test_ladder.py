@@ -190,6 +190,24 @@ def test_retry_takes_answers_of_another_process(engine, survey):
     assert pickle.loads(pickle.dumps(again)).status == again.status  # noqa: S301
 
 
+def test_answers_of_every_status_pickle(engine, survey, escalated, problem):
+    """Of weights, chains, nothing to weigh with, and data that cannot be used."""
+    bare = nbi.Engine(None, engine.prior, noise=problem.sigma)
+    bare.fitted_ = replace(engine.fitted_, simulator=None)
+    nothing = nbi.Observations.from_arrays(np.ones((1, 12)), bad=np.ones((1, 12), bool))
+    never = with_ladder(engine, nbi.Ladder(escalate="never"))
+    each = [*escalated, *bare.predict_many(survey[:1]), *engine.predict_many(nothing),
+            *never.predict_many(survey)]  # fmt: skip
+    names = {p.status.name for p in each}
+    assert names >= {"HMC", "AMORTIZED", "FAILED", "UNCERTIFIED"}
+    for one in each:
+        again = pickle.loads(pickle.dumps(one))  # noqa: S301 - our own
+        assert again.status is one.status
+        assert repr(again.rungs) == repr(one.rungs)
+        for key in ("samples", "log_weights", "chains"):
+            np.testing.assert_array_equal(getattr(again, key), getattr(one, key))
+
+
 def test_retry_refuses_other_data_and_other_priors(engine, survey, problem):
     first = with_ladder(engine, nbi.Ladder(escalate="never")).predict_many(survey)
     other = nbi.Observations.from_arrays(problem.observe(N_OBJECTS, seed=6)[1])

@@ -87,6 +87,16 @@ def test_efficiency_does_not_fall_from_round_to_round(fitted):
     assert efficiency[-1] >= 0.8 * max(efficiency)
 
 
+def test_an_efficient_certificate_that_fails_is_given_three_times_the_draws(problem, x):
+    """Before another proposal is tried: a thousand draws cannot have 1200 effective ones."""
+    ladder = nbi.Ladder(gate=nbi.Gate(ess_min=1200))
+    engine = engine_for(problem, ladder=ladder)
+    engine.fit(n_sims=1000, n_rounds=12, x_obs=x, ess_target=1500, max_sims=20_000)
+    steps = [(r.phase, r.n_sims) for r in engine.rounds_]
+    assert steps[steps.index(("certify", 1000)) + 1] == ("certify", 2000)
+    assert engine.posterior_.certified
+
+
 def test_same_seed_gives_same_answer(fitted, problem, x):
     again = engine_for(problem).fit(x_obs=x, **QUICK)
     assert np.array_equal(again.posterior_.samples, fitted.posterior_.samples)
@@ -119,6 +129,23 @@ def test_another_object_is_refused_unless_there_is_a_network(fitted, problem, x)
         fitted.predict(x + 0.1)
     with pytest.raises(NotFittedError, match="fitted to one object"):
         fitted.predict_many(nbi.Observations.from_arrays(x[None]))
+
+
+def test_a_sequential_fit_knows_its_object_whatever_holds_it(fitted, x, tmp_path):
+    fitted.save(tmp_path / "engine.nbi")
+    loaded = nbi.Engine.load(tmp_path / "engine.nbi", fitted.simulator)
+    want = fitted.predict(x).samples
+    holders = (
+        list(x),
+        np.ma.masked_array(x),
+        nbi.Observations.from_arrays(x[None]),
+        x * (1 + 1e-12),
+    )
+    for engine in (fitted, loaded):
+        for held in holders:
+            np.testing.assert_array_equal(engine.predict(held).samples, want)
+        with pytest.raises(ValueError, match="but is another one"):
+            engine.predict(x * (1 + 1e-6))
 
 
 def test_sequential_fit_refines_an_amortized_engine(problem):

@@ -28,7 +28,7 @@ from nbi_plus.problem.simulator.simulator import (
 _LOG = logging.getLogger("nbi_plus")
 
 Z_MAX = 8.0  # draws further out in the latent space have weight zero, and are not simulated
-_N_PROBES = 8
+_N_PROBES = 64  # draws of the prior: a simulator may raise for most of them
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,6 @@ class Cost:
     gradients: Tensor
     seconds: Tensor
 
-    @classmethod
-    def nothing(cls, n: int, device: torch.device | str = "cpu") -> Cost:
-        """Return that N objects cost nothing yet."""
-        zero = torch.zeros(n, dtype=torch.int64, device=device)
-        return cls(zero, zero, zero.double())
-
 
 @dataclass
 class Meter:

@@ -101,14 +101,8 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
     )
     numbers = {k: np.full(n, BY_NAME[k].unknown) for k in ALL_NUMBERS if k not in _OF_DATA}
     numbers["ess"] = np.full(n, float(n_draws))
-    rungs = tuple(
-        (
-            RungReport(
-                "amortized", n_draws, float(n_draws), np.nan, np.nan, False, refusal or reason
-            ),
-        )
-        for refusal in objects.refusals.tolist()
-    )
+    line = RungReport("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason)
+    rungs = tuple((replace(line, reason=own or reason),) for own in objects.refusals.tolist())
     verdicts = status, flags, rungs
     return _collect(
         outcome, torch.zeros_like(weights), weights, numbers, verdicts, objects, request

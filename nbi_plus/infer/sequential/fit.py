@@ -77,9 +77,9 @@ class SequentialFit:
     simulator: BoundSimulator | None
     device: torch.device
 
-    def is_for(self, hashes: NDArray[np.str_]) -> bool:
-        """Say whether objects of these hashes are this one: its data, errors and coordinates."""
-        return hashes.tolist() == self.observations.hashes.tolist()
+    def is_for(self, data_hash: str) -> bool:
+        """Say whether an object of this hash has the same data, errors and coordinates."""
+        return data_hash == self.observations.hashes[0]
 
     def draws(self, n: int, seed: int) -> NDArray[np.float64]:
         """Return draws theta (n, D) of the frozen proposal, not corrected."""
