@@ -2,7 +2,8 @@
 
 import sys
 
-from nbi_plus.infer.samplers import hmc
+from nbi_plus.infer.samplers import hmc, peaks
 
 # samplers are of use alone, and short to import: the same module under both names
 sys.modules[f"{__name__}.hmc"] = hmc
+sys.modules[f"{__name__}.peaks"] = peaks

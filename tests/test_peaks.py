@@ -1,0 +1,167 @@
+"""Laws of the search for peaks: closed forms, circles, bad densities, budgets, batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from densities import normals
+
+from nbi_plus.infer import peaks
+from nbi_plus.infer.samplers.peaks import PeaksConfig
+
+WAYS = pytest.mark.parametrize("differentiable", [True, False], ids=["gradients", "black box"])
+
+
+class Normals:
+    """Mixtures of M normals for each of B objects, in latent coordinates."""
+
+    def __init__(self, mean, factor, log_share):
+        self.mean, self.factor, self.log_share = mean, factor, log_share
+
+    @classmethod
+    def random(cls, n, n_modes, n_dim, condition, seed=1):
+        axes = torch.linalg.qr(normals(seed, n, n_modes, n_dim, n_dim)).Q
+        widths = 0.2 * torch.logspace(0, -0.5 * math.log10(condition), n_dim).double()
+        factor = torch.linalg.cholesky(axes @ widths.square().diag() @ axes.mT)
+        mean = 0.3 * normals(seed + 1, n, n_modes, n_dim)
+        return cls(mean, factor, normals(seed + 2, n, n_modes).log_softmax(1))
+
+    def log_prob(self, z, index):
+        away = (z[:, None] - self.mean[index][:, :, None]).mT
+        u = torch.linalg.solve_triangular(self.factor[index], away, upper=False)
+        volume = self.factor[index].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        each = (self.log_share[index] - volume)[..., None] - 0.5 * u.square().sum(2)
+        return each.logsumexp(1)
+
+
+def in_sd(found, mean, factor):
+    """Return how far places are from means, in standard deviations."""
+    away = (found - mean)[..., None]
+    return torch.linalg.solve_triangular(factor, away, upper=False)[..., 0].norm(dim=-1)
+
+
+@WAYS
+@pytest.mark.parametrize(("n_dim", "condition"), [(1, 1.0), (3, 1e4), (10, 1e8)])
+def test_one_normal_is_found_exactly(n_dim, condition, differentiable):
+    law = Normals.random(3, 1, n_dim, condition)
+    found = peaks.find(law.log_prob, normals(5, 3, 6, n_dim), differentiable=differentiable)
+    assert found.z.shape == (3, 1, n_dim)
+    assert found.settled.all()
+    assert (in_sd(found.z, law.mean, law.factor) < 0.05).all()
+    inside = torch.linalg.solve_triangular(law.factor, found.factor, upper=False)
+    # the widest axis has a curvature of 25, far above the least one that is allowed
+    assert torch.allclose(inside @ inside.mT, torch.eye(n_dim).double(), atol=0.02)
+    top = law.log_prob(law.mean, torch.arange(3))
+    assert torch.allclose(found.log_prob, top, atol=2e-3)
+
+
+@WAYS
+def test_all_modes_of_a_mixture_are_found_with_their_masses(differentiable):
+    law = Normals.random(4, 3, 2, 30.0)
+    law.mean = law.mean + torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]).double()
+    found = peaks.find(law.log_prob, normals(6, 4, 48, 2) * 2, differentiable=differentiable)
+    for i in range(4):
+        nearest = in_sd(found.z[i][:, None], law.mean[i], law.factor[i]).nan_to_num(99.0)
+        assert (nearest.amin(0) < 0.1).all(), i
+        share = found.log_mass[i].exp() / (2 * math.pi)  # the law leaves (2 pi)^(D / 2) out
+        at = nearest.argmin(0)
+        assert torch.allclose(share[at], law.log_share[i].exp(), rtol=0.05)
+    assert (found.log_prob.diff(dim=1)[found.found[:, 1:]] <= 0).all()
+    assert (found.z.isnan().any(-1) == ~found.found).all()
+
+
+def test_answers_do_not_depend_on_the_objects_beside():
+    law, starts = Normals.random(5, 2, 3, 100.0), normals(7, 5, 10, 3)
+    whole = peaks.find(law.log_prob, starts, rows=7)
+    for i in range(5):
+        own = Normals(law.mean[i, None], law.factor[i, None], law.log_share[i, None])
+        alone = peaks.find(own.log_prob, starts[i, None])
+        m = int(alone.found.sum())
+        assert int(whole.found[i].sum()) == m
+        assert torch.allclose(whole.z[i, :m], alone.z[0], atol=1e-9)
+        assert whole.n_gradients[i] == alone.n_gradients[0]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.02, 3.0, -1.5])
+def test_a_circle_has_no_edge(angle):
+    """The peak of a von Mises times a normal, also where the latent space is cut."""
+
+    def log_prob(z, index):  # noqa: ARG001
+        turn = 2 * math.pi * torch.special.ndtr(z[..., 0])
+        away = 100 * (turn - angle).cos() - 0.5 * ((z[..., 1] - 1) / 0.1).square()
+        return away - 0.5 * z[..., 0].square()
+
+    found = peaks.find(log_prob, normals(8, 1, 12, 2), circles=(0,))
+    turn = 2 * math.pi * float(torch.special.ndtr(found.z[0, 0, 0]))
+    assert found.z.shape[1] == 1
+    assert math.remainder(turn - angle, 2 * math.pi) == pytest.approx(0.0, abs=0.01)
+    if angle in (3.0, -1.5):
+        density = math.exp(-0.5 * float(found.z[0, 0, 0]) ** 2) / math.sqrt(2 * math.pi)
+        width = float(found.factor[0, 0, 0, 0]) * 2 * math.pi * density
+        assert width == pytest.approx(0.1, rel=0.02)
+
+
+def test_regions_without_a_density_and_flat_directions_are_survived():
+    def log_prob(z, index):  # noqa: ARG001
+        value = -0.5 * ((z[..., 0] - 1) / 0.01).square() + 0.0 * z[..., 1]
+        value = torch.where(z[..., 0] < -0.5, torch.nan, value)
+        return torch.where(z[..., 0] > 2.0, torch.inf, value)
+
+    found = peaks.find(log_prob, normals(9, 2, 16, 2))
+    assert (found.found.sum(1) >= 1).all()
+    assert torch.allclose(found.z[:, 0, 0], torch.ones(2).double(), atol=1e-3)
+    # what nothing is known of is as wide as the least curvature says
+    assert torch.allclose(found.factor[:, 0, 1, 1], torch.full((2,), 2**0.5).double(), rtol=1e-3)
+    nothing = peaks.find(lambda z, index: z.sum(-1) * torch.nan, normals(9, 2, 16, 2))
+    assert not nothing.found.any()
+    assert nothing.z.isnan().all()
+
+
+def test_a_bent_valley_ends_at_its_top():
+    def log_prob(z, index):  # noqa: ARG001
+        x, y = z.unbind(-1)
+        return -0.5 * (1 - x).square() - 100 * (y - x.square()).square()
+
+    found = peaks.find(log_prob, 2 * normals(10, 1, 16, 2))
+    assert found.settled[0, 0]
+    assert found.z[0, 0].tolist() == pytest.approx([1.0, 1.0], abs=0.2)
+    inverse = torch.cholesky_inverse(found.factor[0, 0]).diagonal()
+    assert inverse.tolist() == pytest.approx([801.0, 200.0], rel=0.1)
+
+
+def test_budget_is_kept():
+    law = Normals.random(2, 1, 5, 1e6)
+    starts = normals(11, 2, 8, 5)
+    free = peaks.find(law.log_prob, starts)
+    config = PeaksConfig(max_gradients=100)
+    bound = peaks.find(law.log_prob, starts, config=config)
+    assert (free.n_gradients > 200).all()
+    # what is under way is not broken off: one step of each start, and one shape of each end
+    assert (bound.n_gradients < 100 + 8 * 12 + 8 * 11).all()
+    calls = []
+
+    def counted(z, index):
+        calls.append(z.shape[0] * z.shape[1])
+        return law.log_prob(z, index)
+
+    again = peaks.find(counted, starts, differentiable=False)
+    assert sum(calls) == int(again.n_gradients.sum())
+
+
+def test_errors_of_the_density_are_raised_where_it_never_works():
+    def broken(z, index):
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(ZeroDivisionError):
+        peaks.find(broken, normals(12, 1, 4, 2))
+    with pytest.raises(ValueError, match="no gradient"):
+        peaks.find(lambda z, index: z.detach().sum(-1), normals(12, 1, 4, 2))
+    with pytest.raises(ValueError, match="shape"):
+        peaks.find(lambda z, index: z.sum(-1), normals(12, 4, 2))
+    with pytest.raises(ValueError, match="finite"):
+        peaks.find(lambda z, index: z.sum(-1), torch.full((1, 4, 2), np.nan).double())
+    with pytest.raises(ValueError, match="max_steps"):
+        PeaksConfig(max_steps=0)
