@@ -18,7 +18,7 @@ _EMPTY = 1e-4  # share that keeps an emptied component alive
 _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
-_MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
+MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
 _MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
@@ -115,7 +115,7 @@ class MixtureConfig:
 
     def in_dims(self, n_dim: int) -> MixtureConfig:
         """Return the same for so many parameters: in many, one component, with lighter tails."""
-        return self if n_dim <= MANY_DIMS else replace(self, n_components=1, dof=_MANY_DIMS_DOF)
+        return self if n_dim <= MANY_DIMS else replace(self, n_components=1, dof=MANY_DIMS_DOF)
 
     def sizes(self, n_dim: int) -> tuple[int, ...]:
         """Return the numbers of components to choose from."""
