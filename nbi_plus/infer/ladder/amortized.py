@@ -155,6 +155,9 @@ class Amortized:
             group = Group(objects, rows, features, context)
             first = reweight(proposal, features, objects.keys, context, ladder, earlier.look)
             for outcome in first:
+                if ladder.audit is not None:
+                    index = outcome.pool.index
+                    outcome = ladder.audit(outcome, objects.keys[index], context)
                 # no rung can make up for data that cannot be used
                 usable = torch.as_tensor(objects.usable, device=self.device)
                 goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor
 from nbi_plus.batched import join, pick
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, climb, open_objects_of
+from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
@@ -88,9 +89,29 @@ def escalate(
         keys = group.objects.keys[index]
         own = look.select(index) if outcome.rung == HINTS else None
         waiting.append(open_objects_of(outcome, proposal, group.features[index], keys, own))
-    for objects in climb(waiting, group.context, ladder):
-        for outcome in objects.answers():
+    again: list[OpenObjects] = []
+    for objects, outcome in _answers(waiting, group, ladder):
+        missed = outcome.missed
+        if missed is not None and missed.any():
+            again.append(objects.again(outcome).where(missed))
+            outcome = outcome.select((~missed).nonzero()[:, 0])
+        if len(outcome.grade):
             yield settled(outcome, group, request)
+    once_more = replace(group, context=replace(group.context, again=True))
+    for _, outcome in _answers(again, once_more, ladder):
+        yield settled(outcome, once_more, request)
+
+
+def _answers(
+    waiting: list[OpenObjects], group: Group, ladder: Ladder
+) -> Iterator[tuple[OpenObjects, Outcome]]:
+    """Yield objects after their last rung, and their outcomes, which were looked at."""
+    for objects in climb(waiting, group.context, ladder):
+        for rows, outcome in objects.answers():
+            own = objects.select(rows)
+            if ladder.audit is not None:
+                outcome = ladder.audit(outcome, own.keys, group.context)
+            yield own, outcome
 
 
 def joined_accounts(groups: Sequence[tuple[Group, Outcome]]) -> tuple[Meter, ReportLog]:

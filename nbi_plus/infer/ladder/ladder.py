@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
+from nbi_plus.infer.ladder.rung_peaks import PeaksRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
 from nbi_plus.infer.ladder.translated import TranslatedFlow
 from nbi_plus.infer.posterior.accounts import Budget
@@ -58,6 +60,8 @@ class Ladder:
         that passed on to the chains, too, as a check.
     budget : Budget
         What one object may cost at most.
+    peaks : PeaksRung
+        The rung that looks for peaks, where there are gradients, and draws around them.
     refine : RefineRung
         The rung that adapts a mixture to each object.
     hmc : HmcRung
@@ -66,8 +70,10 @@ class Ladder:
         The rung that adapts a flow to each object.
     ensemble : EnsembleRung
         emcee, where there are no gradients.
+    audit : PeakAudit or None
+        Looks for places that certified answers do not hold.
     rungs : tuple of Rung, optional
-        All rungs after the network's own draws, in their order, instead of these four.
+        All rungs after the network's own draws, in their order, instead of these five.
     """
 
     n_draws: int = 2048
@@ -78,10 +84,12 @@ class Ladder:
     top_up_seconds: float = 1e-4
     escalate: str = "auto"
     budget: Budget = field(default_factory=Budget)
+    peaks: PeaksRung = field(default_factory=PeaksRung)
     refine: RefineRung = field(default_factory=RefineRung)
     hmc: HmcRung = field(default_factory=HmcRung)
     flow: FlowRung = field(default_factory=FlowRung)
     ensemble: EnsembleRung = field(default_factory=EnsembleRung)
+    audit: PeakAudit | None = field(default_factory=PeakAudit)
     rungs: tuple[Rung, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -103,7 +111,7 @@ class Ladder:
             return context.applying(self.rungs)
         # walkers are for who has no chains of gradients
         chains = context.applying([self.hmc])
-        return context.applying([self.refine, *(chains or ()), self.flow,
+        return context.applying([self.peaks, self.refine, *(chains or ()), self.flow,
                                  *(() if chains else (self.ensemble,))])  # fmt: skip
 
     def goes_on(self, outcome: Outcome) -> Tensor:
@@ -185,7 +193,7 @@ def open_objects_of(
         pair = Pair.start(network, pool.z[:, own], take(found, own))
         pair = pair.extend((look, look), pool.z[:, more], take(found, more))
     # nothing was fitted to these draws: they may count for the evidence
-    return OpenObjects(pool.index, keys, replace(pair, n_shared=0), (outcome,))
+    return OpenObjects(pool.index, keys, replace(pair, n_shared=0), (outcome,), peaks=outcome.peaks)
 
 
 def _with_hints(

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
+from nbi_plus.infer.ladder.peak_starts import Landscape
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
 from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.samplers.peaks import Peaks
 
 _FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that matters
 
@@ -29,6 +31,8 @@ class OpenObjects:
     tried : tuple of Outcome
         Of every rung so far, the last one last.
     chains : Chains or None
+    peaks : Peaks or None
+        Places that were found by looking for them.
     """
 
     index: Tensor
@@ -36,6 +40,7 @@ class OpenObjects:
     pair: Pair
     tried: tuple[Outcome, ...]
     chains: Chains | None = None
+    peaks: Peaks | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -60,11 +65,21 @@ class OpenObjects:
         """How many parameters there are."""
         return self.pair.a.z.shape[-1]
 
+    @property
+    def landscape(self) -> Landscape:
+        """What all weighted draws know of the densities."""
+        streams = (self.pair.a, self.pair.b)
+        height = torch.cat([s.log_prior + s.log_likelihood for s in streams], 1)
+        failed = torch.cat([s.failed for s in streams], 1)
+        height = torch.where(height.isfinite() & ~failed, height, -math.inf)
+        return Landscape(self.z, height, self.pair.log_weights, self.index, self.keys)
+
     def select(self, rows: Tensor) -> OpenObjects:
         """Return some of the objects."""
         return replace(
             self, index=self.index[rows], keys=self.keys[rows], pair=self.pair.select(rows),
             tried=tuple(o.select(rows) for o in self.tried), chains=pick(self.chains, rows),
+            peaks=pick(self.peaks, rows),
         )  # fmt: skip
 
     def where(self, chosen: Tensor) -> OpenObjects:
@@ -75,8 +90,12 @@ class OpenObjects:
         """Return the same objects after one more rung."""
         return replace(self, tried=(*self.tried, outcome))
 
-    def answers(self) -> Iterator[Outcome]:
-        """Yield outcomes that together hold each object once.
+    def again(self, outcome: Outcome) -> OpenObjects:
+        """Return the objects with an outcome that an audit found wanting, and nothing before it."""
+        return replace(self, tried=(outcome,), peaks=outcome.peaks)
+
+    def answers(self) -> Iterator[tuple[Tensor, Outcome]]:
+        """Yield rows of these objects and their outcomes, which together hold each object once.
 
         That of the last rung that certified it, chains alone only where no weights were; without
         any, that of the largest effective sample among those that saw the highest densities.
@@ -95,7 +114,7 @@ class OpenObjects:
         for i, outcome in enumerate(self.tried):
             rows = (best == i).nonzero()[:, 0]
             if len(rows):
-                yield replace(outcome, chains=self.chains).select(rows)
+                yield rows, replace(outcome, chains=self.chains).select(rows)
 
 
 def _highest(outcome: Outcome) -> Tensor:

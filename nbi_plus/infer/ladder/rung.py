@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.samplers.gradients import LogProb
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.problem.target import Evaluation, Target
 
@@ -59,6 +61,8 @@ class RungContext:
     seed : int
     attempt : int
         How often the ladder was climbed before: another attempt takes other random numbers.
+    again : bool
+        Whether it is climbed once more because an audit found places that were missed.
     """
 
     target: Target
@@ -68,6 +72,7 @@ class RungContext:
     budget: Budget
     seed: int
     attempt: int = 0
+    again: bool = False
 
     @property
     def circles(self) -> tuple[int, ...]:
@@ -80,12 +85,27 @@ class RungContext:
         self.meter.add_calls(index, (found.log_prior > -math.inf).sum(1))
         return found
 
+    def density(self, index: Tensor) -> LogProb:
+        """Return the log-density of some objects, of which ``log_prob(z, i)`` takes the rows i.
+
+        Nothing is counted: who differentiates it knows how often.
+        """
+        return lambda z, rows: self.target.log_prob(z, index[rows])
+
+    @property
+    def gradient_rows(self) -> int:
+        """How many rows of one gradient fit into the cache of a CPU, or a GPU's memory."""
+        data = self.target.data.x
+        numbers = launch.of(data.device).gradient_numbers
+        return max(64, numbers // math.prod(data.shape[1:]))
+
     def applying(self, rungs: Iterable[Rung]) -> list[Rung]:
         """Return the rungs that can do anything for objects of this target."""
         return [rung for rung in rungs if rung.applies(self.target)]
 
     def stage(self, name: str) -> str:
         """Return the name of a use of randomness in this attempt."""
+        name = f"{name} again" if self.again else name
         return f"{name} attempt {self.attempt}" if self.attempt else name
 
     def can_afford(self, index: Tensor, *what: str) -> Tensor:

@@ -161,6 +161,12 @@ class ReportLog:
         columns = (n_draws, ess, ess / chains.n_steps / chains.z.shape[1], nan, chains.converged)
         self._write(name, index, columns, reasons, chains.r_hat.amax(-1))
 
+    def note_audit(self, index: Tensor, lines: list[RungReport]) -> None:
+        """Write what an audit found; the line of the rung that settled an object stays the last."""
+        for i, line in zip(index.tolist(), lines, strict=True):
+            own = self.lines[i]
+            own.insert(len(own) - line.passed, line)
+
     def reports(
         self, rows: NDArray[np.int64], failures: list[str]
     ) -> tuple[tuple[RungReport, ...], ...]:

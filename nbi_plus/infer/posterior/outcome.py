@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nbi_plus.batched import pick
 from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.infer.weights.clean import CleanWeights, Failure
 from nbi_plus.infer.weights.summary import Grade, WeightSummary
 from nbi_plus.problem.target import Z_MAX
@@ -85,7 +86,9 @@ class Outcome:
     ``status`` is that of the objects that passed.
     ``fit_p_value`` (b,) says how well the model describes the data, ``misfit`` (b,) where it does
     not; None before anybody looked. ``beyond`` (b,) says where the proposal of another prior ends
-    inside the posterior; None where there is no other prior.
+    inside the posterior; None where there is no other prior. ``peaks`` are places that were found
+    by looking for them, and ``missed`` (b,) says where one holds mass that the draws do not; None
+    before anybody looked.
     """
 
     rung: str
@@ -99,6 +102,8 @@ class Outcome:
     fit_p_value: Tensor | None = None
     misfit: Tensor | None = None
     beyond: Tensor | None = None
+    missed: Tensor | None = None
+    peaks: Peaks | None = None
 
     @property
     def passed(self) -> Tensor:
@@ -138,6 +143,11 @@ class Outcome:
             return self
         grade = torch.where(beyond, torch.zeros_like(self.grade), self.grade)
         return replace(self, grade=grade, beyond=beyond)
+
+    def audited(self, missed: Tensor, peaks: Peaks) -> Outcome:
+        """Return the outcome with nothing certified for those whose draws miss a place."""
+        grade = torch.where(missed, torch.zeros_like(self.grade), self.grade)
+        return replace(self, grade=grade, missed=missed, peaks=peaks)
 
     def select(self, rows: Tensor) -> Outcome:
         """Return some of the objects."""

@@ -179,6 +179,8 @@ def _flags(
         rules[Flag.MISFIT] = outcome.misfit
     if outcome.beyond is not None:
         rules[Flag.SUPPORT] = outcome.beyond
+    if outcome.missed is not None:
+        rules[Flag.MODE_MISSED] = outcome.missed
     if outcome.chains is not None:
         rules[Flag.SOURCES_DISAGREE] = outcome.chains.disagree
         rules[Flag.DIVERGENCES] = outcome.chains.divergent

@@ -71,6 +71,19 @@ class Cut:
         return result
 
 
+def stretch(before: Tensor, after: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Return how much wider (..., D) each column is after a turn of the circles than before."""
+    wider, at = torch.ones_like(before), list(columns)
+    wider[..., at] = (0.5 * (after[..., at].square() - before[..., at].square())).exp()
+    return wider
+
+
+def change(before: Tensor, after: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Return what a log-density (...) before a turn of the circles gains to be one after it."""
+    at = list(columns)
+    return 0.5 * (before[..., at].square() - after[..., at].square()).sum(-1)
+
+
 @dataclass(frozen=True)
 class CutProposal:
     """A proposal fitted in the coordinates of a cut, as a density of ordinary latent draws."""
@@ -88,8 +101,7 @@ class CutProposal:
         """Return log-densities (B, S) of draws z (B, S, D)."""
         moved, at = self.cut.to(z), list(self.cut.columns)
         moved[..., at] = moved[..., at].clamp(-_CUT_Z, _CUT_Z)
-        change = 0.5 * (moved[..., at].square() - z[..., at].square()).sum(-1)
-        return self.inner.log_prob(moved) + change
+        return self.inner.log_prob(moved) + change(moved, z, self.cut.columns)
 
     def select(self, rows: Tensor) -> CutProposal:
         """Return the proposals of some of the objects."""

@@ -239,6 +239,14 @@ class Pair:
         return pair, fresh
 
     @property
+    def latest(self) -> Stream:
+        """The draws of the last proposals, which these were not fitted to, as one stream."""
+        last = self.last()
+        names = ("z", "log_prior", "log_likelihood", "failed")
+        z, *found = (torch.cat([getattr(s, k) for s in (last.a, last.b)], 1) for k in names)
+        return Stream.start(self.frozen, z, Evaluation(*found))
+
+    @property
     def log_weights(self) -> Tensor:
         """Raw log-weights of all draws (B, S), to learn from."""
         return torch.cat([self.a.log_weights, self.b.log_weights], 1)

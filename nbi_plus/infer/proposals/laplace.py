@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.proposals.base import LatentProposal
-from nbi_plus.infer.proposals.circles import Cut, CutProposal
+from nbi_plus.infer.proposals.circles import Cut, CutProposal, stretch
 from nbi_plus.infer.proposals.mixture import MANY_DIMS, MANY_DIMS_DOF, StudentMixture
 
 FLOOR = 0.05  # share of all draws that every peak keeps
@@ -50,10 +50,9 @@ def laplace_mixture(
     centre = torch.where(there[..., None], centre, 0.0)
     if circles:
         cut = Cut.of(centre, shares, circles)
-        turned, at = cut.to(centre), list(circles)
-        narrower = torch.ones_like(centre)
-        narrower[..., at] = (0.5 * (turned[..., at].square() - centre[..., at].square())).exp()
-        centre, factor = turned, narrower[..., None] * factor
+        turned = cut.to(centre)
+        factor = stretch(centre, turned, circles)[..., None] * factor
+        centre = turned
     both = [(math.log(p), width) for p, width in zip(_WIDTH_SHARES, _WIDTHS, strict=True)]
     n_dim = centre.shape[-1]
     mixture = StudentMixture(

@@ -15,7 +15,7 @@ from torch import Tensor
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.whitening import Whitening
 
-_FIRST_STEP = 0.3  # at most
+_FIRST_STEP, _FIRST_GAIN = 0.3, 2.0  # at most: a longer step leaps over a narrow place
 _REACH = 2.0  # of one step; it grows while steps of this length succeed
 _GROWTH = 4.0  # of steps where the density curves upwards, and of the reach
 _ARMIJO = 1e-4
@@ -236,6 +236,7 @@ class Ascent:
 
 def _first_inverse(grad: Tensor) -> Tensor:
     """Return balls (n, D, D) that make the first step short."""
-    size = _FIRST_STEP / grad.norm(dim=-1).clamp(min=_FIRST_STEP)
+    slope = grad.norm(dim=-1).clamp(min=_FIRST_STEP)
+    size = (_FIRST_GAIN / slope).clamp(max=_FIRST_STEP) / slope
     eye = torch.eye(grad.shape[1], dtype=grad.dtype, device=grad.device)
     return size[:, None, None] * eye

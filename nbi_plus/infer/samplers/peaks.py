@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.batched import pick
-from nbi_plus.infer.proposals.circles import Cut
+from nbi_plus.infer.proposals.circles import Cut, change, stretch
 from nbi_plus.infer.samplers.ascent import Ascent, AutogradSlope, DifferenceSlope, Slope
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.problem.random import content_keys, keyed_normal
@@ -92,6 +92,26 @@ class Peaks:
         """Logarithm of the integral of each peak's normal approximation, (B, M)."""
         volume = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self.log_prob + volume + 0.5 * self.z.shape[-1] * math.log(2 * math.pi)
+
+    @classmethod
+    def none(cls, n: int, n_peaks: int, like: Tensor) -> Peaks:
+        """Return room for peaks of n objects, which have none; ``like`` (..., D) is as places."""
+        d = like.shape[-1]
+        options = {"dtype": like.dtype, "device": like.device}
+        return cls(
+            torch.full((n, n_peaks, d), math.nan, **options),
+            torch.full((n, n_peaks), -math.inf, **options),
+            torch.eye(d, **options).repeat(n, n_peaks, 1, 1),
+            torch.zeros(n, dtype=torch.int64, device=like.device),
+            torch.zeros(n, n_peaks, dtype=torch.bool, device=like.device),
+        )
+
+    def put(self, rows: Tensor, other: Peaks) -> None:
+        """Put the peaks of other objects, no more than there is room for, into some rows."""
+        m = other.z.shape[1]
+        for name in ("z", "log_prob", "factor", "settled"):
+            getattr(self, name)[rows, :m] = getattr(other, name)
+        self.n_gradients[rows] = other.n_gradients
 
     def select(self, rows: Tensor) -> Peaks:
         """Return those of some of the objects."""
@@ -172,14 +192,12 @@ class _Search:
         start = torch.special.ndtr(flat[:, list(circles)]) - 0.5
         cut = Cut(circles, start - start.floor())
         owner = torch.arange(n, device=starts.device).repeat_interleave(n_starts)
-        at = list(circles)
 
         def density(v: Tensor, which: Tensor) -> Tensor:
-            if not at:
+            if not circles:
                 return log_prob(v, owner[which])
             z = cut.select(which).back(v)
-            change = 0.5 * (z[..., at].square() - v[..., at].square()).sum(-1)
-            return log_prob(z, owner[which]) + change
+            return log_prob(z, owner[which]) + change(z, v, circles)
 
         n_rows = rows or launch.of(starts.device).gradient_rows
         slope = (
@@ -321,14 +339,9 @@ class _Search:
         there, rows = chosen >= 0, chosen.clamp(min=0).flatten()
         v, turned = ascent.v[rows][:, None], self.cut.select(rows)
         z = turned.back(v)[:, 0]
-        # how much wider a circle's latent column is here than where it was cut opposite
-        wider = torch.ones_like(z)
-        at = list(self.cut.columns)
-        wider[:, at] = (0.5 * (z[:, at].square() - v[:, 0, at].square())).exp()
-        shape = wider[..., None] * factor[rows]
-        log_prob = ascent.log_prob[rows] - (0.5 * (z[:, at].square() - v[:, 0, at].square())).sum(
-            -1
-        )
+        v = v[:, 0]
+        shape = stretch(v, z, self.cut.columns)[..., None] * factor[rows]
+        log_prob = ascent.log_prob[rows] + change(v, z, self.cut.columns)
         eye = torch.eye(d, dtype=z.dtype, device=z.device)
         yes = there.flatten()
         m = chosen.shape

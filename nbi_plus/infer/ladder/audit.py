@@ -1,0 +1,228 @@
+"""Audit: whether there are places that a certified answer does not hold.
+
+Weights say nothing of places that no draw visited. The audit goes uphill from many draws, weighs
+the neighbourhood of every peak by draws of its own, and compares with the answer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.ladder.peak_masses import Masses, weighed
+from nbi_plus.infer.ladder.peak_starts import Landscape
+from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.posterior.status import RungReport
+from nbi_plus.infer.proposals.base import PriorProposal
+from nbi_plus.infer.samplers import peaks
+from nbi_plus.infer.samplers.gradients import Gradients
+from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
+from nbi_plus.problem.target import Target
+
+NAME = "audit"
+_AT_ONCE = 2**16  # draws and scouts: bounds memory
+_CHEAP = 1e-4  # seconds of one simulation
+_SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
+_FEWEST = 64
+_TOLD = 4  # peaks of an object that its report names
+
+
+@dataclass(frozen=True)
+class PeakAudit:
+    """Chosen state of the audit.
+
+    Attributes
+    ----------
+    n_starts : int
+        Ascents of each object: half from the steepest places, an eighth each from the heaviest
+        draws and the best of cells of the answer, a quarter from the best of cells of scouts. A
+        quarter of all without gradients, where no place is known to be steep.
+    n_tried : int
+        Draws and scouts among which the steepest are looked for.
+    n_scouts, scout_numbers : int
+        Places of the prior and around the answer, half of each, and simulated numbers of all of
+        them: so many that narrow places are met where simulations are short.
+    n_local : int
+        Draws around each peak.
+    n_quick, n_tried_quick, steep : int, int, float
+        Of the quick audit: ascents from the steepest of so many draws alone, and only where their
+        steepness is beyond that of a normal by such a factor. 0 ascents leave it out.
+    mass_max, mean_max, std_max : float
+        An answer misses something if more than this mass is missing, or would move a mean by so
+        many standard deviations, or change one by such a share.
+    search : PeaksConfig
+    """
+
+    n_starts: int = 32
+    n_tried: int = 2048
+    n_scouts: int = 65_536
+    scout_numbers: int = 2**20
+    n_local: int = 384
+    n_quick: int = 2
+    n_tried_quick: int = 64
+    steep: float = 4.0
+    mass_max: float = 0.05
+    mean_max: float = 0.15
+    std_max: float = 0.12
+    search: PeaksConfig = PeaksConfig(max_steps=60)
+
+    def __post_init__(self) -> None:
+        if not (self.n_starts >= 4 and self.n_local >= 16 and self.n_quick >= 0):
+            raise ValueError(
+                "n_starts must be at least 4, n_local at least 16 and n_quick at least 0, but are "
+                f"{self.n_starts}, {self.n_local} and {self.n_quick}."
+            )
+
+    def doubled(self) -> PeakAudit:
+        """Return the same with twice the starts, for answers that there is reason to doubt."""
+        return replace(self, n_starts=2 * self.n_starts, n_tried=2 * self.n_tried)
+
+    def n_scouts_of(self, target: Target) -> int:
+        """Return how many scouts each object of a target gets."""
+        n = min(self.n_scouts, self.scout_numbers // math.prod(target.data.x.shape[1:]))
+        cost = target.simulator.seconds_per_row
+        if cost > _CHEAP:  # what is cheap is not timed, so that nothing depends on the clock
+            n = min(n, int(_SCOUTING / cost))
+        return max(n, _FEWEST)
+
+    @torch.no_grad()
+    def __call__(
+        self, outcome: Outcome, keys: Tensor, context: RungContext, *, quick: bool = False
+    ) -> Outcome:
+        """Return the outcome with nothing certified for those whose draws miss a place.
+
+        Parameters
+        ----------
+        outcome : Outcome
+            Of b objects; those that passed are looked at.
+        keys : Tensor of int64, shape (b,)
+        context : RungContext
+            Nothing is counted in its meter, and there is a line in its report.
+        quick : bool
+            Look at the steepest draws alone, and no further where these are not steep.
+        """
+        missed = torch.zeros_like(outcome.passed)
+        found = Peaks.none(len(missed), self.search.max_peaks, outcome.pool.z)
+        passed = outcome.passed.nonzero()[:, 0]
+        most = self.n_scouts_of(context.target) + outcome.pool.z.shape[1]
+        for rows in passed.split(max(1, _AT_ONCE // most)) if len(passed) else ():
+            own = _Audited(outcome.select(rows), keys[rows], context, self)
+            if quick:
+                own.look_quickly()
+            else:
+                own.look()
+            missed[rows] = own.missed
+            found.put(rows, own.peaks)
+        return outcome.audited(missed, found)
+
+
+class _Audited:
+    """A few objects while they are looked at; everything is of shape (b, ...).
+
+    Attributes
+    ----------
+    missed : Tensor of bool
+    peaks : Peaks
+    """
+
+    def __init__(
+        self, outcome: Outcome, keys: Tensor, context: RungContext, config: PeakAudit
+    ) -> None:
+        self._began = time.perf_counter()
+        pool = outcome.pool
+        self._outcome, self._keys, self._context, self._config = outcome, keys, context, config
+        self._stage = context.stage(NAME)
+        height = pool.log_prior + pool.log_likelihood
+        height = torch.where(height.isfinite() & ~pool.failed, height, -torch.inf)
+        log_weights = outcome.summary.weights.log()
+        self._land = Landscape(pool.bounded, height, log_weights, pool.index, keys)
+        density = context.density(pool.index)
+        self._gradients = Gradients(density, context.gradient_rows)
+        self._spent = torch.zeros_like(pool.index)
+        self.missed = torch.zeros_like(outcome.passed)
+        self.peaks = Peaks.none(len(keys), 1, pool.z)
+
+    def look(self) -> None:
+        """Look from all kinds of draws."""
+        every = torch.arange(len(self._keys), device=self._keys.device)
+        self._climb(every, self._starts())
+
+    def look_quickly(self) -> None:
+        """Look from the steepest draws, where these are steep."""
+        c = self._config
+        if not (c.n_quick and self._context.target.differentiable):
+            return
+        some = self._land.some(c.n_tried_quick, self._context.seed, self._stage)
+        starts, steep = self._steepest(c.n_quick, some)
+        rows = (steep[:, 0] > c.steep).nonzero()[:, 0]
+        if len(rows):
+            self._climb(rows, starts[rows])
+
+    def _starts(self) -> Tensor:
+        c, land, seed, stage = self._config, self._land, self._context.seed, self._stage
+        differentiable, scouts = self._context.target.differentiable, self._scouts()
+        n = c.n_starts if differentiable else max(c.n_starts // 4, 8)
+        parts = [
+            land.heaviest(n // 8), land.best_of_cells(n // 8, seed, stage),
+            scouts.best_of_cells(n // 4, seed, stage),
+        ]  # fmt: skip
+        if differentiable:
+            few, many = c.n_tried // 4, c.n_tried // 2
+            tried = [land.some(few, seed, stage), land.suspects(few, land)]
+            tried = torch.cat([*tried, land.suspects(many, scouts)], 1)
+            parts.append(self._steepest(n // 2, tried)[0])
+        else:
+            parts.append(land.suspects(n // 2, scouts))
+        return torch.cat(parts, 1)
+
+    def _steepest(self, n: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        self._spent += places.shape[1]
+        return self._land.steepest(n, places, self._gradients)
+
+    def _scouts(self) -> Landscape:
+        """Return draws of the prior, and as many around the answer."""
+        context, stage = self._context, f"{self._stage} scouts"
+        n = self._config.n_scouts_of(context.target)
+        prior = PriorProposal(self._land.z.shape[-1])
+        z = torch.cat([
+            prior.draw(self._keys, n // 2, context.seed, stage),
+            self._land.wider(n // 2, context.seed, stage),
+        ], 1)  # fmt: skip
+        height = context.target.log_prob(z, self._land.index)
+        self._spent += z.shape[1]
+        return Landscape(z, height, torch.zeros_like(height), self._land.index, self._keys)
+
+    def _climb(self, rows: Tensor, starts: Tensor) -> None:
+        """Find the peaks of some objects, and what mass they have that the answer has not."""
+        context, c = self._context, self._config
+        index = self._land.index[rows]
+        found = peaks.find(
+            context.density(index), starts, seed=context.seed, circles=context.circles,
+            differentiable=context.target.differentiable, rows=context.gradient_rows,
+            config=c.search,
+        )  # fmt: skip
+        outcome = self._outcome.select(rows)
+        masses = weighed(found, outcome, self._keys[rows], context, c.n_local, self._stage)
+        self._spent[rows] += found.n_gradients + c.n_local * found.found.sum(1)
+        missing = masses.missing(c.mass_max, c.mean_max, c.std_max)
+        self.missed[rows] = missing
+        self.peaks = Peaks.none(len(self._keys), c.search.max_peaks, self._land.z)
+        self.peaks.put(rows, found)
+        self._tell(rows, masses, missing)
+
+    def _tell(self, rows: Tensor, masses: Masses, missing: Tensor) -> None:
+        each = (time.perf_counter() - self._began) / len(self._keys)
+        n_draws = self._config.n_local * masses.there.sum(1)
+        lines = [
+            RungReport(NAME, n, nan, nan, nan, not bad, why, seconds=each, n_apart=spent)
+            for nan, n, bad, why, spent in zip(
+                [float("nan")] * len(rows), n_draws.tolist(), missing.tolist(),
+                masses.words(_TOLD), self._spent[rows].tolist(), strict=True,
+            )
+        ]  # fmt: skip
+        self._context.report.note_audit(self._land.index[rows], lines)

@@ -1,0 +1,192 @@
+"""Peaks as a rung: a mixture around the peaks of each object, weighed, and refitted if near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.ladder.open_objects import OpenObjects
+from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.posterior.certificate import outcome_of
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.proposals.base import Blend
+from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles, adapt
+from nbi_plus.infer.proposals.laplace import laplace_mixture
+from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.samplers import peaks
+from nbi_plus.infer.samplers.peaks import PeaksConfig
+from nbi_plus.infer.weights.summary import Gate, effective_sample_size
+from nbi_plus.problem.target import Target
+
+
+@dataclass(frozen=True)
+class PeaksRung:
+    """Chosen state of the rung.
+
+    Attributes
+    ----------
+    n_starts : int
+        Ascents of each object; 0 leaves the rung out.
+    n_draws : int
+        Fresh draws of each proposal. Where these are efficient and too few, as many again.
+    n_refits : int
+        How often the mixture is fitted anew to the weighted draws of an object that is near.
+    near : float
+        The least efficiency of an object that is.
+    first_share : float
+        Of the draws from the object's first proposal, so that nothing it knew is lost.
+    mixture, wide : MixtureConfig
+        Of what is refitted, and of its wide part.
+    search : PeaksConfig
+    """
+
+    n_starts: int = 8
+    n_draws: int = 1024
+    n_refits: int = 2
+    near: float = 0.03
+    first_share: float = 0.1
+    mixture: MixtureConfig = MixtureConfig(
+        n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
+    )
+    wide: MixtureConfig = COARSE
+    search: PeaksConfig = PeaksConfig(max_peaks=8, depth=15.0)
+    name: ClassVar[str] = "peaks"
+    status: ClassVar[Status] = Status.REFINED
+
+    def applies(self, target: Target) -> bool:
+        """Say whether ascents are wanted, and torch can differentiate the target."""
+        return self.n_starts > 0 and target.differentiable
+
+    @torch.no_grad()
+    def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects that together hold every object once, after this rung.
+
+        Objects without a peak come back as they were.
+        """
+        can = context.can_afford(objects.index, "gradients", "calls")
+        if not can.all():
+            yield objects.where(~can)
+        if not can.any():
+            return
+        objects = objects.where(can)
+        with context.meter.timed(objects.index):
+            objects = self._looked(objects, context)
+        there = objects.peaks.found.any(1)
+        if not there.all():
+            yield objects.where(~there)
+        if there.any():
+            yield from self._settled(objects.where(there), context)
+
+    def _looked(self, objects: OpenObjects, context: RungContext) -> OpenObjects:
+        """Return the objects with the peaks above their draws, and those known before."""
+        land, stage = objects.landscape, context.stage(self.name)
+        half = self.n_starts // 2
+        places = [
+            land.highest(self.n_starts - half),
+            land.best_of_cells(half, context.seed, stage),
+        ]
+        if objects.peaks is not None:
+            places.insert(0, objects.peaks.z)
+        found = peaks.find(
+            context.density(objects.index), torch.cat(places, 1), seed=context.seed,
+            circles=context.circles, rows=context.gradient_rows, config=self.search,
+        )  # fmt: skip
+        context.meter.add_gradients(objects.index, found.n_gradients)
+        return replace(objects, peaks=found)
+
+    def _settled(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
+        """Yield objects after drawing from around their peaks, and from what these draws teach."""
+        gate = self._family(objects, context).gate(context.gate)
+        waiting = [self._first(objects, context)]
+        while waiting:
+            trial = waiting.pop()
+            outcome = trial.outcome(gate, self.name, context)
+            short = (
+                ~outcome.passed & (trial.efficiency >= gate.efficiency_min) & (not trial.has_more)
+            )
+            near = ~outcome.passed & ~short & (trial.efficiency >= self.near)
+            near &= (trial.n_refits < self.n_refits) & context.can_afford(
+                trial.objects.index, "calls"
+            )
+            done = ~short & ~near
+            if done.any():
+                rows = done.nonzero()[:, 0]
+                context.report.note(outcome.select(rows))
+                yield trial.objects.select(rows).after(outcome.select(rows))
+            if short.any():
+                waiting.append(self._more(trial.where(short), context))
+            if near.any():
+                waiting.append(self._refitted(trial.where(near), context))
+
+    def _first(self, objects: OpenObjects, context: RungContext) -> _Trial:
+        """Draw from around the peaks."""
+        stage, found = context.stage(self.name), objects.peaks
+        with context.meter.timed(objects.index):
+            around = laplace_mixture(found.z, found.factor, found.log_mass, context.circles)
+            share = self.first_share
+            proposal = Blend((around, objects.pair.a.proposals[0]), (1 - share, share))
+            z = proposal.draw(objects.keys, self.n_draws, context.seed, stage)
+            found = context.evaluate(z, objects.index)
+            pair = objects.pair.share(proposal, z, found)
+            return _Trial(replace(objects, pair=pair), pair.latest)
+
+    def _more(self, trial: _Trial, context: RungContext) -> _Trial:
+        """Draw once more from the same proposals: a thousand draws tell k-hat to a fifth only."""
+        objects, stage = trial.objects, context.stage(f"{self.name} more {trial.n_refits}")
+        with context.meter.timed(objects.index):
+            z = objects.pair.frozen.draw(objects.keys, self.n_draws, context.seed, stage)
+            found = context.evaluate(z, objects.index)
+            pair, fresh = objects.pair.judged(z, found, trial.fresh)
+        return replace(trial, objects=replace(objects, pair=pair), fresh=fresh, has_more=True)
+
+    def _refitted(self, trial: _Trial, context: RungContext) -> _Trial:
+        """Draw from mixtures fitted to all weighted draws, in two streams."""
+        objects, n = trial.objects, trial.n_refits + 1
+        with context.meter.timed(objects.index):
+            pair = adapt(
+                objects.pair, context.evaluate, self._family(objects, context), objects.index,
+                objects.keys, self.n_draws // 2, context.seed,
+                context.stage(f"{self.name} refit {n}"),
+            )  # fmt: skip
+            return _Trial(replace(objects, pair=pair), pair.latest, n)
+
+    def _family(self, objects: OpenObjects, context: RungContext) -> OnCircles:
+        n_dim = objects.n_dim
+        mixtures = MixtureFamily(self.mixture.in_dims(n_dim), self.wide.in_dims(n_dim))
+        return OnCircles(mixtures, context.circles)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Objects, fresh draws of their last proposals, and how they came to these."""
+
+    objects: OpenObjects
+    fresh: Stream
+    n_refits: int = 0
+    has_more: bool = False
+
+    @property
+    def efficiency(self) -> Tensor:
+        """Effective share of the fresh draws, shape (b,)."""
+        log_weights = self.fresh.log_weights
+        return effective_sample_size(log_weights) / log_weights.shape[1]
+
+    def outcome(self, gate: Gate, rung: str, context: RungContext) -> Outcome:
+        """Return what all draws come to, judged by the fresh ones."""
+        own = self.objects
+        with context.meter.timed(own.index):
+            return outcome_of(
+                own.pair, self.fresh, gate, rung=rung, index=own.index, circles=context.circles,
+                seed=context.seed,
+            )  # fmt: skip
+
+    def where(self, chosen: Tensor) -> _Trial:
+        """Return the objects for which ``chosen`` (b,) is true."""
+        rows = chosen.nonzero()[:, 0]
+        return replace(self, objects=self.objects.select(rows), fresh=self.fresh.select(rows))
