@@ -120,6 +120,18 @@ def test_regions_without_a_density_and_flat_directions_are_survived():
     assert nothing.z.isnan().all()
 
 
+def test_a_needle_without_an_end_has_a_shape():
+    """One direction is 1e6 times narrower than one, and the other falls nowhere."""
+
+    def log_prob(z, index):  # noqa: ARG001
+        across, along = z[..., 0] - z[..., 1], z[..., 0] + z[..., 1]
+        return -0.5 * (1e6 * across).square() + 1e-3 * along
+
+    found = peaks.find(log_prob, normals(9, 2, 4, 2), config=PeaksConfig(curvature_min=1e-14))
+    assert found.factor.isfinite().all()
+    assert (found.factor.diagonal(dim1=-2, dim2=-1) > 0).all()
+
+
 def test_a_bent_valley_ends_at_its_top():
     def log_prob(z, index):  # noqa: ARG001
         x, y = z.unbind(-1)

@@ -25,6 +25,7 @@ _SAME_AT_FIRST = 1.0  # the same in a rougher shape
 _SAME_HEIGHT = 0.1
 _ROUNDS = 3  # of curvature at the ends, and of going on from there
 _FAR = 0.01  # what one more step would gain, by the curvature: such ends are no tops
+_THINNEST = 1e-13  # least curvature, of the largest: less is rounding, and no Cholesky factor
 
 
 @dataclass(frozen=True)
@@ -282,8 +283,11 @@ class _Search:
             rough, torch.eye(rough.shape[1]).to(rough), upper=False
         )
         precision = inner.mT @ bent @ inner
+        finite = precision.isfinite().flatten(1).all(1)[:, None, None]
+        precision = torch.where(finite, precision, torch.eye(rough.shape[1]).to(rough))
         level, axes = torch.linalg.eigh(0.5 * (precision + precision.mT))
         level = level.clamp(min=self.config.curvature_min)
+        level = torch.maximum(level, _THINNEST * level.amax(1, keepdim=True))
         covariance = (axes / level[:, None]) @ axes.mT
         return 0.5 * (covariance + covariance.mT)
 
