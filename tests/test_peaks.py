@@ -85,6 +85,23 @@ def test_answers_do_not_depend_on_the_objects_beside():
         assert whole.n_gradients[i] == alone.n_gradients[0]
 
 
+def test_an_object_that_goes_on_moves_no_other():
+    """One is a bent valley, whose shape is looked at more than once."""
+
+    def valley(z, index):  # noqa: ARG001
+        bent = (z[..., 1::2] - 3 * z[..., 0::2].square()) / 0.03
+        return -0.5 * (z[..., 0::2].square() + bent.square()).sum(-1)
+
+    def both(z, index):
+        return torch.where((index == 1)[:, None], valley(z, index), -0.5 * z.square().sum(-1))
+
+    starts, config = normals(13, 2, 8, 4), PeaksConfig(curvature_min=1e-6, max_steps=20)
+    whole = peaks.find(both, starts, config=config)
+    alone = peaks.find(lambda z, index: -0.5 * z.square().sum(-1), starts[:1], config=config)  # noqa: ARG005
+    assert whole.n_gradients[0] == alone.n_gradients[0]
+    assert torch.allclose(whole.z[0, :1], alone.z[0, :1], atol=1e-9)
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.02, 3.0, -1.5])
 def test_a_circle_has_no_edge(angle):
     """The peak of a von Mises times a normal, also where the latent space is cut."""
