@@ -26,7 +26,7 @@ _CURVATURE_MIN = 1e-12  # of generic coordinates nobody knows how wide a posteri
 _FLOORED = 0.9  # of the greatest width, or spread of widths, that a shape can have
 _SPREAD = 3e6
 _SHARE = 0.25  # of the budget
-_DEPTH = 25.0  # in log mass, or height of what is no peak
+_DEPTH = 25.0  # in log mass, and in height of what is no peak
 _WIDTH = 1.3  # of the starts, in standard deviations: wider than the posterior, as R-hat wants
 _DRAWS = 2  # around each peak for each superchain
 _DROP, _SLACK, _HIGHER = 3.0, 3.0, 1.0  # times a normal's fall, and more; above the top
@@ -80,8 +80,8 @@ class Starting:
 
         found = peaks.find(density, own, seed=seed, rows=gradients.rows, config=config)
         around = _Around.of(found, Gradients(density, gradients.rows), n_super, keys, seed)
-        near, shares = around.shares(found)
-        seats = _seats(shares, n_super)
+        near, log_mass = around.judged(found)
+        seats = _seats(log_mass, n_super)
         points = around.points(seats, n_super)
         fallback = Whitening.of_starts(own)
         chosen = _whitening(found, seats / n_super)
@@ -97,7 +97,7 @@ class Starting:
             centres=centres.to(z0.dtype),
             near=near,
             n_gradients=found.n_gradients + around.n_gradients,
-            jumps=laplace_mixture(found.z, found.factor, shares) if several.any() else None,
+            jumps=laplace_mixture(found.z, found.factor, log_mass) if several.any() else None,
         )
 
     def select(self, rows: Tensor) -> Starting:
@@ -138,20 +138,21 @@ class _Around:
         good = (drop <= _DROP * fall + _SLACK) & (drop >= -_HIGHER)
         return cls(z, good, found.found.sum(1) * z.shape[2])
 
-    def shares(self, found: Peaks) -> tuple[Tensor, Tensor]:
+    def judged(self, found: Peaks) -> tuple[Tensor, Tensor]:
         """Return who has peaks to be trusted, (B,), and the log masses of these peaks (B, M).
 
         An end that is no peak, and not far lower, may be the way to anything: nobody is near then.
         """
         widths = torch.linalg.svdvals(found.factor)
-        round_ = widths[..., 0] < _FLOORED * _CURVATURE_MIN**-0.5
-        round_ &= widths[..., 0] < _SPREAD * widths[..., -1]
-        trusted = found.settled & round_ & (self.good.double().mean(-1) >= _IN_KEEPING)
+        bent = widths[..., 0] < _FLOORED * _CURVATURE_MIN**-0.5
+        bent &= widths[..., 0] < _SPREAD * widths[..., -1]
+        trusted = found.settled & bent & (self.good.double().mean(-1) >= _IN_KEEPING)
         mass = torch.where(trusted, found.log_mass, -math.inf)
-        best = torch.where(trusted, found.log_prob, -math.inf).amax(1, keepdim=True)
-        unknown = found.found & ~trusted & (found.log_prob > best - _DEPTH)
-        near = trusted.any(1) & ~unknown.any(1)
-        return near, torch.where(mass >= mass.amax(1, keepdim=True) - _DEPTH, mass, -math.inf)
+        least = mass.amax(1, keepdim=True) - _DEPTH
+        height = torch.where(trusted, found.log_prob, -math.inf).amax(1, keepdim=True)
+        lower = (found.log_prob < height - _DEPTH) & (found.log_mass < least)
+        near = trusted.any(1) & ~(found.found & ~trusted & ~lower).any(1)
+        return near, torch.where(mass >= least, mass, -math.inf)
 
     def points(self, seats: Tensor, n_super: int) -> Tensor:
         """Return one start (B, K, D) for each superchain: good draws first."""
