@@ -113,7 +113,8 @@ def test_a_straggler_changes_nothing_for_the_others():
     others = torch.arange(16) != 7
     assert found.converged[others].all()
     assert not found.converged[7]
-    assert (found.samples[others] - without.samples[others]).abs().max() <= 1e-8
+    # rounding on the way to the peaks, a little more of it than that of chains alone
+    assert (found.samples[others] - without.samples[others]).abs().max() <= 1e-6
     assert torch.equal(found.n_gradients[others], without.n_gradients[others])
 
 
@@ -201,8 +202,7 @@ def test_budgets_are_kept():
     config = hmc.HmcConfig(max_gradients=20_000, max_laps=1)
     found = hmc.sample(log_prob, z0, seed=0, config=config)
     most_more = config.block * config.max_leaps * z0.shape[1]
-    warming = sum(config.windows) * config.max_leaps * z0.shape[1]
-    assert (found.n_gradients <= max(20_000, warming) + most_more).all()
+    assert (found.n_gradients <= 20_000 + most_more).all()
     begin = time.perf_counter()
     hmc.sample(log_prob, z0, seed=0, max_seconds=0.0)
     assert time.perf_counter() - begin < 60
@@ -236,7 +236,7 @@ def test_jumps_weigh_separate_modes():
     found = hmc.sample(log_prob, z0, seed=0, jumps=Jumps())
     share = (found.samples[..., 0] < 0).double().mean((1, 2))
     assert (share - 0.3).abs().max() <= 5 * (0.21 / 500) ** 0.5
-    without = hmc.sample(log_prob, z0, seed=0)
+    without = hmc.sample(log_prob, z0, seed=0, config=hmc.HmcConfig(climbs=False))
     assert not without.converged.any()
 
 
@@ -270,6 +270,6 @@ def test_time_and_gradients_end_the_warming_up_too():
     banana = Banana(bend=3.0, width=0.03, n_dim=4)
     log_prob = lambda z, index: banana.log_prob(z)  # noqa: E731, ARG005
     found = hmc.sample(log_prob, starts(2, 4), seed=0, config=hmc.HmcConfig(max_gradients=1000))
-    # the stretch that had begun, one block of sampling, and a new metric
-    assert (found.n_gradients <= (10 + 25) * 64 * 64 + 1000 + 64).all()
+    # the shapes of peaks, the stretch that had begun, with trajectories of one step, a new metric
+    assert (found.n_gradients <= 1000 + 1000 + 10 * 64 + 64).all()
     assert not found.converged.any()

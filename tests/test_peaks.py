@@ -85,6 +85,23 @@ def test_answers_do_not_depend_on_the_objects_beside():
         assert whole.n_gradients[i] == alone.n_gradients[0]
 
 
+def test_an_object_that_goes_on_moves_no_other():
+    """One is a bent valley, whose shape is looked at more than once."""
+
+    def valley(z, index):  # noqa: ARG001
+        bent = (z[..., 1::2] - 3 * z[..., 0::2].square()) / 0.03
+        return -0.5 * (z[..., 0::2].square() + bent.square()).sum(-1)
+
+    def both(z, index):
+        return torch.where((index == 1)[:, None], valley(z, index), -0.5 * z.square().sum(-1))
+
+    starts, config = normals(13, 2, 8, 4), PeaksConfig(curvature_min=1e-6, max_steps=20)
+    whole = peaks.find(both, starts, config=config)
+    alone = peaks.find(lambda z, index: -0.5 * z.square().sum(-1), starts[:1], config=config)  # noqa: ARG005
+    assert whole.n_gradients[0] == alone.n_gradients[0]
+    assert torch.allclose(whole.z[0, :1], alone.z[0, :1], atol=1e-9)
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.02, 3.0, -1.5])
 def test_a_circle_has_no_edge(angle):
     """The peak of a von Mises times a normal, also where the latent space is cut."""
@@ -118,6 +135,18 @@ def test_regions_without_a_density_and_flat_directions_are_survived():
     nothing = peaks.find(lambda z, index: z.sum(-1) * torch.nan, normals(9, 2, 16, 2))
     assert not nothing.found.any()
     assert nothing.z.isnan().all()
+
+
+def test_a_needle_without_an_end_has_a_shape():
+    """One direction is 1e6 times narrower than one, and the other falls nowhere."""
+
+    def log_prob(z, index):  # noqa: ARG001
+        across, along = z[..., 0] - z[..., 1], z[..., 0] + z[..., 1]
+        return -0.5 * (1e6 * across).square() + 1e-3 * along
+
+    found = peaks.find(log_prob, normals(9, 2, 4, 2), config=PeaksConfig(curvature_min=1e-14))
+    assert found.factor.isfinite().all()
+    assert (found.factor.diagonal(dim1=-2, dim2=-1) > 0).all()
 
 
 def test_a_bent_valley_ends_at_its_top():

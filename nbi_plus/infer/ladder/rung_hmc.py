@@ -153,9 +153,11 @@ def _rows(target: Target) -> int:
 
 def _reasons(found: hmc.HmcResult, divergent: Tensor, config: HmcRung) -> list[str]:
     """Return why chains did not converge, in words."""
+    sampler, sampled = config.sampler, ~found.travelling
     rules = {
-        f"R-hat above {config.sampler.r_hat_max:g}": found.r_hat.amax(1) > config.sampler.r_hat_max,
-        f"ess below {config.ess_target:g}": found.ess.amin(1) < config.ess_target,
+        "chains still on their way": found.travelling,
+        f"R-hat above {sampler.r_hat_max:g}": sampled & (found.r_hat.amax(1) > sampler.r_hat_max),
+        f"ess below {config.ess_target:g}": sampled & (found.ess.amin(1) < config.ess_target),
         "trajectories diverge": divergent,
     }
     table = torch.stack(list(rules.values()), 1).tolist()

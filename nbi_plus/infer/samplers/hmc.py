@@ -2,7 +2,8 @@
 
 The trajectory is learned by the ChEES criterion (Hoffman, Radul and Sountsov 2021), the step by
 dual averaging, and the coordinates are whitened anew twice while the chains warm up. Chains are
-grouped into superchains, so that many short chains can be judged (Margossian et al. 2024).
+grouped into superchains, so that many short chains can be judged (Margossian et al. 2024). Where
+nothing is known of the scales, chains start around the peaks uphill of their starts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,16 @@ from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.diagnostics import bulk_ess, folded, nested_r_hat, tail_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.lane import Lane, Transition
-from nbi_plus.infer.samplers.warming import arrived, enter, laps, ready_to_sample, refitted
+from nbi_plus.infer.samplers.starting import Starting
+from nbi_plus.infer.samplers.warming import (
+    Stretch,
+    affordable,
+    arrived,
+    enter,
+    laps,
+    ready_to_sample,
+    refitted,
+)
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import content_keys
 
@@ -44,7 +54,10 @@ class HmcConfig:
     max_leaps : int
         Leapfrog steps of one trajectory.
     max_laps : int
-        How often warming up may be repeated while chains are still on their way.
+        How often warming up may be repeated while chains are still on their way. A lap takes about
+        half of the gradients that are left at most.
+    climbs : bool
+        Start around peaks, where no ``mean`` and ``factor`` are given.
     target_accept : float
         Harmonic mean over the chains of an object.
     rate : float
@@ -67,6 +80,7 @@ class HmcConfig:
     max_gradients: int = 200_000
     max_leaps: int = 64
     max_laps: int = 4
+    climbs: bool = True
     target_accept: float = 0.651
     rate: float = 0.025
     jump_every: int = 5
@@ -104,6 +118,9 @@ class HmcResult:
     converged : Tensor of bool, shape (B,)
     whitening : Whitening
         The last one: to go on with.
+    travelling : Tensor of bool, shape (B,)
+        Whose chains were still on their way when laps or budget ended. They were not sampled:
+        draws, R-hat and acceptance are those of their last window, and none is effective.
     """
 
     samples: Tensor
@@ -118,6 +135,7 @@ class HmcResult:
     step: Tensor
     converged: Tensor
     whitening: Whitening
+    travelling: Tensor
 
 
 @torch.no_grad()
@@ -138,17 +156,21 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
         ``log_prob(z, index)``: z (b, C, D) of the objects ``index`` (b,) -> (b, C), by functions of
         torch. Where it is not finite, or raises, the density is zero.
     z0 : Tensor, shape (B, C, D)
-        Starts; ``C / n_super`` consecutive chains form a superchain and should start alike.
+        Starts; ``C / n_super`` consecutive chains form a superchain and should start alike. Without
+        ``mean`` and ``factor``, chains start around the peaks uphill of the first of each
+        superchain, unless the density there is far from normal.
     n_super : int
     seed : int
     mean, factor : Tensor, shapes (B, D) and (B, D, D), optional
-        Rough centre and Cholesky factor of the covariance; default: the spread of the starts.
+        Rough centre and Cholesky factor of the covariance. Default: what the peaks say, else the
+        spread of the starts.
     ess_target : float
         Effective draws of every parameter.
     keys : Tensor of int64, shape (B,), optional
         What the randomness of each object is keyed by. Default: its start.
     jumps : LatentProposal, optional
-        Of all B objects: independence steps between modes.
+        Of all B objects: independence steps between modes. Default: between the peaks of objects
+        with several.
     may_jump : Tensor of bool, shape (B,), optional
         Which objects take them. Default: all.
     rows : int, optional
@@ -174,23 +196,27 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     n, n_chains, d = z0.shape
     device = z0.device
     keys = content_keys(z0) if keys is None else keys
-    allowed = torch.full((n,), jumps is not None, device=device) if may_jump is None else may_jump
-    if mean is None or factor is None:
-        start = Whitening.of_starts(z0[:, :: n_chains // n_super])
-    else:
-        start = Whitening(mean[:, None], factor)
     most = launch.of(device)
     gradients = Gradients(log_prob, rows or most.gradient_rows)
-    kernel = Transition(gradients, seed, config.max_leaps, config.target_accept, config.rate, jumps,
-                    config.jump_every)  # fmt: skip
+    gradients.check(z0, torch.arange(n, device=device))
+    if mean is not None and factor is not None:
+        start = Starting.as_given(z0, Whitening(mean[:, None], factor))
+    elif config.climbs:
+        start = Starting.around_peaks(gradients, z0, n_super, keys, seed, config.max_gradients)
+    else:
+        start = Starting.as_given(z0, Whitening.of_starts(z0[:, :: n_chains // n_super]))
+    allowed = start.may_jump if jumps is None else torch.ones_like(start.near)
+    allowed = allowed if may_jump is None else allowed & may_jump
+    kernel = Transition(gradients, seed, config.max_leaps, config.target_accept, config.rate,
+                    start.jumps if jumps is None else jumps, config.jump_every)  # fmt: skip
     goal = _Goal(n_super, ess_target, config, time.perf_counter() + max_seconds)
     each = 8 * n_chains * (config.max_steps + config.block) * (d + 1)
     at_once = max(1, most.chain_bytes // each)
     done = []
     for index in torch.arange(n, device=device).split(at_once):
-        gradients.check(z0[index], index)
-        lane = enter(z0[index], index, keys[index], allowed[index], pick(start, index), kernel)
-        done += _run(lane, kernel, goal)
+        own = start.select(index)
+        lane = enter(own, index, keys[index], allowed[index], kernel)
+        done += _run(lane, own.near, kernel, goal)
     order = torch.cat([lane.index for lane, _ in done]).argsort()
     return pick(join([result for _, result in done]), order)
 
@@ -236,7 +262,15 @@ class _Goal:
         return HmcResult(
             draws[..., :-1], draws[..., -1], r_hat, bulk, tail, tally.n_gradients,
             tally.n_divergent, tally.n_steps, tally.accepted / tally.n_steps,
-            lane.tuning.log_step.exp(), converged, lane.whitening,
+            lane.tuning.log_step.exp(), converged, lane.whitening, torch.zeros_like(converged),
+        )  # fmt: skip
+
+    def give_up(self, lane: Lane) -> HmcResult:
+        """Return what a lane is of which the chains have not arrived."""
+        found, none = self.judge(lane), torch.zeros_like(lane.index)
+        return replace(
+            found, ess=0 * found.ess, ess_tail=0 * found.ess, n_divergent=none, n_steps=none,
+            converged=none > 0, travelling=none == 0,
         )  # fmt: skip
 
     def is_spent(self, lane: Lane) -> Tensor:
@@ -249,27 +283,32 @@ class _Goal:
         return self.is_spent(lane) | (lane.tally.n_steps >= self.config.max_steps)
 
 
-def _run(lane: Lane, kernel: Transition, goal: _Goal) -> Iterator[tuple[Lane, HmcResult]]:
+def _run(
+    lane: Lane, near: Tensor, kernel: Transition, goal: _Goal
+) -> Iterator[tuple[Lane, HmcResult]]:
     """Yield lanes of finished objects and their results, until none is left.
 
     The fastest lane goes first; lanes of one speed that have come as far as each other merge.
+    Objects that are ``near`` (B,) skip the windows that learn coordinates.
     """
-    config, all_laps = goal.config, laps(goal.config.windows, goal.config.max_laps)
+    config = goal.config
+    all_laps = laps(config.windows, config.max_laps)
     sampling = len(all_laps)
-    waiting: dict[tuple[int, int], list[Lane]] = {(0, 0): [lane]}
+    skipped = len(laps(config.windows[:-1], 1)) if config.windows[1:] else 0
+    waiting: dict[tuple[int, int], list[Lane]] = {}
+    for at, rows in ((0, ~near), (skipped, near)):
+        if rows.any():
+            waiting.setdefault((0, at), []).append(pick(lane, rows.nonzero()[:, 0]))
     while waiting:
         speed, at = min(waiting)
         lane = join(waiting.pop((speed, at)))
         if at < sampling:
-            stretch, after = all_laps[at], []
-            lane = kernel.stretch(lane, stretch.first, stretch.window, adapts=True)
-            ready = goal.is_spent(lane)
-            if stretch.ends_lap:
-                ready |= arrived(lane, goal.n_super) | (at + 1 == sampling)
-            if ready.any():
-                after.append((sampling, ready_to_sample(pick(lane, ready.nonzero()[:, 0]))))
-                lane = pick(lane, (~ready).nonzero()[:, 0])
-            after.append((at + 1, refitted(lane, kernel) if stretch.refits else lane))
+            stretch, last = all_laps[at], at + 1 == sampling
+            ready, lost, going = _warmed(lane, stretch, last, kernel, goal)
+            if len(lost):
+                yield lost, goal.give_up(lost)
+            further = refitted(going, kernel) if stretch.refits else going
+            after = [(sampling, ready_to_sample(ready)), (at + 1, further)]
         else:
             first = config.max_laps * sum(config.windows) + 1 + (at - sampling) * config.block
             lane = kernel.stretch(lane, first, range(1, config.block + 1), adapts=False)
@@ -281,16 +320,32 @@ def _run(lane: Lane, kernel: Transition, goal: _Goal) -> Iterator[tuple[Lane, Hm
                     rows = over.nonzero()[:, 0]
                     yield pick(lane, rows), pick(found, rows)
             after = [(at + 1, pick(lane, (~over).nonzero()[:, 0]))]
-        for further, own in after:
+        for then, own in after:
             for more, part in _by_speed(own, config, speed):
-                waiting.setdefault((more, further), []).append(part)
+                waiting.setdefault((more, then), []).append(part)
+
+
+def _warmed(
+    lane: Lane, stretch: Stretch, last: bool, kernel: Transition, goal: _Goal
+) -> tuple[Lane, Lane, Lane]:
+    """Return who may sample after a stretch, who never arrived, and who goes on."""
+    config = goal.config
+    most = affordable(lane, stretch, config.max_gradients, config.max_leaps)
+    lane = kernel.stretch(lane, stretch.first, stretch.window, most, adapts=True)
+    ended = goal.is_spent(lane) | last
+    ready = ended | stretch.ends_lap
+    if ready.any():
+        ready &= arrived(lane, goal.n_super)
+    parts = (ready, ended & ~ready, ~(ended | ready))
+    there, lost, going = (pick(lane, part.nonzero()[:, 0]) for part in parts)
+    return there, lost, going
 
 
 def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, Lane]]:
     """Yield the objects of a lane, those of much longer trajectories apart."""
     if not len(lane):
         return
-    leaps = lane.tuning.n_leaps(1.0, config.max_leaps)
+    leaps = lane.tuning.n_leaps(1.0, torch.full_like(lane.index, config.max_leaps))
     slow = leaps > config.slow * leaps.median()
     if speed == _N_LANES - 1 or not slow.any():
         yield speed, lane

@@ -66,6 +66,8 @@ class Lane:
     draws : Tensor, shape (B, C, n, D + 1)
         z and log-density after every step of the present window.
     may_jump : Tensor of bool, shape (B,)
+    centres : Tensor, shape (B, M, D)
+        Of the modes of objects that have several; NaN for others.
     """
 
     index: Tensor
@@ -76,6 +78,7 @@ class Lane:
     tally: Tally
     draws: Tensor
     may_jump: Tensor
+    centres: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,6 +87,20 @@ class Lane:
     def z(self) -> Tensor:
         """Where the chains stand, (B, C, D)."""
         return self.whitening.back(self.places.u)
+
+    def gathered(self, z: Tensor) -> Tensor:
+        """Return z (B, n, D) with all modes on one place: as wide as the modes, not their distance.
+
+        Coordinates that knew the distance of modes would be a poor metric within each.
+        """
+        known = self.centres.isfinite().all(-1)
+        if not known.any():
+            return z
+        centres = torch.where(known[..., None], self.centres, 0.0)
+        at = self.whitening.to(centres)[:, None] - self.whitening.to(z)[:, :, None]
+        away = torch.where(known[:, None], at.square().sum(-1), math.inf)
+        home = centres.gather(1, away.argmin(2, keepdim=True).expand_as(z))
+        return torch.where(known.any(1)[:, None, None], z - home + self.whitening.mean, z)
 
 
 @dataclass(frozen=True)
@@ -109,20 +126,24 @@ class Transition:
     jumps: LatentProposal | None
     jump_every: int
 
-    def stretch(self, lane: Lane, first: int, window: range, *, adapts: bool) -> Lane:
+    def stretch(
+        self, lane: Lane, first: int, window: range, most: Tensor | None = None, *, adapts: bool
+    ) -> Lane:
         """Return a lane after steps ``window`` (counted from 1 in its window), draws recorded.
 
         ``first`` is the number of the first step since the start; randomness is keyed by it.
+        ``most`` (B,) are the leapfrog steps of a trajectory that each object can afford.
         """
         n, n_chains, d = lane.places.u.shape
         stage = f"hmc {first}"
         momenta = keyed_normal(self.seed, stage, lane.keys, (len(window), n_chains, d))
         uniforms = keyed_uniform(self.seed, stage + " accept", lane.keys, (len(window), n_chains))
         like = lane.places.u.dtype
+        most = torch.full_like(lane.index, self.max_leaps) if most is None else most
         found = []
         for i, t in enumerate(window):
             jitter = _radical_inverse(first + i)
-            lane = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), jitter,
+            lane = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), jitter, most,
                               t if adapts else None)  # fmt: skip
             if self.jumps is not None and (first + i) % self.jump_every == 0:
                 lane = self._jump(lane, first + i)
@@ -130,10 +151,11 @@ class Transition:
         return replace(lane, draws=torch.cat([lane.draws, torch.stack(found, 2)], 2))
 
     def _step(
-        self, lane: Lane, momentum: Tensor, log_uniform: Tensor, jitter: float, t: int | None
-    ) -> Lane:
+        self, lane: Lane, momentum: Tensor, log_uniform: Tensor, jitter: float, most: Tensor,
+        t: int | None,
+    ) -> Lane:  # fmt: skip
         """Return a lane after one trajectory, and its tuning updated unless ``t`` is None."""
-        n_leaps = lane.tuning.n_leaps(jitter, self.max_leaps)
+        n_leaps = lane.tuning.n_leaps(jitter, most)
         reached, last = self._leapfrog(lane, momentum, n_leaps)
         gain = reached.log_prob - 0.5 * last.square().sum(-1)
         gain = gain - (lane.places.log_prob - 0.5 * momentum.square().sum(-1))
@@ -144,7 +166,7 @@ class Transition:
         tuning = lane.tuning
         if t is not None:
             trial = Proposed(lane.places.u, reached.u, last, accept, jitter)
-            tuning = tuning.update(trial, t, self.target_accept, self.rate, self.max_leaps)
+            tuning = tuning.update(trial, t, self.target_accept, self.rate, most)
         old, n_chains = lane.tally, momentum.shape[1]
         tally = Tally(
             old.n_gradients + n_leaps * n_chains,

@@ -25,6 +25,7 @@ _SAME_AT_FIRST = 1.0  # the same in a rougher shape
 _SAME_HEIGHT = 0.1
 _ROUNDS = 3  # of curvature at the ends, and of going on from there
 _FAR = 0.01  # what one more step would gain, by the curvature: such ends are no tops
+_THINNEST = 1e-13  # least curvature, of the largest: less is rounding, and no Cholesky factor
 
 
 @dataclass(frozen=True)
@@ -215,19 +216,26 @@ class _Search:
         ascent = self._begun(seed)
         factor = torch.eye(d, dtype=self.starts.dtype, device=self.starts.device)
         factor = factor.repeat(n * n_starts, 1, 1)
-        kept = torch.full_like(ascent.n_slopes, -1)[:0]
+        kept, shaped = torch.zeros_like(ascent.stopped), torch.zeros_like(ascent.stopped)
+        going = torch.ones_like(kept)
         for _ in range(_ROUNDS):
-            self._ascend(ascent)
+            self._ascend(ascent, going)
             rough = torch.linalg.cholesky_ex(ascent.inverse)[0]
             first = self._distinct(ascent, rough, _SAME_AT_FIRST, _SAME_HEIGHT)
-            kept = first[first >= 0]
-            if not len(kept):
+            among = torch.zeros_like(kept).index_fill(0, first[first >= 0], value=True)
+            kept = torch.where(going, among, kept)
+            rows = (kept & ~shaped).nonzero()[:, 0]
+            if not len(rows):
                 break
-            left = self._shape(ascent, kept, rough[kept], factor)
+            left = self._shape(ascent, rows, rough[rows], factor)
+            shaped[rows] = True
+            shaped[left] = False
+            # objects that are done stay as they are, whatever others still need
+            going = torch.zeros(n, dtype=torch.bool, device=kept.device)
+            going = going.index_fill(0, left // n_starts, value=True).repeat_interleave(n_starts)
             if not len(left):
                 break
-        among = torch.zeros_like(ascent.stopped).index_fill(0, kept, value=True)
-        ascent.log_prob = torch.where(among, ascent.log_prob, -math.inf)
+        ascent.log_prob = torch.where(kept, ascent.log_prob, -math.inf)
         chosen = self._distinct(ascent, factor, _SAME, math.inf)
         return self._gathered(ascent, factor, chosen)
 
@@ -242,12 +250,13 @@ class _Search:
         ascent.stopped |= ascent.log_prob == -math.inf
         return ascent
 
-    def _ascend(self, ascent: Ascent) -> None:
-        """Move all rows to where their way up ends."""
+    def _ascend(self, ascent: Ascent, going: Tensor) -> None:
+        """Move the rows that are ``going`` (bool) to where their way up ends."""
         n, n_starts, d = self.starts.shape
         most = self.config.max_gradients / self.slope.cost(d)
         for _ in range(self.config.max_steps):
             rows = ascent.moving
+            rows = rows[going[rows]]
             if most < math.inf:
                 spent = ascent.n_slopes.view(n, n_starts).sum(1)
                 rows = rows[(spent < most)[rows // n_starts]]
@@ -300,8 +309,11 @@ class _Search:
             rough, torch.eye(rough.shape[1]).to(rough), upper=False
         )
         precision = inner.mT @ bent @ inner
+        finite = precision.isfinite().flatten(1).all(1)[:, None, None]
+        precision = torch.where(finite, precision, torch.eye(rough.shape[1]).to(rough))
         level, axes = torch.linalg.eigh(0.5 * (precision + precision.mT))
         level = level.clamp(min=self.config.curvature_min)
+        level = torch.maximum(level, _THINNEST * level.amax(1, keepdim=True))
         covariance = (axes / level[:, None]) @ axes.mT
         return 0.5 * (covariance + covariance.mT)
 

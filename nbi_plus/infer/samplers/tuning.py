@@ -66,12 +66,12 @@ class Tuning:
         """The averages, to sample with."""
         return replace(self, log_step=self.log_step_mean, log_time=self.log_time_mean)
 
-    def n_leaps(self, jitter: float, most: int) -> Tensor:
-        """Return the leapfrog steps (B,) of a trajectory of which ``jitter`` is taken."""
+    def n_leaps(self, jitter: float, most: Tensor) -> Tensor:
+        """Return the leapfrog steps (B,), of ``most`` (B,), of a ``jitter`` of the trajectory."""
         wanted = (jitter * (self.log_time - self.log_step).exp()).ceil()
-        return wanted.clamp(1, most).long()
+        return torch.minimum(wanted.clamp(min=1), most.to(wanted)).long()
 
-    def update(self, trial: Proposed, t: int, wanted: float, rate: float, most: int) -> Tuning:
+    def update(self, trial: Proposed, t: int, wanted: float, rate: float, most: Tensor) -> Tuning:
         """Return the state after step ``t`` (from 1) of a window.
 
         Steps by dual averaging of the harmonic mean of the acceptances of all chains, so that few
@@ -89,7 +89,7 @@ class Tuning:
         scale = _DECAY * self.scale + (1 - _DECAY) * gradient.square()
         size = (scale / (1 - _DECAY**t)).sqrt()
         change = (rate * gradient / (size + 1e-20)).clamp(-_MAX_CHANGE, _MAX_CHANGE)
-        log_time = (self.log_time + change).clamp(min=log_step, max=log_step + math.log(most))
+        log_time = (self.log_time + change).clamp(min=log_step, max=log_step + most.log())
         share = t**-0.5
         time_mean = (1 - share) * self.log_time_mean + share * log_time
         return Tuning(self.centre, log_step, step_mean, error, log_time, time_mean, scale)
