@@ -17,7 +17,7 @@ from torch import nn
 from nbi_plus import files, options
 from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
-from nbi_plus.fitted import Answers, Computing, Fitted
+from nbi_plus.fitted import Answers, Computing, Fitted, trained
 from nbi_plus.infer.ladder.hints import Hints
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.posterior import Posterior
@@ -45,7 +45,7 @@ from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 
-_PARTS = ("model_", "history_", "sequential_", "posterior_", "rounds_")
+_PARTS = ("model_", "history_", "truth_test_", "sequential_", "posterior_", "rounds_")
 _MAX_FAILED = {False: 0.1, True: 0.5}  # in a sequential fit, that learns where not to look
 _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 
@@ -99,6 +99,8 @@ class Engine(BaseEstimator):
         After a sequential fit: its answer, of all its simulations.
     rounds_ : Rounds
         What every round of it came to; prints as a table.
+    truth_test_ : TruthTest or None
+        What the truths of simulated objects say of the network; None where nobody asked them.
     sequential_ : SequentialFit
     fitted_ : Fitted
         All of these; prints what was fitted.
@@ -176,6 +178,7 @@ class Engine(BaseEstimator):
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
         max_failed: float | None = None,
+        truth_test: bool | int | None = None,
         callback: Callable[[History], None] | None = None,
         progress: bool | None = None,
         **inputs: ArrayLike,
@@ -227,6 +230,9 @@ class Engine(BaseEstimator):
             objects at each epoch. Weights always use the simulator itself.
         max_failed : float, optional
             Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
+        truth_test : bool or int, optional
+            Whether, or with how many simulated objects of known truth, the network is tried:
+            ``truth_test_``. Default: where that costs at most a tenth of the training.
         callback : callable, optional
             ``callback(history)`` after each epoch.
         progress : bool, optional
@@ -252,6 +258,7 @@ class Engine(BaseEstimator):
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = options.train_config(train, chosen, _LOCATE if sequential else {})
         run = self._run(n_sims, online, max_failed, sequential, callback, progress)
+        how = self._how()
         with preserved_random_state():
             believed = as_noise(self.noise if noise is None else noise)
             problem = set_up(self._prior(), self.simulator, believed, given)
@@ -259,11 +266,10 @@ class Engine(BaseEstimator):
             recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
             check_noise_of(problem, recipe.device)
             if not sequential:
-                model = run(problem, recipe, start)
-                return self._keep(Fitted.of(problem, given.defaults(), model=model))
+                return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
             way = options.method_for(method, problem)
-            fit_one = SequentialRun(rounds, way, self._how().ladder.gate, run, modes)
+            fit_one = SequentialRun(rounds, way, how.ladder.gate, run, modes)
             one = fit_one(problem, given.objects, recipe, start)
         beside = Fitted.of(problem, given.defaults()) if network is None else before
         return self._keep(replace(beside, sequential=one))
@@ -590,7 +596,7 @@ class Engine(BaseEstimator):
         self.defaults_ = fitted.defaults
         model, one = fitted.model, fitted.sequential
         if model is not None:
-            self.model_, self.history_ = model, model.history
+            self.model_, self.history_, self.truth_test_ = model, model.history, fitted.truth
         if one is not None:
             self.sequential_, self.posterior_, self.rounds_ = one, one.posterior, one.rounds
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.trust.truths import TruthTest
 
 _DEFAULTS, _SEQUENTIAL = "defaults", "sequential"  # the other parts are of the model
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
@@ -35,6 +36,7 @@ def write(path: Path, fitted: Fitted, seed: int) -> None:
         "labels": dict(zip(prior.names, prior.labels, strict=True)),
         "noise": fitted.noise.meta(),
         "seed": seed,
+        "truth_test": None if fitted.truth is None else asdict(fitted.truth),
         "sequential": None if kept is None else kept.meta,
     }
     arrays = joined({_DEFAULTS: {k: np.asarray(v) for k, v in fitted.defaults.items()}})
@@ -94,7 +96,9 @@ def _rebuild(
         one = sequential_archive.from_archive(
             Archive(meta["sequential"], own), prior, bound, device
         )
-    return Fitted(prior, bound, None, defaults, model, one), meta["seed"]
+    told = meta.get("truth_test")
+    truth = None if told is None else TruthTest(**told)
+    return Fitted(prior, bound, None, defaults, model, one, truth), meta["seed"]
 
 
 def _check_sizes(archive: Archive) -> None:

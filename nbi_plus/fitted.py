@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,13 +22,16 @@ from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.ladder.translated import Change
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.sequential.fit import SequentialFit
+from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.run import Run
 from nbi_plus.problem.binding import Conventions, bind_simulator, with_grid
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.problem.setup import Problem
+from nbi_plus.problem.setup import FitInputs, Problem
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.target import Target
+from nbi_plus.trust.truths import TruthTest, TruthTrial, truth_test
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Fitted:
         The network for many objects.
     sequential : SequentialFit or None
         The fit of one object.
+    truth : TruthTest or None
+        What the truths of simulated objects say of the network.
     """
 
     prior: Prior
@@ -80,13 +86,15 @@ class Fitted:
     defaults: Mapping[str, NDArray]
     model: TrainedModel | None = None
     sequential: SequentialFit | None = None
+    truth: TruthTest | None = None
 
     @classmethod
     def of(
-        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None
-    ) -> Fitted:
+        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None,
+        truth: TruthTest | None = None,
+    ) -> Fitted:  # fmt: skip
         """Return what was fitted to a problem."""
-        return cls(problem.prior, problem.noise, problem.simulator, defaults, model)
+        return cls(problem.prior, problem.noise, problem.simulator, defaults, model, truth=truth)
 
     def with_simulator(self, simulator: Simulator | Callable | None) -> Fitted:
         """Return the same with a simulator, bound to what was fitted."""
@@ -160,6 +168,7 @@ class Fitted:
         """Return the network and its ladder, maybe for another prior."""
         change = None if prior is None else Change(self.prior, prior)
         chosen = self.prior if change is None else change.new
+        weak = self.truth is not None and not (self.truth.failed or self.truth.passed)
         return Amortized(
             prior=chosen,
             noise=self.noise,
@@ -170,6 +179,7 @@ class Fitted:
             change=change,
             n_jobs=how.n_jobs,
             client=how.client,
+            doubted=None if self.truth is None or weak else self.truth.failed,
         )
 
     def simulate(self, theta: ArrayLike, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
@@ -187,6 +197,25 @@ class Fitted:
     def target(self, data: Observations, how: Computing) -> Target:
         """Return what is believed of some objects."""
         return Target(self.prior, self.simulator, self.noise, data.batch(), how.n_jobs, how.client)
+
+
+def trained(
+    run: Run, problem: Problem, recipe: Recipe, start: TrainedModel | None, given: FitInputs,
+    how: Computing, truths: bool | int | None,
+) -> Fitted:  # fmt: skip
+    """Return a trained network, and what the truths of simulated objects say of it.
+
+    ``truths`` is as for `truth_test`.
+    """
+    began = time.perf_counter()
+    model, ladder = run(problem, recipe, start), how.ladder
+    seconds = time.perf_counter() - began
+    trial = TruthTrial(
+        problem, model.network, ladder.defensive_share, ladder.defensive_width, ladder.gate,
+        recipe.device, recipe.seed,
+    )  # fmt: skip
+    known = problem.noise.has_likelihood(problem.conditions.x_err is not None)
+    return Fitted.of(problem, given.defaults(), model, truth_test(trial, truths, known, seconds))
 
 
 @dataclass(frozen=True)

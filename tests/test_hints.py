@@ -11,7 +11,7 @@ from densities import Needle, Normal, context_of
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder import EnsembleRung, FlowRung
+from nbi_plus.infer.ladder import EnsembleRung, FlowRung, RefineRung
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.hints import hints_for, latent_hints
 from nbi_plus.infer.ladder.ladder import climb, open_objects_of, reweight
@@ -44,6 +44,12 @@ def engine():
     return engine.fit(n_sims=300, n_epochs=1, observations=survey())
 
 
+def clone_of(engine, ladder):
+    """Return the engine with another ladder."""
+    other = nbi.Engine(needle, PRIOR, featurizer="gru", ladder=ladder)
+    return other._keep(engine.fitted_)
+
+
 def hints(observations):
     """Return both places for each object, one with a guess of the height."""
     return np.tile([[0.3, 1.1], [0.8, np.nan]], (len(observations), 1, 1))
@@ -58,7 +64,8 @@ def test_hints_find_what_no_network_sees(engine):
         assert share == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(posterior.ess))
         near = np.where(draws[:, 0] > 0.5, 0.8, 0.3)
         assert np.abs(draws[:, 0] - near).max() < 10 * WIDTH
-    alone = engine.predict_many(survey())
+    blind = nbi.Ladder(rungs=(RefineRung(),), audit=None, budget=engine.ladder.budget)
+    alone = clone_of(engine, blind).predict_many(survey())
     assert not any(np.isclose(p.resample(500, rng=0)[:, 0], 0.3, atol=5e-4).any()
                    and p.certified for p in alone)  # fmt: skip
 

@@ -7,7 +7,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 
-SCHEMA = 1
+SCHEMA = 2  # 2: support of the prior, hash of the data, truth test, audits; files of 1 are read
 MAX_HEADER = 16 * 2**20
 
 

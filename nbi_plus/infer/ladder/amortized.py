@@ -65,6 +65,9 @@ class Amortized:
         What is known of the objects that are asked for: places to look at, earlier attempts.
     change : Change or None
         From the prior of the training, where ``prior`` is another one.
+    doubted : bool or None
+        Whether a test of the network failed: its answers are looked at twice as hard. Where it
+        passed they are looked at quickly; None where there was none.
     """
 
     prior: Prior
@@ -77,12 +80,19 @@ class Amortized:
     client: object | None = None
     earlier: Earlier | None = None
     change: Change | None = None
+    doubted: bool | None = None
 
     def looking_at(self, modes: Hints | None, objects: Observations) -> Amortized:
         """Return the same with places to look at for these objects."""
         if modes is None:
             return self
-        return replace(self, earlier=hints_for(modes, objects, self.prior, self.device))
+        target = None
+        if not self._why_not(objects):
+            data = objects.batch().to(self.device)
+            target = Target(self.prior, self.simulator, self.noise, data, self.n_jobs, self.client)
+        with preserved_random_state():
+            earlier = hints_for(modes, objects, self.prior, self.device, target)
+        return replace(self, earlier=earlier)
 
     def posteriors(
         self, observations: Observations, n_samples: int, keep: int | None, seed: int
@@ -96,7 +106,9 @@ class Amortized:
             raise ValueError(f"keep must be None or at least 0, but is {keep}.")
         self.check_grid(observations)
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
-        request = verdict.Request(self.prior, keep, ladder.gate, seed)
+        if ladder.audit is not None and self.doubted:
+            ladder = replace(ladder, audit=ladder.audit.doubled())
+        request = verdict.Request(self.prior, keep, ladder.gate, seed, bool(self.doubted))
         reason = self._why_not(observations)
         weighted = not reason
         if not weighted and self.change is not None:
@@ -157,7 +169,8 @@ class Amortized:
             for outcome in first:
                 if ladder.audit is not None:
                     index = outcome.pool.index
-                    outcome = ladder.audit(outcome, objects.keys[index], context)
+                    quick = self.doubted is not None and not self.doubted
+                    outcome = ladder.audit(outcome, objects.keys[index], context, quick=quick)
                 # no rung can make up for data that cannot be used
                 usable = torch.as_tensor(objects.usable, device=self.device)
                 goes_on = ladder.goes_on(outcome) & usable[outcome.pool.index]

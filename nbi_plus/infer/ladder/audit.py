@@ -7,24 +7,22 @@ the neighbourhood of every peak by draws of its own, and compares with the answe
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.peak_masses import Masses, weighed
-from nbi_plus.infer.ladder.peak_starts import Landscape
+from nbi_plus.infer.ladder.peak_masses import weighed
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.outcome import Outcome
-from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.samplers.gradients import Gradients
+from nbi_plus.infer.samplers.landscape import Landscape
 from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
 from nbi_plus.problem.target import Target
 
-NAME = "audit"
+_STAGE = "audit"
 _AT_ONCE = 2**16  # draws and scouts: bounds memory
 _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
@@ -102,12 +100,15 @@ class PeakAudit:
             Of b objects; those that passed are looked at.
         keys : Tensor of int64, shape (b,)
         context : RungContext
-            Nothing is counted in its meter, and there is a line in its report.
+            Nothing is counted in its meter, but what was found stands in its report.
         quick : bool
             Look at the steepest draws alone, and no further where these are not steep.
         """
         missed = torch.zeros_like(outcome.passed)
         found = Peaks.none(len(missed), self.search.max_peaks, outcome.pool.z)
+        if outcome.missed is not None:  # of an earlier look
+            missed |= outcome.missed
+            found.put(torch.arange(len(missed), device=missed.device), outcome.peaks)
         passed = outcome.passed.nonzero()[:, 0]
         most = self.n_scouts_of(context.target) + outcome.pool.z.shape[1]
         for rows in passed.split(max(1, _AT_ONCE // most)) if len(passed) else ():
@@ -118,6 +119,8 @@ class PeakAudit:
                 own.look()
             missed[rows] = own.missed
             found.put(rows, own.peaks)
+            index = outcome.pool.index[rows]
+            context.report.note_audit(index, own.missed, own.found, own.n_spent)
         return outcome.audited(missed, found)
 
 
@@ -128,24 +131,27 @@ class _Audited:
     ----------
     missed : Tensor of bool
     peaks : Peaks
+    found : list of str
+        What there is to say of these.
+    n_spent : Tensor of int64
     """
 
     def __init__(
         self, outcome: Outcome, keys: Tensor, context: RungContext, config: PeakAudit
     ) -> None:
-        self._began = time.perf_counter()
         pool = outcome.pool
         self._outcome, self._keys, self._context, self._config = outcome, keys, context, config
-        self._stage = context.stage(NAME)
+        self._stage = context.stage(_STAGE)
         height = pool.log_prior + pool.log_likelihood
         height = torch.where(height.isfinite() & ~pool.failed, height, -torch.inf)
         log_weights = outcome.summary.weights.log()
         self._land = Landscape(pool.bounded, height, log_weights, pool.index, keys)
         density = context.density(pool.index)
         self._gradients = Gradients(density, context.gradient_rows)
-        self._spent = torch.zeros_like(pool.index)
+        self.n_spent = torch.zeros_like(pool.index)
         self.missed = torch.zeros_like(outcome.passed)
-        self.peaks = Peaks.none(len(keys), 1, pool.z)
+        self.peaks = Peaks.none(len(keys), config.search.max_peaks, pool.z)
+        self.found = [""] * len(keys)
 
     def look(self) -> None:
         """Look from all kinds of draws."""
@@ -181,7 +187,7 @@ class _Audited:
         return torch.cat(parts, 1)
 
     def _steepest(self, n: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        self._spent += places.shape[1]
+        self.n_spent += places.shape[1]
         return self._land.steepest(n, places, self._gradients)
 
     def _scouts(self) -> Landscape:
@@ -194,7 +200,7 @@ class _Audited:
             self._land.wider(n // 2, context.seed, stage),
         ], 1)  # fmt: skip
         height = context.target.log_prob(z, self._land.index)
-        self._spent += z.shape[1]
+        self.n_spent += z.shape[1]
         return Landscape(z, height, torch.zeros_like(height), self._land.index, self._keys)
 
     def _climb(self, rows: Tensor, starts: Tensor) -> None:
@@ -208,21 +214,10 @@ class _Audited:
         )  # fmt: skip
         outcome = self._outcome.select(rows)
         masses = weighed(found, outcome, self._keys[rows], context, c.n_local, self._stage)
-        self._spent[rows] += found.n_gradients + c.n_local * found.found.sum(1)
+        self.n_spent[rows] += found.n_gradients + c.n_local * found.found.sum(1)
         missing = masses.missing(c.mass_max, c.mean_max, c.std_max)
         self.missed[rows] = missing
-        self.peaks = Peaks.none(len(self._keys), c.search.max_peaks, self._land.z)
         self.peaks.put(rows, found)
-        self._tell(rows, masses, missing)
-
-    def _tell(self, rows: Tensor, masses: Masses, missing: Tensor) -> None:
-        each = (time.perf_counter() - self._began) / len(self._keys)
-        n_draws = self._config.n_local * masses.there.sum(1)
-        lines = [
-            RungReport(NAME, n, nan, nan, nan, not bad, why, seconds=each, n_apart=spent)
-            for nan, n, bad, why, spent in zip(
-                [float("nan")] * len(rows), n_draws.tolist(), missing.tolist(),
-                masses.words(_TOLD), self._spent[rows].tolist(), strict=True,
-            )
-        ]  # fmt: skip
-        self._context.report.note_audit(self._land.index[rows], lines)
+        told = masses.words(_TOLD)
+        for row, text in zip(rows.tolist(), told, strict=True):
+            self.found[row] = text

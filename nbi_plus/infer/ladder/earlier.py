@@ -60,9 +60,14 @@ class Earlier:
         return cls(None, torch.zeros(n, dtype=torch.bool, device=device), ((),) * n, zero, zero)
 
     @classmethod
-    def hints(cls, look: LatentProposal, has_look: Tensor) -> Earlier:
-        """Return places to look at of objects that nobody tried yet."""
-        return replace(cls.nothing(len(has_look), has_look.device), look=look, has_look=has_look)
+    def hints(cls, look: LatentProposal, has_look: Tensor, spent: Tensor | None = None) -> Earlier:
+        """Return places to look at of objects that nobody tried yet.
+
+        ``spent`` (N,) are the gradients that finding them cost.
+        """
+        nothing = cls.nothing(len(has_look), has_look.device)
+        gradients = nothing.gradients if spent is None else spent.cpu().numpy()
+        return replace(nothing, look=look, has_look=has_look, gradients=gradients)
 
     @classmethod
     def of(

@@ -90,28 +90,27 @@ def escalate(
         own = look.select(index) if outcome.rung == HINTS else None
         waiting.append(open_objects_of(outcome, proposal, group.features[index], keys, own))
     again: list[OpenObjects] = []
-    for objects, outcome in _answers(waiting, group, ladder):
-        missed = outcome.missed
-        if missed is not None and missed.any():
-            again.append(objects.again(outcome).where(missed))
-            outcome = outcome.select((~missed).nonzero()[:, 0])
+    for objects, outcome, reopened in _answers(waiting, group, ladder):
+        if reopened.any():
+            again.append(objects.again(outcome).where(reopened))
+            outcome = outcome.select((~reopened).nonzero()[:, 0])
         if len(outcome.grade):
             yield settled(outcome, group, request)
     once_more = replace(group, context=replace(group.context, again=True))
-    for _, outcome in _answers(again, once_more, ladder):
+    for _, outcome, _ in _answers(again, once_more, ladder):
         yield settled(outcome, once_more, request)
 
 
 def _answers(
     waiting: list[OpenObjects], group: Group, ladder: Ladder
-) -> Iterator[tuple[OpenObjects, Outcome]]:
-    """Yield objects after their last rung, and their outcomes, which were looked at."""
+) -> Iterator[tuple[OpenObjects, Outcome, Tensor]]:
+    """Yield objects after their last rung, their outcomes, and where a look has undone these."""
     for objects in climb(waiting, group.context, ladder):
-        for rows, outcome in objects.answers():
-            own = objects.select(rows)
+        for outcome in objects.answers():
+            own, passed = objects.of(outcome), outcome.passed
             if ladder.audit is not None:
                 outcome = ladder.audit(outcome, own.keys, group.context)
-            yield own, outcome
+            yield own, outcome, passed & ~outcome.passed
 
 
 def joined_accounts(groups: Sequence[tuple[Group, Outcome]]) -> tuple[Meter, ReportLog]:

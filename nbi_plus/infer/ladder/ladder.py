@@ -60,8 +60,9 @@ class Ladder:
         that passed on to the chains, too, as a check.
     budget : Budget
         What one object may cost at most.
-    peaks : PeaksRung
-        The rung that looks for peaks, where there are gradients, and draws around them.
+    peaks : PeaksRung, optional
+        The rung that looks for peaks, where there are gradients, and draws around them. Default:
+        one for who is refined.
     refine : RefineRung
         The rung that adapts a mixture to each object.
     hmc : HmcRung
@@ -84,7 +85,7 @@ class Ladder:
     top_up_seconds: float = 1e-4
     escalate: str = "auto"
     budget: Budget = field(default_factory=Budget)
-    peaks: PeaksRung = field(default_factory=PeaksRung)
+    peaks: PeaksRung | None = None
     refine: RefineRung = field(default_factory=RefineRung)
     hmc: HmcRung = field(default_factory=HmcRung)
     flow: FlowRung = field(default_factory=FlowRung)
@@ -109,9 +110,10 @@ class Ladder:
             return []
         if self.rungs is not None:
             return context.applying(self.rungs)
+        peaks = self.peaks or PeaksRung(n_starts=PeaksRung.n_starts if self.refine.n_rounds else 0)
         # walkers are for who has no chains of gradients
         chains = context.applying([self.hmc])
-        return context.applying([self.peaks, self.refine, *(chains or ()), self.flow,
+        return context.applying([peaks, self.refine, *(chains or ()), self.flow,
                                  *(() if chains else (self.ensemble,))])  # fmt: skip
 
     def goes_on(self, outcome: Outcome) -> Tensor:

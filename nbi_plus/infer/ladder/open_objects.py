@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.peak_starts import Landscape
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
 from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.samplers.landscape import Landscape
 from nbi_plus.infer.samplers.peaks import Peaks
 
 _FAR_BELOW = 10.0  # in log density: draws that low have not seen the place that matters
@@ -82,6 +82,10 @@ class OpenObjects:
             peaks=pick(self.peaks, rows),
         )  # fmt: skip
 
+    def of(self, outcome: Outcome) -> OpenObjects:
+        """Return those objects whose outcome it is, in its order: one of `answers`."""
+        return self.where(torch.isin(self.index, outcome.pool.index))
+
     def where(self, chosen: Tensor) -> OpenObjects:
         """Return the objects for which ``chosen`` (b,) is true."""
         return self if bool(chosen.all()) else self.select(chosen.nonzero()[:, 0])
@@ -94,8 +98,8 @@ class OpenObjects:
         """Return the objects with an outcome that an audit found wanting, and nothing before it."""
         return replace(self, tried=(outcome,), peaks=outcome.peaks)
 
-    def answers(self) -> Iterator[tuple[Tensor, Outcome]]:
-        """Yield rows of these objects and their outcomes, which together hold each object once.
+    def answers(self) -> Iterator[Outcome]:
+        """Yield outcomes that together hold each object once.
 
         That of the last rung that certified it, chains alone only where no weights were; without
         any, that of the largest effective sample among those that saw the highest densities.
@@ -114,7 +118,7 @@ class OpenObjects:
         for i, outcome in enumerate(self.tried):
             rows = (best == i).nonzero()[:, 0]
             if len(rows):
-                yield rows, replace(outcome, chains=self.chains).select(rows)
+                yield replace(outcome, chains=self.chains).select(rows)
 
 
 def _highest(outcome: Outcome) -> Tensor:

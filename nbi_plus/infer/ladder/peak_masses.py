@@ -100,7 +100,7 @@ def weighed(
     stage : str
         Of the randomness.
     """
-    around = _Around.of(found, context.circles)
+    around = _PeakNormals.of(found, context.circles)
     there, n_dim = found.found, found.z.shape[-1]
     z = around.draw(keys, n_local, context.seed, f"{stage} local")
     height = _heights(z, there, outcome, context)
@@ -163,7 +163,7 @@ def _evidence(
 
 
 @dataclass(frozen=True)
-class _Around:
+class _PeakNormals:
     """Normals at the peaks, each in coordinates that cut its circles opposite of it.
 
     Attributes
@@ -181,7 +181,7 @@ class _Around:
     factor: Tensor
 
     @classmethod
-    def of(cls, found: Peaks, circles: tuple[int, ...]) -> _Around:
+    def of(cls, found: Peaks, circles: tuple[int, ...]) -> _PeakNormals:
         """Return the normals of all peaks; what stands for those that are not there is harmless."""
         z, factor = found.z.nan_to_num(nan=0.0).flatten(0, 1), found.factor.flatten(0, 1)
         start = torch.special.ndtr(z[:, list(circles)]) - 0.5

@@ -102,6 +102,7 @@ class Meter:
         return Cost(self.calls[index], self.gradients[index], self.seconds[index])
 
 
+_MISSED = "an audit found places that these draws miss"
 _CUT_OFF = "the prior all but excludes what the data want"
 
 
@@ -161,11 +162,14 @@ class ReportLog:
         columns = (n_draws, ess, ess / chains.n_steps / chains.z.shape[1], nan, chains.converged)
         self._write(name, index, columns, reasons, chains.r_hat.amax(-1))
 
-    def note_audit(self, index: Tensor, lines: list[RungReport]) -> None:
-        """Write what an audit found; the line of the rung that settled an object stays the last."""
-        for i, line in zip(index.tolist(), lines, strict=True):
+    def note_audit(self, index: Tensor, missed: Tensor, found: list[str], n_apart: Tensor) -> None:
+        """Write what an audit found beside the last line that passed."""
+        each = zip(index.tolist(), missed.tolist(), found, n_apart.tolist(), strict=True)
+        for i, bad, text, n in each:
             own = self.lines[i]
-            own.insert(len(own) - line.passed, line)
+            at = max(k for k, line in enumerate(own) if line.passed)
+            line = replace(own[at], audit=text, n_apart=own[at].n_apart + n, passed=not bad)
+            own[at] = replace(line, reason=_MISSED) if bad else line
 
     def reports(
         self, rows: NDArray[np.int64], failures: list[str]

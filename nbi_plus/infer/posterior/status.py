@@ -128,8 +128,10 @@ class RungReport:
         The object's share of the time.
     r_hat : float
         Largest nested R-hat of chains; NaN for weights.
+    audit : str
+        Which peaks an audit of these draws found, and what mass they have; "" without one.
     n_apart : int
-        Simulations of an audit, with and without a gradient: no other figure counts them.
+        Simulations of the audit, with and without a gradient: no other figure counts them.
     """
 
     name: str
@@ -143,11 +145,11 @@ class RungReport:
     n_gradients: int = 0
     seconds: float = 0.0
     r_hat: float = np.nan
+    audit: str = ""
     n_apart: int = 0
 
     def __str__(self) -> str:
-        figures = [f"{self.n_draws} draws"]
-        figures += [] if np.isnan(self.ess) else [f"ess {self.ess:.0f}"]
+        figures = [f"{self.n_draws} draws", f"ess {self.ess:.0f}"]
         if np.isfinite(self.efficiency):
             figures.append(f"efficiency {self.efficiency:.3f}")
         if not np.isnan(self.k_hat):
@@ -156,9 +158,11 @@ class RungReport:
             figures.append(f"R-hat {self.r_hat:.3f}")
         cost = [f"{self.n_calls} calls"] if self.n_calls else []
         cost += [f"{self.n_gradients} gradients"] if self.n_gradients else []
-        cost += [f"{self.n_apart} calls and gradients apart"] if self.n_apart else []
         cost += [f"{self.seconds:.2g} s"] if self.seconds else []
         verdict = "passed" if self.passed else "not passed"
         parts = [f"{self.name}: {verdict}; {', '.join(figures)}"]
         parts += [", ".join(cost)] if cost else []
-        return f"{'; '.join(parts)}. {self.reason}".rstrip()
+        told = f"{'; '.join(parts)}. {self.reason}".rstrip()
+        if not self.n_apart:
+            return told
+        return f"{told} Audit, {self.n_apart} simulations apart: {self.audit or 'nothing steep.'}"

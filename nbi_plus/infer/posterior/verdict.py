@@ -68,12 +68,17 @@ class Objects:
 
 @dataclass(frozen=True)
 class Request:
-    """How the answers are wanted: the prior to translate with, draws to keep, gate and seed."""
+    """How the answers are wanted: the prior to translate with, draws to keep, gate and seed.
+
+    ``doubted`` says that certified answers of this problem missed places, so that those that no
+    audit looked at are not to be trusted.
+    """
 
     prior: Prior
     keep: int | None
     gate: Gate
     seed: int
+    doubted: bool = False
 
 
 def corrected(
@@ -179,6 +184,8 @@ def _flags(
         rules[Flag.MISFIT] = outcome.misfit
     if outcome.beyond is not None:
         rules[Flag.SUPPORT] = outcome.beyond
+    if outcome.missed is None and request.doubted:
+        rules[Flag.UNCALIBRATED] = outcome.passed
     if outcome.missed is not None:
         rules[Flag.MODE_MISSED] = outcome.missed
     if outcome.chains is not None:

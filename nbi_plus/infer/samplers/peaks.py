@@ -47,7 +47,7 @@ class PeaksConfig:
         Of each object.
     """
 
-    max_steps: int = 80
+    max_steps: int = 120
     max_peaks: int = 16
     depth: float = 25.0
     curvature_min: float = 0.5

@@ -1,0 +1,175 @@
+"""Laws of the audit: places that certified answers miss are found, right answers pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, uniform
+
+import nbi_plus as nbi
+from nbi_plus.infer.ladder import HmcRung, PeakAudit, RefineRung
+
+SHIFT, NARROW, BROAD, SHARE, N_DIM = 1.45, 0.02, 0.5, 0.3, 3
+
+
+def identity(theta):
+    return theta * 1.0
+
+
+def augment(model, obs, theta, rng):  # noqa: ARG001
+    lot = torch.rand((model.shape[0], 1, 1), generator=rng, dtype=model.dtype) < SHARE
+    noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
+    return model + torch.where(lot, SHIFT + NARROW * noise, BROAD * noise)
+
+
+def log_likelihood(theta, model, obs):  # noqa: ARG001
+    off, d = obs.x - model, model.shape[-1]
+    parts = ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))
+    each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
+            for p, at, sd in parts]  # fmt: skip
+    return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
+
+
+def needles(n, seed):
+    """Return data (n, 3), and the mass and place of the narrow mode of their exact posteriors."""
+    rng = np.random.default_rng(seed)
+    theta = rng.normal(size=(n, N_DIM))
+    lot = rng.random((n, 1)) < SHARE
+    noise = rng.normal(size=theta.shape)
+    x = theta + np.where(lot, SHIFT + NARROW * noise, BROAD * noise)
+    logs = [np.log(p) + norm.logpdf(x - at, 0, np.hypot(1, sd)).sum(1)
+            for p, at, sd in ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))]  # fmt: skip
+    return x, 1 / (1 + np.exp(logs[0] - logs[1])), (x - SHIFT) / (1 + NARROW**2)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    prior = {f"p{i}": norm(0, 1) for i in range(N_DIM)}
+    noise = nbi.CustomNoise(augment, log_likelihood)
+    engine = nbi.Engine(identity, prior, noise=noise, featurizer="gru", seed=1)
+    objects = nbi.Observations.from_arrays(np.zeros((4, N_DIM)))
+    return engine.fit(
+        n_sims=1000, n_epochs=4, observations=objects, perturb=False, truth_test=False
+    )
+
+
+def off(posteriors, mass, place):
+    """Return how much the narrow mode's weight in each answer is off."""
+    own = []
+    for posterior, at in zip(posteriors, place, strict=True):
+        near = ((posterior.samples - at) ** 2).sum(1) < (8 * NARROW) ** 2
+        own.append(posterior.weights[near].sum())
+    return np.array(own) - mass
+
+
+def test_places_that_certified_answers_miss_are_found_and_repaired(engine):
+    x, mass, place = needles(40, seed=3)
+    objects = nbi.Observations.from_arrays(x)
+    engine.ladder = nbi.Ladder(audit=None)
+    alone = engine.predict_many(objects)
+    engine.ladder = None
+    looked = engine.predict_many(objects)
+    wrong = [np.abs(off(found, mass, place)) > 0.1 for found in (alone, looked)]
+    assert (wrong[0] & alone.certified).sum() >= 6  # or this law has no subject
+    assert (wrong[1] & looked.certified).sum() <= 1
+    trusted = np.array([p.trusted for p in looked])
+    assert trusted.mean() > 0.9
+    assert any("Audit" in str(rung) for rung in looked[0].rungs)
+
+
+def test_what_no_rung_repairs_is_mode_missed(engine):
+    x, mass, place = needles(40, seed=3)
+    engine.ladder = nbi.Ladder(rungs=())
+    found = engine.predict_many(nbi.Observations.from_arrays(x))
+    engine.ladder = None
+    missed = np.array([nbi.Flag.MODE_MISSED in p.flags for p in found])
+    wrong = np.abs(off(found, mass, place)) > 0.03
+    assert missed.sum() >= 4
+    assert not (missed & ~wrong).any()
+    assert not (missed & found.certified).any()
+    for p in (p for p in found if nbi.Flag.MODE_MISSED in p.flags):
+        assert p.status is nbi.Status.UNCERTIFIED
+        assert "audit" in p.rungs[-1].reason
+        assert "mass" in p.rungs[-1].audit
+
+
+def test_costs_of_the_audit_stand_apart(engine):
+    x, _, _ = needles(6, seed=4)
+    for found in engine.predict_many(nbi.Observations.from_arrays(x)):
+        assert sum(rung.n_apart for rung in found.rungs) > 2048
+    many = engine.predict_many(nbi.Observations.from_arrays(x))
+    told = [sum(r.n_calls for r in rungs) for rungs in many.rungs]
+    assert told == many.n_simulated.tolist()
+
+
+def wave(theta, t):
+    return theta[:, :1] * torch.sin(6 * t + theta[:, 1:2]) + theta[:, 2:]
+
+
+@pytest.fixture(scope="module")
+def honest():
+    prior = nbi.Prior({"a": uniform(0.5, 2), "phase": nbi.Circular(2 * np.pi), "c": norm(0, 1)})
+    engine = nbi.Engine(wave, prior, noise=0.4, featurizer="gru", seed=0)
+    t = np.linspace(0, 1, 25)
+    return engine.fit(n_sims=1500, n_epochs=6, x_err=np.full(25, 0.4), t=t, truth_test=False)
+
+
+def test_right_answers_raise_no_alarm(honest):
+    rng = np.random.default_rng(5)
+    theta = honest.prior_.sample(60, rng)
+    t = np.linspace(0, 1, 25)
+    x = wave(torch.as_tensor(theta), torch.as_tensor(t)).numpy() + 0.4 * rng.normal(size=(60, 25))
+    found = honest.predict_many(nbi.Observations.from_arrays(x, 0.4, t=t))
+    assert found.certified.mean() > 0.95
+    assert not any(nbi.Flag.MODE_MISSED in p.flags for p in found)
+    missed = [r for rungs in found.rungs for r in rungs if "audit" in r.reason]
+    assert len(missed) <= 2
+
+
+def test_quick_audit_looks_further_only_where_it_is_steep(honest, engine):
+    x, mass, place = needles(40, seed=3)
+    engine.ladder = nbi.Ladder(rungs=())
+    engine.fitted_ = replace(engine.fitted_, truth=passed())
+    quick = engine.predict_many(nbi.Observations.from_arrays(x))
+    engine.fitted_, engine.ladder = replace(engine.fitted_, truth=None), None
+    apart = np.array([sum(r.n_apart for r in rungs) for rungs in quick.rungs])
+    asked = np.array([rungs[0].n_draws > 0 and rungs[0].n_apart > 0 for rungs in quick.rungs])
+    # most have the cost of the gradients that say there is nothing to see
+    assert np.median(apart[asked]) < 200
+    wrong = np.abs(off(quick, mass, place)) > 0.03
+    missed = np.array([nbi.Flag.MODE_MISSED in p.flags for p in quick])
+    assert not (missed & ~wrong).any()
+
+
+def passed():
+    from nbi_plus.trust.truths import TruthTest
+
+    return TruthTest(100, 0, 0.1, 1.0)
+
+
+def test_chains_and_black_boxes_are_looked_at_too(engine):
+    x, mass, place = needles(10, seed=3)
+    engine.ladder = nbi.Ladder(rungs=(RefineRung(n_rounds=2), HmcRung()), audit=PeakAudit())
+    found = engine.predict_many(nbi.Observations.from_arrays(x))
+    engine.ladder = None
+    wrong = np.abs(off(found, mass, place)) > 0.1
+    assert not (wrong & np.array([p.trusted for p in found])).any()
+
+    def black_box(theta):
+        return np.asarray(theta, float) * 1.0
+
+    other = nbi.Engine(black_box, engine.prior_, noise=engine.noise_, featurizer="gru", seed=1)
+    other.fit(n_sims=600, n_epochs=2, observations=nbi.Observations.from_arrays(x[:4]),
+              perturb=False)  # fmt: skip
+    seen = other.predict_many(nbi.Observations.from_arrays(x))
+    told = [r.audit for rungs in seen.rungs for r in rungs if r.n_apart]
+    assert told
+    assert all("mass" in text for text in told)
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="n_starts"):
+        PeakAudit(n_starts=2)

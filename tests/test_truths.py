@@ -1,0 +1,139 @@
+"""Laws of the truth test: right networks pass, networks that miss a place do not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+import nbi_plus as nbi
+from nbi_plus.trust.truths import TruthTest, truth_test
+
+SHIFT, NARROW, BROAD, SHARE = 1.5, 0.02, 0.5, 0.3
+
+
+def identity(theta):
+    return theta * 1.0
+
+
+def needle_noise():
+    """The data lie around theta, or, rarely, very close to theta and a shift."""
+
+    def augment(model, obs, theta, rng):  # noqa: ARG001
+        n = model.shape[0]
+        lot = torch.rand((n, 1, 1), generator=rng, dtype=model.dtype) < SHARE
+        noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
+        return model + torch.where(lot, SHIFT + NARROW * noise, BROAD * noise)
+
+    def log_likelihood(theta, model, obs):  # noqa: ARG001
+        off, d = obs.x - model, model.shape[-1]
+        parts = ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))
+        each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
+                for p, at, sd in parts]  # fmt: skip
+        return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
+
+    return nbi.CustomNoise(augment, log_likelihood)
+
+
+def fitted(noise, n_dim=2, **options):
+    prior = {f"p{i}": norm(0, 1) for i in range(n_dim)}
+    engine = nbi.Engine(identity, prior, noise=noise, featurizer="gru", seed=1)
+    x = np.zeros((4, n_dim))
+    objects = nbi.Observations.from_arrays(x, *(() if noise is not None else (0.5 + x,)))
+    return engine.fit(n_sims=1000, n_epochs=8, observations=objects, perturb=False, **options)
+
+
+@pytest.fixture(scope="module")
+def honest():
+    return fitted(0.5, truth_test=100)
+
+
+@pytest.fixture(scope="module")
+def missing():
+    return fitted(needle_noise(), n_dim=3, truth_test=100)
+
+
+def test_a_right_network_passes(honest):
+    found = honest.truth_test_
+    assert found.n_certified > 50
+    assert found.n_above <= found.expected + 4 * np.sqrt(found.expected)
+    assert not found.failed
+
+
+def test_a_network_that_misses_a_place_fails_and_says_what_to_do(missing, caplog):
+    found = missing.truth_test_
+    assert found.failed
+    assert found.n_above > 1
+    assert found.expected < 1
+    with caplog.at_level(logging.WARNING, "nbi_plus"):
+        fitted(needle_noise(), n_dim=3, truth_test=60)
+    assert sum("places that the network does not propose" in m for m in caplog.messages) == 1
+
+
+def test_answers_of_a_doubted_network_need_an_audit_to_be_trusted(missing):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(12, 3)) + 0.5 * rng.normal(size=(12, 3))
+    objects = nbi.Observations.from_arrays(x)
+    missing.ladder = nbi.Ladder(audit=None)
+    alone = missing.predict_many(objects)
+    assert alone.certified.any()
+    for p in alone:
+        assert (nbi.Flag.UNCALIBRATED in p.flags) == p.certified
+        assert not p.trusted
+    missing.ladder = None
+    looked = missing.predict_many(objects)
+    assert not any(nbi.Flag.UNCALIBRATED in p.flags for p in looked)
+    assert sum(p.trusted for p in looked) >= 10
+
+
+def test_the_test_is_saved_with_the_engine(missing, tmp_path):
+    missing.save(tmp_path / "e.nbi")
+    again = nbi.Engine.load(tmp_path / "e.nbi", simulator=identity, noise=needle_noise())
+    assert again.truth_test_ == missing.truth_test_
+
+
+def test_the_same_seed_gives_the_same_test(missing):
+    again = fitted(needle_noise(), n_dim=3, truth_test=100)
+    assert again.truth_test_ == missing.truth_test_
+
+
+def test_it_can_be_left_out_and_is_refused_without_a_likelihood(honest):
+    assert fitted(0.5, truth_test=False).truth_test_ is None
+    blind = nbi.CustomNoise(needle_noise().augment)
+    assert fitted(blind).truth_test_ is None
+    with pytest.raises(ValueError, match="truth_test must have a likelihood"):
+        fitted(blind, truth_test=True)
+    with pytest.raises(ValueError, match="at least 1"):
+        fitted(0.5, truth_test=0)
+
+
+def test_none_runs_it_only_where_it_is_cheap():
+    class Trial:
+        problem = None
+
+        def run(self, n, seconds):
+            self.asked = n, seconds
+            return TruthTest(n, 0, 0.1, 1.0)
+
+    trial = Trial()
+    trial.problem = type("Problem", (), {"simulator": type("S", (), {"stochastic": False})})
+    truth_test(trial, None, has_likelihood=True, seconds=50.0)
+    assert trial.asked == (200, 5.0)
+    truth_test(trial, 30, has_likelihood=True, seconds=50.0)
+    assert trial.asked == (30, np.inf)
+    assert truth_test(trial, None, has_likelihood=False, seconds=50.0) is None
+
+
+@pytest.mark.parametrize(("above", "failed"), [(0, False), (1, False), (3, True)])
+def test_what_fails(above, failed):
+    from scipy.stats import poisson
+
+    p_value = float(poisson.sf(above - 1, 0.15)) if above else 1.0
+    found = TruthTest(100, above, 0.15, p_value)
+    assert found.failed == failed
+    assert ("failed" in str(found)) == failed
+    assert not replace(found, n_certified=3, p_value=1.0).passed
