@@ -227,5 +227,5 @@ def describe(row):
         f"off {sds} (1 error: {row['ess'] ** -0.5:.3f}), k_hat {row['k_hat']:.2f}, efficiency "
         f"{row['efficiency']:.2f}, ess {row['ess']:.0f}, log Z off "
         f"{row['log_evidence'] - row['exact']['log_evidence']:+.3f}, "
-        f"flags {' '.join(row['flags']) or 'none'}"
+        f"wrong in {' '.join(row['wrong_in'])}, flags {' '.join(row['flags']) or 'none'}"
     )
