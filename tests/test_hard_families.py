@@ -178,6 +178,8 @@ def test_families_refuse_options_they_do_not_have():
     assert hard_families.family_of("needle", dim=6, width=None) == Needle(dim=6)
     with pytest.raises(ValueError, match=r"options of aliases must be among .* \['dim'\]"):
         hard_families.family_of("aliases", dim=2)
+    with pytest.raises(ValueError, match="at least 2, but is 1"):
+        hard_families.family_of("rings", dim=1)
 
 
 # --- the judge -----------------------------------------------------------------------------------

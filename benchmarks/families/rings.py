@@ -30,6 +30,10 @@ class Rings(GaussianFamily):
     sigma: float = 0.15
     n_points: int = 8
 
+    def __post_init__(self):
+        if self.dim < 2:
+            raise ValueError(f"dim of rings must be at least 2, but is {self.dim}.")
+
     @property
     def err(self):
         """Standard deviations (L,)."""
