@@ -17,8 +17,10 @@ from nbi_plus.problem.simulator.simulator import bind
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the package
 
-from benchmarks import hard_objects as hard
+from benchmarks import hard_lenses as hard
+from benchmarks import verdicts
 from benchmarks.exact import Exact
+from benchmarks.verdicts import Answer, judge
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +100,15 @@ def test_exact_does_not_need_the_truth(lens):
 
 
 def test_judge_passes_the_exact_answer_and_small_noise(event):
-    assert not hard.judge((event.mean, event.sd, 2000), event)["wrong"]
-    assert not hard.judge((event.mean + 0.19 * event.sd, 1.14 * event.sd, 1e6), event)["wrong"]
+    assert not judge(Answer(event.mean, event.sd, 2000), event)["wrong"]
+    assert not judge(Answer(event.mean + 0.19 * event.sd, 1.14 * event.sd, 1e6), event)["wrong"]
 
 
 @pytest.mark.parametrize("parameter", range(3))
 def test_judge_finds_one_shifted_mean_and_one_narrow_sd(event, parameter):
     one = np.eye(3)[parameter]
-    assert hard.judge((event.mean - 0.21 * one * event.sd, event.sd, 1e6), event)["wrong"]
-    assert hard.judge((event.mean, event.sd * (1 - 0.16 * one), 1e6), event)["wrong"]
+    assert judge(Answer(event.mean - 0.21 * one * event.sd, event.sd, 1e6), event)["wrong"]
+    assert judge(Answer(event.mean, event.sd * (1 - 0.16 * one), 1e6), event)["wrong"]
 
 
 def test_judge_allows_few_draws_their_scatter(event):
@@ -116,7 +118,7 @@ def test_judge_allows_few_draws_their_scatter(event):
     for n in (30, 300):
         draws = event.mean + event.sd * rng.standard_normal((500, n, 3))
         moments = zip(draws.mean(1), draws.std(1), strict=True)
-        wrong = [hard.judge((mean, sd, n), gaussian)["wrong"] for mean, sd in moments]
+        wrong = [judge(Answer(mean, sd, n), gaussian)["wrong"] for mean, sd in moments]
         assert np.mean(wrong) < 0.005
 
 
@@ -124,11 +126,11 @@ def test_bounds_count_no_bump_and_nothing_uncertified_as_wrong():
     row = {"certified": True, "wrong": True, "misfit": True, "exact_is_sound": True}
     rows = [row | {"kind": "bump"}, row | {"kind": "gap", "certified": False}]
     rows += [row | {"kind": "ordinary", "wrong": False}] * 198
-    assert all(b.met for b in hard.adversarial_bounds(rows))
+    assert all(b.met for b in verdicts.adversarial_bounds(rows))
     rows += [row | {"kind": "narrow"}] * 2
-    assert [b.met for b in hard.adversarial_bounds(rows)] == [False, True, True, True]
+    assert [b.met for b in verdicts.adversarial_bounds(rows)] == [False, True, True, True]
     rows[-1] = row | {"kind": "narrow", "exact_is_sound": False}
-    assert [b.met for b in hard.adversarial_bounds(rows)] == [True, True, True, True]
+    assert [b.met for b in verdicts.adversarial_bounds(rows)] == [True, True, True, True]
 
 
 # --- objects -------------------------------------------------------------------------------------
@@ -183,8 +185,8 @@ def test_tables_name_every_kind_and_rung():
     rung = {"name": "refine", "n_draws": 10, "passed": True}
     row = {"certified": True, "wrong": False, "misfit": False, "rungs": [rung]}
     rows = [row | {"kind": kind} for kind in hard.COUNTS]
-    assert all(kind in hard.kind_table(rows) for kind in hard.COUNTS)
-    assert "refine" in hard.rung_table(rows)
+    assert all(kind in verdicts.kind_table(rows) for kind in hard.COUNTS)
+    assert "refine" in verdicts.rung_table(rows)
 
 
 # --- the ladder ----------------------------------------------------------------------------------
@@ -192,15 +194,17 @@ def test_tables_name_every_kind_and_rung():
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    return types.SimpleNamespace(seed=0, scale=1.0, cache=tmp_path_factory.mktemp("hard"))
+    return types.SimpleNamespace(
+        seed=0, scale=1.0, ladder=None, cache=tmp_path_factory.mktemp("hard")
+    )
 
 
 @pytest.mark.statistics
 @pytest.mark.parametrize("name", ["under-trained", "black-box", "adversarial"])
 def test_ladder_keeps_its_bounds(name, options):
     rows, seconds, bounds = hard.run(name, options)
-    print(name, f"{seconds:.0f} s", hard.kind_table(rows), hard.rung_table(rows), sep="\n")
-    print(*map(hard.describe, hard.certified_and_wrong(rows)), *bounds, sep="\n")
+    print(name, f"{seconds:.0f} s", verdicts.kind_table(rows), verdicts.rung_table(rows), sep="\n")
+    print(*map(verdicts.describe, verdicts.certified_and_wrong(rows)), *bounds, sep="\n")
     assert [str(b) for b in bounds if not b.met] == []
 
 
