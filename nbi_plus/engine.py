@@ -591,9 +591,8 @@ class Engine(BaseEstimator):
         for name in _PARTS:
             if hasattr(self, name):
                 delattr(self, name)  # of an earlier fit
-        self.fitted_ = fitted
+        self.fitted_, self.defaults_ = fitted, fitted.defaults
         self.prior_, self.noise_, self.simulator_ = fitted.prior, fitted.noise, fitted.simulator
-        self.defaults_ = fitted.defaults
         model, one = fitted.model, fitted.sequential
         if model is not None:
             self.model_, self.history_, self.truth_test_ = model, model.history, fitted.truth
