@@ -293,11 +293,14 @@ def _posterior(
 def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[RungReport, ...]:
     """Return one rung for each round; the last one carries the verdict and why there is no more."""
     rungs = [
-        RungReport(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False)
+        RungReport(
+            r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, False, r.reason,
+            n_calls=r.n_sims - r.n_gradients, n_gradients=r.n_gradients,
+        )
         for r in rounds.rows
-    ]
-    failure = posterior.rungs[-1].reason
-    reason = f"{failure} {rounds.reason}".lstrip()
+    ]  # fmt: skip
+    told = (posterior.rungs[-1].reason, rungs[-1].reason, rounds.reason)
+    reason = " ".join(words for words in told if words)
     return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
 
 

@@ -16,13 +16,19 @@ from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCirc
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
+from nbi_plus.infer.sequential.peak_search import look_for_peaks
+from nbi_plus.infer.sequential.reasons import why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of, summarise
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.problem.target import Evaluation
+
+_GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
 
 class Search:
@@ -55,6 +61,8 @@ class Search:
         self._pair: Pair | None = None
         self._fresh: Stream | None = None
         self._network: PosteriorNetwork | None = None
+        self._floor: Floor | None = None
+        self._tried = False  # whether a certificate of the last proposals was asked for
         self._family = "network"  # or the prior: neither was fitted to the object
 
     def __call__(self, first: RoundZero) -> SequentialOutcome:
@@ -106,39 +114,78 @@ class Search:
         self._share(name, step)
 
     def _locate(self) -> None:
+        """Find the place: by peaks where there are gradients, else and failing that by networks."""
+        work = self._work
+        way = work.config.locate
+        gradients = way == "peaks" or (way == "auto" and work.ledger.target.differentiable)
+        if gradients and not self._is_located():
+            self._look_for_peaks()
+        if self._floor is None or way == "network":
+            self._train_networks()
+        work.ledger.forget()
+
+    def _is_located(self) -> bool:
+        c, n_dim = self._work.config, self._pair.a.z.shape[-1]
+        return float(self._pair.ess) >= max(c.locate_ess[0] * n_dim, c.locate_ess[1])
+
+    def _look_for_peaks(self) -> None:
+        """Draw around the peaks that are uphill from the best draws, if there are any."""
+        work, n = self._work, max(self._work.config.n_per_round // 2, 2)
+        make = partial(look_for_peaks, work, self._pair, self._circles, n, "peaks")
+        step = work.journal.step("peaks", work.search(make))
+        work.ledger.spend(step.n_looked)
+        found = None if not step.proposals else Floor.of(step.proposals[0], self._circles)
+        n_peaks = 0 if found is None else sum(share > 0 for share in found.shares)
+        self._note("peaks", step.n_looked, f"{n_peaks} found" if n_peaks else "none found")
+        if found is None:
+            return
+        judged = Stream.start(step.proposals[0], step.z, self._share("laplace", step))
+        effective = float(effective_sample_size(judged.log_weights))
+        if effective < step.z.shape[-1]:
+            return  # normal shapes tell nothing of this posterior: a network may
+        self._floor, self._fresh, self._family = found, judged, step.family
+
+    def _train_networks(self) -> None:
         """Train networks on the pool until enough of all draws are effective."""
         work, c = self._work, self._work.config
-        n_dim = self._pair.a.z.shape[-1]
         n = 0
-        while float(self._pair.ess) < max(c.locate_ess[0] * n_dim, c.locate_ess[1]):
-            end = Stop.NO_SUPPORT if n == c.max_locate else work.end_of_rounds()
+        kept_back = work.reserve
+        while not self._is_located():
+            effective = float(self._pair.ess)
+            lost = effective < self._pair.a.z.shape[-1]
+            work.reserve = 0 if lost else kept_back  # there is nothing to certify yet
+            end = work.end_of_rounds()
             if end is not None:
-                if float(self._pair.ess) < n_dim:
-                    raise Halt(end)
+                if lost:
+                    raise Halt(Stop.NOT_LOCATED if effective > 0 else Stop.NO_SUPPORT)
                 break
             n += 1
             name, size = f"locate {n}", work.affordable(c.n_per_round)
             step = work.journal.step(name, partial(self._located, name, size))
             self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
-        work.ledger.forget()
 
     def _adapt(self, n_families: int) -> None:
         """Fit to each stream what its twin knows, while the efficiency grows."""
         work, c = self._work, self._work.config
+        if self._fresh is not None and not self._tried and self._fresh_efficiency() >= _GOOD:
+            return
         best, stale = 0.0, 0
         for _ in range(c.max_adapt):
+            work.reserve = self._reserve()
             end = work.end_of_rounds()
             if end is not None:
-                if self._fresh is not None:  # these proposals were tried: more draws may pass
+                if self._tried:  # more draws of these proposals may pass
                     self._draw_fresh(c.certify_draws)
                     raise Halt(end)
                 return
+            if self._now_or_never():
+                return
             stage, half = f"adapt {len(work.rows)}", work.affordable(c.n_per_round) // 2
             step = work.journal.step(stage, partial(self._adapted, stage, half, n_families))
-            self._family, self._fresh = step.family, None
+            self._family, self._fresh, self._tried = step.family, None, False
             self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
-            self._note(f"adapt ({self._family})", step.z.shape[1])
+            self._note(f"adapt ({self._family})", step.z.shape[1], self._reshare())
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
             best = max(best, efficiency)
@@ -189,15 +236,25 @@ class Search:
     def _adapted(self, stage: str, n_each: int, n_families: int) -> Step:
         work, families = self._work, self._families[:n_families]
         family, proposals = best_fit(self._pair, families, work.key, work.seed, stage)
+        if self._floor is not None:
+            proposals = tuple(map(self._floor.under, proposals))
         step = work.drawn(proposals, 2 * n_each, stage)
         return step._replace(family=family.name)
 
-    def _share(self, phase: str, step: Step) -> None:
+    def _reshare(self) -> str:
+        """Give starved peaks a larger share of what comes next; return what is to be said."""
+        if self._floor is None:
+            return ""
+        self._floor, told = self._floor.after(self._pair)
+        return told
+
+    def _share(self, phase: str, step: Step) -> Evaluation:
         """Add the draws of a proposal that was fitted to both streams, or to none."""
         proposal, found = step.proposals[0], self._work.evaluate(step.z, keep=True)
         pair = self._pair
         self._pair = (Pair.start if pair is None else pair.share)(proposal, step.z, found)
         self._note(phase, step.z.shape[1])
+        return found
 
     def _draw_fresh(self, n: int) -> None:
         """Add draws of the frozen proposals to the answer, and to what certifies it."""
@@ -206,7 +263,8 @@ class Search:
         step = work.journal.step(name, partial(work.drawn, last, work.last(n), name))
         found = work.evaluate(step.z)
         self._pair, self._fresh = self._pair.judged(step.z, found, self._fresh)
-        self._note("certify", step.z.shape[1])
+        self._tried = True
+        self._note("certify", step.z.shape[1], self._why_not())
 
     # --- judgements ------------------------------------------------------------------------------
 
@@ -230,6 +288,31 @@ class Search:
         z = unwrapped(z, self._pair.log_weights, self._circles)
         return int(self._rules.grade(summarise(self._pair.log_weights, z))) == Grade.A
 
+    def _why_not(self) -> str:
+        """Return which rules of the gate the answer does not meet yet."""
+        outcome = self._outcome()
+        return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
+
+    def _needed(self, efficiency: float, effective: float = 0.0) -> float:
+        """Return how many draws a certificate takes at an efficiency, some being effective."""
+        least = max(self._rules.ess_min - effective, 0.0)
+        return math.ceil(least / max(efficiency, self._rules.efficiency_min))
+
+    def _reserve(self) -> int:
+        """Return what rounds must leave for a certificate; nothing where none could pass."""
+        n = self._needed(float(self._pair.efficiency()))
+        return min(self._work.config.certify_draws, n) if n <= self._work.left() else 0
+
+    def _now_or_never(self) -> bool:
+        """Say whether draws of the present proposals can pass, and none would after a round."""
+        if self._fresh is None or self._tried:
+            return False
+        work, efficiency = self._work, self._fresh_efficiency()
+        hopeful = efficiency >= self._rules.efficiency_min
+        now = self._needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
+        later = self._needed(efficiency) + work.config.n_per_round
+        return hopeful and now <= work.left() < later
+
     def _reached(self, outcome: Outcome) -> bool:
         wanted = self._work.config.ess_target
         return bool(outcome.passed) and float(outcome.summary.ess) >= wanted
@@ -245,5 +328,5 @@ class Search:
             seed=self._work.seed,
         )
 
-    def _note(self, phase: str, n: int) -> None:
-        self._work.note_pair(phase, n, self._pair, self._fresh)
+    def _note(self, phase: str, n: int, reason: str = "") -> None:
+        self._work.note_pair(phase, n, self._pair, self._fresh, reason)
