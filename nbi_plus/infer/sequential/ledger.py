@@ -79,12 +79,10 @@ class Ledger:
         """Everything the simulator was asked for, with or without a gradient."""
         return self.n_simulated + self.n_gradients + self.n_beside
 
-    def spend(self, n_calls: int) -> None:
-        """Count calls that looked for places to draw from."""
-        if self.target.differentiable:
-            self.n_gradients += n_calls
-        else:
-            self.n_beside += n_calls
+    def spend(self, n_calls: int, n_gradients: int) -> None:
+        """Count calls without and with a gradient that made no draw of the answer."""
+        self.n_beside += n_calls
+        self.n_gradients += n_gradients
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """Return the log posterior density (b, n) of places z (b, n, D), to look for its peaks.

@@ -15,6 +15,7 @@ from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
 from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
 from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
 from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.infer.sequential.journal import Journal, Step
@@ -28,6 +29,7 @@ from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, g
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
+_HOPELESS = 3  # rounds of adapting without any gain, far from what passes
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
 
@@ -62,6 +64,8 @@ class Search:
         self._fresh: Stream | None = None
         self._network: PosteriorNetwork | None = None
         self._floor: Floor | None = None
+        self._climbed: Outcome | None = None
+        self._summit: LatentProposal | None = None
         self._tried = False  # whether a certificate of the last proposals was asked for
         self._family = "network"  # or the prior: neither was fitted to the object
 
@@ -73,10 +77,11 @@ class Search:
             stop = halt.stop
         if self._pair is None:
             raise TimeoutError("max_seconds must allow for one round, but it is over before that.")
-        outcome = self._outcome()
+        outcome = self._climbed if self._climbed is not None else self._outcome()
         if stop is not Stop.ESS_REACHED and self._reached(outcome):
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
         frozen = self._pair.a.proposals[-1] if self._fresh is None else self._fresh.proposals[-1]
+        frozen = self._summit if self._climbed is not None else frozen
         rounds = Rounds(tuple(self._work.rows), stop)
         return SequentialOutcome(outcome, frozen, rounds, self._network)
 
@@ -84,11 +89,13 @@ class Search:
         self._start(first)
         self._locate()
         n_families = 1  # a flow is tried only for what mixtures cannot follow
-        for _ in range(self._work.config.max_attempts):
-            self._adapt(n_families)
-            self._certify()
-            if self._outcome().passed:
-                return self._top_up()
+        for attempt in range(self._work.config.max_attempts):
+            if self._adapt(n_families):
+                self._certify()
+                if self._outcome().passed:
+                    return self._top_up()
+            if attempt > 0 and self._climb():
+                return Stop.NO_PROGRESS
             n_families = len(self._families)
         return Stop.NO_PROGRESS
 
@@ -133,7 +140,8 @@ class Search:
         work, n = self._work, max(self._work.config.n_per_round // 2, 2)
         make = partial(look_for_peaks, work, self._pair, self._circles, n, "peaks")
         step = work.journal.step("peaks", work.search(make))
-        work.ledger.spend(step.n_looked)
+        with_gradient = work.ledger.target.differentiable
+        work.ledger.spend(*((0, step.n_looked) if with_gradient else (step.n_looked, 0)))
         found = None if not step.proposals else Floor.of(step.proposals[0], self._circles)
         n_peaks = 0 if found is None else sum(share > 0 for share in found.shares)
         self._note("peaks", step.n_looked, f"{n_peaks} found" if n_peaks else "none found")
@@ -165,11 +173,14 @@ class Search:
             self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
 
-    def _adapt(self, n_families: int) -> None:
-        """Fit to each stream what its twin knows, while the efficiency grows."""
+    def _adapt(self, n_families: int) -> bool:
+        """Fit to each stream what its twin knows, while the efficiency grows.
+
+        Returned is whether what came of it is worth a certificate.
+        """
         work, c = self._work, self._work.config
         if self._fresh is not None and not self._tried and self._fresh_efficiency() >= _GOOD:
-            return
+            return True
         best, stale = 0.0, 0
         for _ in range(c.max_adapt):
             work.reserve = self._reserve()
@@ -178,9 +189,9 @@ class Search:
                 if self._tried:  # more draws of these proposals may pass
                     self._draw_fresh(c.certify_draws)
                     raise Halt(end)
-                return
+                return True
             if self._now_or_never():
-                return
+                return True
             stage, half = f"adapt {len(work.rows)}", work.affordable(c.n_per_round) // 2
             step = work.journal.step(stage, partial(self._adapted, stage, half, n_families))
             self._family, self._fresh, self._tried = step.family, None, False
@@ -192,7 +203,24 @@ class Search:
             # what cannot pass the gate is not worth a certificate
             hopeful = efficiency >= self._rules.efficiency_min
             if hopeful and (stale >= 2 or self._enough()):
-                return
+                return True
+            if stale >= _HOPELESS:
+                return False
+        return True
+
+    def _climb(self) -> bool:
+        """Go on to chains, where there are gradients; return whether they settled it."""
+        work = self._work
+        if not work.ledger.target.differentiable or work.left() < LEAST_CALLS:
+            return False
+        found = climb(work, self._pair, self._outcome(), self._gate)
+        work.ledger.spend(found.n_calls, found.n_gradients)
+        if not found.outcome.passed.any():
+            self._note("hmc", found.n_calls + found.n_gradients, found.reason)
+            return False
+        self._climbed, self._summit = found.outcome, found.frozen
+        work.note_outcome("hmc", found.n_calls + found.n_gradients, found.outcome)
+        return True
 
     def _certify(self) -> None:
         """Add fresh draws of the frozen proposals, which nothing was fitted to.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.posterior.certificate import evidence_of
+from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import Blend, Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.streams import Stream
@@ -165,6 +166,14 @@ class Workspace:
         )  # fmt: skip
         self.rows.append(row)
         _LOG.info("%s", describe(row))
+
+    def note_outcome(self, phase: str, n_sims: int, outcome: Outcome) -> None:
+        """Add a row about draws that are judged by themselves."""
+        s = outcome.summary
+        self.note(
+            phase, n_sims, ess=float(s.ess), efficiency=float(s.efficiency), k_hat=float(s.k_hat),
+            log_evidence=float(s.log_evidence), log_evidence_err=float(s.log_evidence_err),
+        )  # fmt: skip
 
     def note_pair(
         self, phase: str, n_sims: int, pair: Pair, fresh: Stream | None, reason: str = ""
