@@ -37,7 +37,7 @@ class Climbed:
     outcome : Outcome
         The best that is known of it: of the chains, or what it was before.
     frozen : LatentProposal or None
-        Fitted to the draws of the chains' mixture; None where these say nothing.
+        Fitted to the draws of the chains, or of their mixture; None where these did not pass.
     n_calls, n_gradients : int
         What it cost: calls without and with a gradient.
     reason : str
@@ -58,11 +58,10 @@ def climb(work: Workspace, pair: Pair, before: Outcome, gate: Gate) -> Climbed:
     objects = OpenObjects(before.pool.index, work.key, pair, (before,))
     after = next(iter(rung.run(objects, context)))
     outcome = next(after.answers())
-    weighed = [o for o in after.tried[1:] if o.summary.log_evidence.isfinite().any()]
-    frozen = _frozen(weighed[-1], work) if weighed else None
     cost = context.meter.read(before.pool.index)
     told = [line.reason for line in context.report.lines[0] if line.reason]
-    reason = "" if outcome.passed.any() else "; ".join(told)
+    good = bool(outcome.passed)
+    frozen, reason = (_frozen(outcome, work), "") if good else (None, "; ".join(told))
     return Climbed(outcome, frozen, int(cost.calls), int(cost.gradients), reason)
 
 
@@ -93,8 +92,8 @@ def _context(work: Workspace, gate: Gate) -> RungContext:
 def _frozen(outcome: Outcome, work: Workspace) -> LatentProposal:
     """Return a proposal fitted to weighted draws: more can be drawn from it."""
     pool, circles = outcome.pool, circular_columns(work.ledger.target.prior.periods)
-    log_weights = outcome.cleaned.log_weights
-    flat = log_weights - 0.5 * (pool.log_likelihood + pool.log_prior)
-    flat = torch.where(log_weights > -math.inf, flat, -math.inf)
+    height = pool.log_likelihood + pool.log_prior
+    log_weights = torch.where(height.isfinite(), outcome.cleaned.log_weights, -math.inf)
+    flat = torch.where(log_weights > -math.inf, log_weights - 0.5 * height, -math.inf)
     family = OnCircles(MixtureFamily(), circles)
     return fit_defended(pool.z, log_weights, flat, family, work.key, work.seed, "after chains")

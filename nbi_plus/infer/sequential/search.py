@@ -12,7 +12,14 @@ from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
-from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
+from nbi_plus.infer.proposals.cross_fit import (
+    WIDE_SHARE,
+    FlowFamily,
+    MixtureFamily,
+    OnCircles,
+    Pair,
+    best_fit,
+)
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
@@ -29,6 +36,7 @@ from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, g
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
+_WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds after peaks
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
@@ -263,7 +271,10 @@ class Search:
 
     def _adapted(self, stage: str, n_each: int, n_families: int) -> Step:
         work, families = self._work, self._families[:n_families]
-        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage)
+        # normal shapes know nothing of bent tails: look for these before anything is narrow
+        n_before = sum(row.phase.startswith("adapt") for row in work.rows)
+        wide = _WIDE_FIRST if self._floor is not None and n_before < _N_WIDE else WIDE_SHARE
+        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage, wide)
         if self._floor is not None:
             proposals = tuple(map(self._floor.under, proposals))
         step = work.drawn(proposals, 2 * n_each, stage)
@@ -338,8 +349,10 @@ class Search:
         work, efficiency = self._work, self._fresh_efficiency()
         hopeful = efficiency >= self._rules.efficiency_min
         now = self._needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
-        later = self._needed(efficiency) + work.config.n_per_round
-        return hopeful and now <= work.left() < later
+        # a fit to fewer effective draws than it wants is worse than what it is fitted to
+        wanted = self._families[0].wanted_ess(self._pair.n_draws, self._pair.a.z.shape[-1])
+        to_learn = max(work.config.n_per_round, wanted / max(efficiency, 1e-9))
+        return hopeful and now <= work.left() < self._needed(efficiency) + to_learn
 
     def _reached(self, outcome: Outcome) -> bool:
         wanted = self._work.config.ess_target
