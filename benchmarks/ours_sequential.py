@@ -1,6 +1,7 @@
 """This package's sequential fit of one problem: one line of JSON.
 
-``python -m benchmarks.ours_sequential --problem sine --seed 0 --out results.jsonl``
+``python -m benchmarks.ours_sequential --problem sine --seed 0 --out results.jsonl``; with
+``--gradients`` the simulator is the same one in torch, and a call with a gradient is one call.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from astropy.timeseries import LombScargle
 
 import nbi_plus as nbi
 from benchmarks.sequential import Draws, Result
+from benchmarks.sequential_gradients import in_torch
 from benchmarks.single_problems import PROBLEMS, MissingDataError, load
 
 CIRCLES = {"phi0": 2 * math.pi, "L0": 2 * math.pi}  # what an astronomer knows to be an angle
 MANY_ROUNDS = 40
 
 
-def engine_for(problem, seed):
+def engine_for(problem, seed, gradients=False):
     """Return the engine of a problem; angles are said to be angles."""
     prior = {
         name: nbi.Circular(CIRCLES[name]) if name in CIRCLES else distribution
         for name, distribution in problem.priors.items()
     }
     noise = nbi.GaussianNoise(problem.sigma, jitter=problem.jitter)
-    return nbi.Engine(problem.simulator, prior, noise=noise, seed=seed)
+    simulator = in_torch(problem) if gradients else problem.simulator
+    return nbi.Engine(simulator, prior, noise=noise, seed=seed)
 
 
 def peaks(problem, n=6):
@@ -45,10 +48,10 @@ def peaks(problem, n=6):
     return modes
 
 
-def fit(problem, seed, n_sims, ess_target, max_sims, periodogram=False):
+def fit(problem, seed, n_sims, ess_target, max_sims, periodogram=False, gradients=False):
     """Fit in rounds and return the engine."""
     modes = peaks(problem) if periodogram else None
-    return engine_for(problem, seed).fit(
+    return engine_for(problem, seed, gradients).fit(
         n_sims=n_sims, n_rounds=MANY_ROUNDS, x_obs=problem.x_obs, ess_target=ess_target,
         max_sims=max_sims, modes=modes,
     )  # fmt: skip
@@ -67,6 +70,7 @@ def main():
         "ess_target": options.ess_target,
         "max_sims": options.max_sims,
         "periodogram": options.periodogram,
+        "gradients": options.gradients,
     }
     start = time.perf_counter()
     engine = fit(problem, options.seed, **settings)
@@ -97,6 +101,7 @@ def _arguments():
     parser.add_argument("--ess-target", type=float, default=2000.0)
     parser.add_argument("--max-sims", type=int, default=30_000)
     parser.add_argument("--periodogram", action="store_true", help="start at its peaks, too")
+    parser.add_argument("--gradients", action="store_true", help="the simulator in torch")
     parser.add_argument("--out", required=True)
     return parser.parse_args()
 

@@ -300,12 +300,26 @@ def test_two_rounds_answer_with_the_network():
     assert_exact(engine.posterior_, problem, x)
 
 
-def test_no_support_ends_with_the_reason(problem, x):
+def test_a_posterior_that_was_not_found_is_said_to_be_somewhere_else(problem, x):
     engine = engine_for(problem, noise=1e-9)
-    engine.fit(x_obs=x + 1e6, n_sims=100, n_rounds=30, n_epochs=1)
-    assert engine.rounds_.stop_reason == "no_support"
+    engine.fit(x_obs=x + 1e6, n_sims=100, n_rounds=12, n_epochs=1)
+    assert engine.rounds_.stop_reason == "not_located"
+    assert len(engine.rounds_) == 12
     assert not engine.posterior_.certified
-    assert "no_support" in engine.posterior_.report
+    assert "not_located" in engine.posterior_.report
+
+
+def test_no_support_is_said_where_no_draw_has_a_density(problem, x):
+    def scattered(model, obs, theta, rng):  # noqa: ARG001
+        return model + 0.3 * (2 * torch.rand(model.shape, generator=rng, dtype=model.dtype) - 1)
+
+    def box(theta, model, obs):  # noqa: ARG001
+        near = ((obs.x - model).abs() < 0.3).flatten(-2).all(-1)
+        return torch.where(near, 0.0, -torch.inf).to(model.dtype)
+
+    engine = engine_for(problem, noise=nbi.CustomNoise(scattered, box))
+    engine.fit(x_obs=x + 1e6, n_sims=100, n_rounds=3, n_epochs=1)
+    assert engine.rounds_.stop_reason == "no_support"
 
 
 def test_simulator_without_any_model_fails_as_a_value(problem, x):

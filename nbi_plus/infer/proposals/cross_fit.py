@@ -21,7 +21,7 @@ from nbi_plus.infer.proposals.streams import Evaluate, Stream
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size, gate_of, normalise
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
-_WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
+WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
 
 
 class ProposalFamily(Protocol):
@@ -199,11 +199,12 @@ class Pair:
         )
 
     def fit(
-        self, family: ProposalFamily, keys: Tensor, seed: int, stage: str
-    ) -> tuple[LatentProposal, LatentProposal]:
+        self, family: ProposalFamily, keys: Tensor, seed: int, stage: str,
+        wide_share: float = WIDE_SHARE,
+    ) -> tuple[LatentProposal, LatentProposal]:  # fmt: skip
         """Return what stream A shall draw from, fitted to B, and what B shall, fitted to A."""
-        return self._fit(self.b, family, keys, seed, stage + " a"), self._fit(
-            self.a, family, keys, seed, stage + " b"
+        return self._fit(self.b, family, keys, seed, stage + " a", wide_share), self._fit(
+            self.a, family, keys, seed, stage + " b", wide_share
         )
 
     @property
@@ -297,16 +298,18 @@ class Pair:
 
     @staticmethod
     def _fit(
-        stream: Stream, family: ProposalFamily, keys: Tensor, seed: int, stage: str
-    ) -> LatentProposal:
+        stream: Stream, family: ProposalFamily, keys: Tensor, seed: int, stage: str,
+        wide_share: float,
+    ) -> LatentProposal:  # fmt: skip
         return fit_defended(
-            stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage
-        )
+            stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage,
+            wide_share,
+        )  # fmt: skip
 
 
 def fit_defended(
     z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: ProposalFamily, keys: Tensor,
-    seed: int, stage: str,
+    seed: int, stage: str, wide_share: float = WIDE_SHARE,
 ) -> LatentProposal:  # fmt: skip
     """Fit to the target, and for a small share of the draws to its square root.
 
@@ -321,6 +324,8 @@ def fit_defended(
     keys : Tensor of int64, shape (B,)
     seed, stage
         Of the randomness.
+    wide_share : float
+        Of the draws that come from the fit to the square root.
     """
     wanted = family.wanted_ess(*z.shape[1:])
     close = family.fit(z, _flattened(log_weights, wanted, z), keys, seed, stage)
@@ -328,7 +333,7 @@ def fit_defended(
         return close
     flat = _flattened(flat_log_weights, wanted, z)
     wide = family.wider.fit(z, flat, keys, seed, stage + " wide")
-    return Blend((close, wide), (1 - _WIDE_SHARE, _WIDE_SHARE))
+    return Blend((close, wide), (1 - wide_share, wide_share))
 
 
 def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
@@ -366,22 +371,23 @@ def adapt(
 
 
 def best_fit(
-    pair: Pair, families: tuple[ProposalFamily, ...], keys: Tensor, seed: int, stage: str
-) -> tuple[ProposalFamily, tuple[LatentProposal, LatentProposal]]:
+    pair: Pair, families: tuple[ProposalFamily, ...], keys: Tensor, seed: int, stage: str,
+    wide_share: float = WIDE_SHARE,
+) -> tuple[ProposalFamily, tuple[LatentProposal, LatentProposal]]:  # fmt: skip
     """Return the family, and its proposals for both streams, that fits the streams best.
 
     The score is the weighted log-density that the draws of each stream get from what was fitted to
     its twin, summed over the objects.
     """
     if len(families) == 1:
-        return families[0], pair.fit(families[0], keys, seed, stage)
+        return families[0], pair.fit(families[0], keys, seed, stage, wide_share)
 
     def score(proposals: tuple[LatentProposal, LatentProposal]) -> float:
         each = zip((pair.a, pair.b), proposals, strict=True)
         gains = [(normalise(own.log_weights) * q.log_prob(own.z)).sum() for own, q in each]
         return float(sum(gains))
 
-    fits = [(family, pair.fit(family, keys, seed, stage)) for family in families]
+    fits = [(family, pair.fit(family, keys, seed, stage, wide_share)) for family in families]
     return max(fits, key=lambda fit: score(fit[1]))
 
 

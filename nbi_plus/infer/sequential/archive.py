@@ -20,6 +20,7 @@ from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 
 _PARTS = ("posterior", "object", "coords", "scalars", "rounds", "frozen")
+_WORDS = ("phase", "reason")  # of a round; all else are numbers
 
 
 def to_archive(fit: SequentialFit) -> Archive:
@@ -29,7 +30,7 @@ def to_archive(fit: SequentialFit) -> Archive:
     data |= {} if batch.x_err is None else {"x_err": batch.x_err}
     tensors = joined({"object": data, "coords": batch.coords, "scalars": batch.scalars})
     rows = [asdict(row) for row in fit.rounds]
-    numbers = {k: np.array([row[k] for row in rows]) for k in rows[0] if k != "phase"}
+    numbers = {k: np.array([row[k] for row in rows]) for k in rows[0] if k not in _WORDS}
     arrays: dict[str, NDArray] = joined({"posterior": posterior.arrays})
     arrays |= {k: v.numpy() for k, v in tensors.items()} | joined({"rounds": numbers})
     meta = {
@@ -38,6 +39,7 @@ def to_archive(fit: SequentialFit) -> Archive:
         "categories": {k: list(v) for k, v in fit.observations.categories.items()},
         "units": fit.observations.units,
         "phases": [row["phase"] for row in rows],
+        "reasons": [row["reason"] for row in rows],
         "stop": fit.rounds.stop.name,
         "caution": fit.rounds.caution,
         "family": fit.family,
@@ -86,8 +88,10 @@ def _observations(meta: dict[str, Any], parts: dict[str, dict[str, NDArray]]) ->
 
 
 def _rounds(meta: dict[str, Any], numbers: dict[str, NDArray]) -> Rounds:
+    phases = meta["phases"]
+    reasons = meta.get("reasons", [""] * len(phases))  # the first versions knew none
     rows = [
-        Round(phase=phase, **{k: v[i].item() for k, v in numbers.items()})
-        for i, phase in enumerate(meta["phases"])
+        Round(phase=phase, reason=reason, **{k: v[i].item() for k, v in numbers.items()})
+        for i, (phase, reason) in enumerate(zip(phases, reasons, strict=True))
     ]
     return Rounds(tuple(rows), Stop[meta["stop"]], meta["caution"])

@@ -11,6 +11,8 @@ from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.sequential.rounds import Rounds
 from nbi_plus.learn.network import PosteriorNetwork
 
+LOCATE = ("auto", "peaks", "network")
+
 
 @dataclass(frozen=True)
 class RoundsConfig:
@@ -27,10 +29,14 @@ class RoundsConfig:
     max_sims : int
         Simulations in all.
     max_seconds : float
+    locate : {"auto", "peaks", "network"}
+        What finds the place: the peaks of the density, uphill from the best draws; or networks
+        trained round after round. "auto" looks for peaks where torch can differentiate the
+        target, and trains networks elsewhere, and where peaks were of no use.
     locate_ess : tuple of int
         The network locates until so many draws are effective: per parameter, and at least.
-    max_locate, max_adapt : int
-        Most rounds of each kind in a row.
+    max_adapt : int
+        Most rounds of adapting in a row.
     max_attempts : int
         How often certificates may fail before the fit gives up.
     fit_points : int
@@ -52,8 +58,8 @@ class RoundsConfig:
     ess_target: float = 1000.0
     max_sims: int | None = None
     max_seconds: float | None = None
+    locate: str = "auto"
     locate_ess: tuple[int, int] = (10, 50)
-    max_locate: int = 10
     max_adapt: int = 8
     max_attempts: int = 4
     fit_points: int = 4000
@@ -67,6 +73,8 @@ class RoundsConfig:
         for name in ("n_per_round", "n_rounds", "ess_target"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)!r}.")
+        if self.locate not in LOCATE:
+            raise ValueError(f"locate must be one of {LOCATE}, but is {self.locate!r}.")
         if self.max_sims is not None and not self.max_sims >= self.n_per_round:
             raise ValueError(
                 f"max_sims must be at least n_sims = {self.n_per_round}, one round, but is "

@@ -190,7 +190,7 @@ class SequentialRun:
                 _key(observations).to(recipe.device),
                 recipe.seed,
             )(first)
-        outcome = _checked(answer.outcome, ledger, exact=problem.noise.exact_p_value)
+        outcome = _checked(answer.outcome, ledger, observations, recipe.seed)
         posterior = _posterior(outcome, observations, problem.prior, self.gate, recipe.seed)
         return SequentialFit(
             observations=observations,
@@ -262,10 +262,13 @@ class SequentialRun:
         return self.run.folder / f"sequential-{fingerprint(described, contents)}"
 
 
-def _checked(outcome: Outcome, ledger: Ledger, *, exact: bool) -> Outcome:
+def _checked(outcome: Outcome, ledger: Ledger, observations: Observations, seed: int) -> Outcome:
     """Return the outcome with p-values of the data from the simulations of the fit."""
     if outcome.rung == AMORTIZED:
         return outcome
+    if outcome.status.from_chains:  # the ledger saw none of their simulations
+        return checked(ledger.target, outcome, _key(observations).to(outcome.pool.z.device), seed)
+    exact = ledger.target.noise.exact_p_value
     tails = ledger.tails(outcome.pool.z[0])[None]
     return with_tails(outcome, averaged(tails, outcome.summary.weights, exact=exact))
 
@@ -293,11 +296,14 @@ def _posterior(
 def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[RungReport, ...]:
     """Return one rung for each round; the last one carries the verdict and why there is no more."""
     rungs = [
-        RungReport(r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, passed=False)
+        RungReport(
+            r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, False, r.reason,
+            n_calls=r.n_sims - r.n_gradients, n_gradients=r.n_gradients,
+        )
         for r in rounds.rows
-    ]
-    failure = posterior.rungs[-1].reason
-    reason = f"{failure} {rounds.reason}".lstrip()
+    ]  # fmt: skip
+    told = (posterior.rungs[-1].reason, rungs[-1].reason, rounds.reason)
+    reason = " ".join(words for words in told if words)
     return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
 
 

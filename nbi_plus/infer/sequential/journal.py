@@ -38,13 +38,15 @@ _STATE = "network"
 class Step(NamedTuple):
     """One step: proposals, draws z (1, n, D), and the network's state where one was trained.
 
-    ``family`` says which gate draws of the proposals must pass.
+    ``family`` says which gate draws of the proposals must pass; ``n_looked`` is how many calls it
+    took to find the proposals.
     """
 
     proposals: tuple[LatentProposal, ...]
     z: Tensor
     state: dict[str, Tensor]
     family: str = "flow"
+    n_looked: int = 0
 
 
 @dataclass
@@ -90,14 +92,14 @@ class Journal:
         own = split(arrays).get(_STATE, {})
         state = {k: torch.as_tensor(v, device=self.device) for k, v in own.items()}
         z = torch.as_tensor(arrays["z"], device=self.device)
-        return Step(proposals, z, state, meta["family"])
+        return Step(proposals, z, state, meta["family"], meta.get("n_looked", 0))
 
 
 def _record(path: Path, name: str, step: Step) -> None:
     arrays: Arrays = {"z": step.z.cpu().numpy()}
     parts = [encode(q, f"{i}/", arrays) for i, q in enumerate(step.proposals)]
     _put(arrays, f"{_STATE}/", **step.state)
-    meta = {"name": name, "proposals": parts, "family": step.family}
+    meta = {"name": name, "proposals": parts, "family": step.family, "n_looked": step.n_looked}
     write_archive(path, "round", meta, arrays)
 
 

@@ -46,6 +46,8 @@ class Ledger:
         Of `time.perf_counter`: past it, `OutOfTime` is raised when a block is written.
     n_simulated, n_failed, n_reused : int
         Simulations asked for, those of them that failed, and those that were found in the store.
+    n_gradients, n_beside : int
+        Calls that made no draw of the answer: those with a gradient, and those without.
     """
 
     target: Target
@@ -55,6 +57,8 @@ class Ledger:
     n_simulated: int = 0
     n_failed: int = 0
     n_reused: int = 0
+    n_gradients: int = 0
+    n_beside: int = 0
     _n_rows: int = 0
     _z: list[Tensor] = field(default_factory=list)
     _models: list[Tensor] = field(default_factory=list)
@@ -69,6 +73,25 @@ class Ledger:
     def has_likelihood(self) -> bool:
         """Whether draws can be weighed, or only simulated."""
         return self.target.noise.has_likelihood(self.target.data.x_err is not None)
+
+    @property
+    def n_calls(self) -> int:
+        """Everything the simulator was asked for, with or without a gradient."""
+        return self.n_simulated + self.n_gradients + self.n_beside
+
+    def spend(self, n_calls: int, n_gradients: int) -> None:
+        """Count calls without and with a gradient that made no draw of the answer."""
+        self.n_beside += n_calls
+        self.n_gradients += n_gradients
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return the log posterior density (b, n) of places z (b, n, D), to look for its peaks.
+
+        Nothing is stored or counted: `spend` says what was done. ``index`` is what samplers of
+        many objects ask with; here all places are of the one object.
+        """
+        self._watch_the_clock()
+        return self.target.log_prob(z, torch.zeros_like(index))
 
     def check_reuse(self) -> None:
         """Refuse simulations in the store that another simulator made."""
@@ -172,8 +195,7 @@ class Ledger:
                 self.store.write(first + int(rows[0]), block.state, z=z[rows], x=block.x)
             for _, message in block.errors[:1]:
                 _LOG.debug("a simulation failed: %s", message)
-            if self.deadline is not None and time.perf_counter() > self.deadline:
-                raise OutOfTime
+            self._watch_the_clock()
 
         simulate_rows(
             self.target.simulator, lambda rows: self._job(z[rows]), todo, on_block,
@@ -183,6 +205,10 @@ class Ledger:
         self.n_simulated += n
         self.n_failed += int((state == FAILED).sum())
         return x, state
+
+    def _watch_the_clock(self) -> None:
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            raise OutOfTime
 
     def _recall(self, first: int, z: NDArray, x: NDArray, state: NDArray) -> NDArray[np.int64]:
         """Fill in the rows that are stored; return the others."""

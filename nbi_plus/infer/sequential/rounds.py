@@ -21,7 +21,11 @@ class Stop(Enum):
     )
     BUDGET = "The simulations allowed were spent."
     NO_PROGRESS = "No proposal that was tried passed its gate."
-    NO_SUPPORT = "No region of non-negligible posterior density was found."
+    NO_SUPPORT = "No draw had a posterior density."
+    NOT_LOCATED = (
+        "The posterior was not located yet: fewer draws are effective than there are parameters. "
+        "More simulations, modes=, or a simulator in torch may help."
+    )
     TIME = "The time allowed was spent."
     ROUNDS = "All rounds were done."
     DEGRADED = "The effective sample size of a round fell; the network before it was kept."
@@ -40,10 +44,11 @@ class Round:
     Attributes
     ----------
     phase : str
-        "prior", "start", "modes", "locate", "adapt (mixture)", "adapt (flow)" or "certify"; the
-        name of another method.
+        "prior", "start", "modes", "peaks" (a search uphill), "laplace" (draws around what it
+        found), "locate" (draws of a network), "adapt (mixture)", "adapt (flow)", "certify" or
+        "hmc"; the name of another method.
     n_sims, n_total : int
-        Draws of this round, and of all until now.
+        Calls of this round, with or without a gradient, and of all until now.
     ess : float
         Of all draws until now, pooled.
     efficiency : float
@@ -54,6 +59,10 @@ class Round:
         From draws that nothing was fitted to; NaN before there are any.
     seconds : float
         Since the fit began.
+    reason : str
+        What was found, or which rule of the gate was not met.
+    n_gradients : int
+        Calls of this round with a gradient.
     """
 
     phase: str
@@ -65,12 +74,14 @@ class Round:
     log_evidence: float
     log_evidence_err: float
     seconds: float
+    reason: str = ""
+    n_gradients: int = 0
 
 
 _HEADER = "phase              sims   total       ess   eff. k_hat  log Z            seconds"
 _ROW = (
     "{phase:<16s} {n_sims:>6d} {n_total:>7d} {ess:>9.1f} {efficiency:>6.3f} {k_hat:>5.2f}  "
-    "{log_evidence:.3f} +- {log_evidence_err:.3f} {seconds:>7.1f}"
+    "{log_evidence:.3f} +- {log_evidence_err:.3f} {seconds:>7.1f}  {reason}"
 )
 
 
@@ -103,6 +114,16 @@ class Rounds:
         return "\n".join([_HEADER, *map(describe, self.rows), self.reason])
 
     @property
+    def n_simulated(self) -> int:
+        """Calls of the simulator in all, with or without a gradient."""
+        return sum(row.n_sims for row in self.rows)
+
+    @property
+    def n_gradients(self) -> int:
+        """Calls with a gradient."""
+        return sum(row.n_gradients for row in self.rows)
+
+    @property
     def stop_reason(self) -> str:
         """Why it ended, in short: the `code` of its `Stop`."""
         return self.stop.code
@@ -120,4 +141,4 @@ class Rounds:
 
 def describe(row: Round) -> str:
     """Return one line of the table."""
-    return _ROW.format(**asdict(row))
+    return _ROW.format(**asdict(row)).rstrip()

@@ -12,17 +12,33 @@ from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
-from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
+from nbi_plus.infer.proposals.cross_fit import (
+    WIDE_SHARE,
+    FlowFamily,
+    MixtureFamily,
+    OnCircles,
+    Pair,
+    best_fit,
+)
 from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
 from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
+from nbi_plus.infer.sequential.peak_search import look_for_peaks
+from nbi_plus.infer.sequential.reasons import why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of, summarise
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.problem.target import Evaluation
+
+_WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds after peaks
+_HOPELESS = 3  # rounds of adapting without any gain, far from what passes
+_GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
 
 class Search:
@@ -55,6 +71,10 @@ class Search:
         self._pair: Pair | None = None
         self._fresh: Stream | None = None
         self._network: PosteriorNetwork | None = None
+        self._floor: Floor | None = None
+        self._climbed: Outcome | None = None
+        self._summit: LatentProposal | None = None
+        self._tried = False  # whether a certificate of the last proposals was asked for
         self._family = "network"  # or the prior: neither was fitted to the object
 
     def __call__(self, first: RoundZero) -> SequentialOutcome:
@@ -65,10 +85,11 @@ class Search:
             stop = halt.stop
         if self._pair is None:
             raise TimeoutError("max_seconds must allow for one round, but it is over before that.")
-        outcome = self._outcome()
+        outcome = self._climbed if self._climbed is not None else self._outcome()
         if stop is not Stop.ESS_REACHED and self._reached(outcome):
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
         frozen = self._pair.a.proposals[-1] if self._fresh is None else self._fresh.proposals[-1]
+        frozen = self._summit if self._climbed is not None else frozen
         rounds = Rounds(tuple(self._work.rows), stop)
         return SequentialOutcome(outcome, frozen, rounds, self._network)
 
@@ -76,11 +97,13 @@ class Search:
         self._start(first)
         self._locate()
         n_families = 1  # a flow is tried only for what mixtures cannot follow
-        for _ in range(self._work.config.max_attempts):
-            self._adapt(n_families)
-            self._certify()
-            if self._outcome().passed:
-                return self._top_up()
+        for attempt in range(self._work.config.max_attempts):
+            if self._adapt(n_families):
+                self._certify()
+                if self._outcome().passed:
+                    return self._top_up()
+            if attempt > 0 and self._climb():
+                return Stop.NO_PROGRESS
             n_families = len(self._families)
         return Stop.NO_PROGRESS
 
@@ -106,46 +129,106 @@ class Search:
         self._share(name, step)
 
     def _locate(self) -> None:
+        """Find the place: by peaks where there are gradients, else and failing that by networks."""
+        work = self._work
+        way = work.config.locate
+        gradients = way == "peaks" or (way == "auto" and work.ledger.target.differentiable)
+        if gradients and not self._is_located():
+            self._look_for_peaks()
+        if self._floor is None or way == "network":
+            self._train_networks()
+        work.ledger.forget()
+
+    def _is_located(self) -> bool:
+        c, n_dim = self._work.config, self._pair.a.z.shape[-1]
+        return float(self._pair.ess) >= max(c.locate_ess[0] * n_dim, c.locate_ess[1])
+
+    def _look_for_peaks(self) -> None:
+        """Draw around the peaks that are uphill from the best draws, if there are any."""
+        work, n = self._work, max(self._work.config.n_per_round // 2, 2)
+        make = partial(look_for_peaks, work, self._pair, self._circles, n, "peaks")
+        step = work.journal.step("peaks", work.search(make))
+        with_gradient = work.ledger.target.differentiable
+        work.ledger.spend(*((0, step.n_looked) if with_gradient else (step.n_looked, 0)))
+        found = None if not step.proposals else Floor.of(step.proposals[0], self._circles)
+        n_peaks = 0 if found is None else sum(share > 0 for share in found.shares)
+        self._note("peaks", step.n_looked, f"{n_peaks} found" if n_peaks else "none found")
+        if found is None:
+            return
+        judged = Stream.start(step.proposals[0], step.z, self._share("laplace", step))
+        effective = float(effective_sample_size(judged.log_weights))
+        if effective < step.z.shape[-1]:
+            return  # normal shapes tell nothing of this posterior: a network may
+        self._floor, self._fresh, self._family = found, judged, step.family
+
+    def _train_networks(self) -> None:
         """Train networks on the pool until enough of all draws are effective."""
         work, c = self._work, self._work.config
-        n_dim = self._pair.a.z.shape[-1]
         n = 0
-        while float(self._pair.ess) < max(c.locate_ess[0] * n_dim, c.locate_ess[1]):
-            end = Stop.NO_SUPPORT if n == c.max_locate else work.end_of_rounds()
+        kept_back = work.reserve
+        while not self._is_located():
+            effective = float(self._pair.ess)
+            lost = effective < self._pair.a.z.shape[-1]
+            work.reserve = 0 if lost else kept_back  # there is nothing to certify yet
+            end = work.end_of_rounds()
             if end is not None:
-                if float(self._pair.ess) < n_dim:
-                    raise Halt(end)
+                if lost:
+                    raise Halt(Stop.NOT_LOCATED if effective > 0 else Stop.NO_SUPPORT)
                 break
             n += 1
             name, size = f"locate {n}", work.affordable(c.n_per_round)
             step = work.journal.step(name, partial(self._located, name, size))
             self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
-        work.ledger.forget()
 
-    def _adapt(self, n_families: int) -> None:
-        """Fit to each stream what its twin knows, while the efficiency grows."""
+    def _adapt(self, n_families: int) -> bool:
+        """Fit to each stream what its twin knows, while the efficiency grows.
+
+        Returned is whether what came of it is worth a certificate.
+        """
         work, c = self._work, self._work.config
+        if self._fresh is not None and not self._tried and self._fresh_efficiency() >= _GOOD:
+            return True
         best, stale = 0.0, 0
         for _ in range(c.max_adapt):
+            work.reserve = self._reserve()
             end = work.end_of_rounds()
             if end is not None:
-                if self._fresh is not None:  # these proposals were tried: more draws may pass
+                if self._tried:  # more draws of these proposals may pass
                     self._draw_fresh(c.certify_draws)
                     raise Halt(end)
-                return
+                return True
+            if self._now_or_never():
+                return True
             stage, half = f"adapt {len(work.rows)}", work.affordable(c.n_per_round) // 2
             step = work.journal.step(stage, partial(self._adapted, stage, half, n_families))
-            self._family, self._fresh = step.family, None
+            self._family, self._fresh, self._tried = step.family, None, False
             self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
-            self._note(f"adapt ({self._family})", step.z.shape[1])
+            self._note(f"adapt ({self._family})", step.z.shape[1], self._reshare())
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
             best = max(best, efficiency)
             # what cannot pass the gate is not worth a certificate
             hopeful = efficiency >= self._rules.efficiency_min
             if hopeful and (stale >= 2 or self._enough()):
-                return
+                return True
+            if stale >= _HOPELESS:
+                return False
+        return True
+
+    def _climb(self) -> bool:
+        """Go on to chains, where there are gradients; return whether they settled it."""
+        work = self._work
+        if not work.ledger.target.differentiable or work.left() < LEAST_CALLS:
+            return False
+        found = climb(work, self._pair, self._outcome(), self._gate)
+        work.ledger.spend(found.n_calls, found.n_gradients)
+        if not found.outcome.passed.any():
+            self._note("hmc", found.n_calls + found.n_gradients, found.reason)
+            return False
+        self._climbed, self._summit = found.outcome, found.frozen
+        work.note_outcome("hmc", found.n_calls + found.n_gradients, found.outcome)
+        return True
 
     def _certify(self) -> None:
         """Add fresh draws of the frozen proposals, which nothing was fitted to.
@@ -188,16 +271,29 @@ class Search:
 
     def _adapted(self, stage: str, n_each: int, n_families: int) -> Step:
         work, families = self._work, self._families[:n_families]
-        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage)
+        # normal shapes know nothing of bent tails: look for these before anything is narrow
+        n_before = sum(row.phase.startswith("adapt") for row in work.rows)
+        wide = _WIDE_FIRST if self._floor is not None and n_before < _N_WIDE else WIDE_SHARE
+        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage, wide)
+        if self._floor is not None:
+            proposals = tuple(map(self._floor.under, proposals))
         step = work.drawn(proposals, 2 * n_each, stage)
         return step._replace(family=family.name)
 
-    def _share(self, phase: str, step: Step) -> None:
+    def _reshare(self) -> str:
+        """Give starved peaks a larger share of what comes next; return what is to be said."""
+        if self._floor is None:
+            return ""
+        self._floor, told = self._floor.after(self._pair)
+        return told
+
+    def _share(self, phase: str, step: Step) -> Evaluation:
         """Add the draws of a proposal that was fitted to both streams, or to none."""
         proposal, found = step.proposals[0], self._work.evaluate(step.z, keep=True)
         pair = self._pair
         self._pair = (Pair.start if pair is None else pair.share)(proposal, step.z, found)
         self._note(phase, step.z.shape[1])
+        return found
 
     def _draw_fresh(self, n: int) -> None:
         """Add draws of the frozen proposals to the answer, and to what certifies it."""
@@ -206,7 +302,8 @@ class Search:
         step = work.journal.step(name, partial(work.drawn, last, work.last(n), name))
         found = work.evaluate(step.z)
         self._pair, self._fresh = self._pair.judged(step.z, found, self._fresh)
-        self._note("certify", step.z.shape[1])
+        self._tried = True
+        self._note("certify", step.z.shape[1], self._why_not())
 
     # --- judgements ------------------------------------------------------------------------------
 
@@ -230,6 +327,33 @@ class Search:
         z = unwrapped(z, self._pair.log_weights, self._circles)
         return int(self._rules.grade(summarise(self._pair.log_weights, z))) == Grade.A
 
+    def _why_not(self) -> str:
+        """Return which rules of the gate the answer does not meet yet."""
+        outcome = self._outcome()
+        return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
+
+    def _needed(self, efficiency: float, effective: float = 0.0) -> float:
+        """Return how many draws a certificate takes at an efficiency, some being effective."""
+        least = max(self._rules.ess_min - effective, 0.0)
+        return math.ceil(least / max(efficiency, self._rules.efficiency_min))
+
+    def _reserve(self) -> int:
+        """Return what rounds must leave for a certificate; nothing where none could pass."""
+        n = self._needed(float(self._pair.efficiency()))
+        return min(self._work.config.certify_draws, n) if n <= self._work.left() else 0
+
+    def _now_or_never(self) -> bool:
+        """Say whether draws of the present proposals can pass, and none would after a round."""
+        if self._fresh is None or self._tried:
+            return False
+        work, efficiency = self._work, self._fresh_efficiency()
+        hopeful = efficiency >= self._rules.efficiency_min
+        now = self._needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
+        # a fit to fewer effective draws than it wants is worse than what it is fitted to
+        wanted = self._families[0].wanted_ess(self._pair.n_draws, self._pair.a.z.shape[-1])
+        to_learn = max(work.config.n_per_round, wanted / max(efficiency, 1e-9))
+        return hopeful and now <= work.left() < self._needed(efficiency) + to_learn
+
     def _reached(self, outcome: Outcome) -> bool:
         wanted = self._work.config.ess_target
         return bool(outcome.passed) and float(outcome.summary.ess) >= wanted
@@ -245,5 +369,5 @@ class Search:
             seed=self._work.seed,
         )
 
-    def _note(self, phase: str, n: int) -> None:
-        self._work.note_pair(phase, n, self._pair, self._fresh)
+    def _note(self, phase: str, n: int, reason: str = "") -> None:
+        self._work.note_pair(phase, n, self._pair, self._fresh, reason)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from nbi_plus.infer.posterior.certificate import evidence_of
+from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import Blend, Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.streams import Stream
@@ -26,6 +28,7 @@ from nbi_plus.problem.target import Evaluation
 
 _LOG = logging.getLogger("nbi_plus")
 _LEAST_DRAWS = 100  # a round of fewer teaches nothing
+_NO_ROUNDS = ("peaks",)  # a search, whose draws are the next round
 
 
 class Halt(Exception):  # noqa: N818 - not an error
@@ -95,6 +98,17 @@ class Workspace:
         dtype = self.locator.recipe.dtype(float(models[usable].abs().max()))
         return TrainingRows(z, theta, models.to(dtype), owner), usable
 
+    def search(self, make: Callable[[], Step]) -> Callable[[], Step]:
+        """Return what makes a step by calls of the target, and halts when the time is over."""
+
+        def watched() -> Step:
+            try:
+                return make()
+            except OutOfTime:
+                raise Halt(Stop.TIME) from None
+
+        return watched
+
     # --- proposals -------------------------------------------------------------------------------
 
     def proposal(self, network: PosteriorNetwork, share: float = 0.2) -> Conditioned:
@@ -116,11 +130,11 @@ class Workspace:
 
     def left(self, reserve: int = 0) -> int:
         """Return how many draws the budget still allows, some of them kept back."""
-        return self.config.budget - self.ledger.n_simulated - reserve
+        return self.config.budget - self.ledger.n_calls - reserve
 
     def end_of_rounds(self) -> Stop | None:
         """Say why no further round can be afforded: the certificate's draws are kept back."""
-        if len(self.rows) >= self.config.n_rounds:
+        if sum(row.phase not in _NO_ROUNDS for row in self.rows) >= self.config.n_rounds:
             return Stop.ROUNDS
         return Stop.BUDGET if self.left(self.reserve) < _LEAST_DRAWS else None
 
@@ -140,17 +154,30 @@ class Workspace:
     def note(
         self, phase: str, n_sims: int, *, ess: float = math.nan, efficiency: float = math.nan,
         k_hat: float = math.nan, log_evidence: float = math.nan, log_evidence_err: float = math.nan,
+        reason: str = "",
     ) -> None:  # fmt: skip
         """Add a row to the table; NaN says that a figure does not exist."""
         n_total = n_sims + (self.rows[-1].n_total if self.rows else 0)
         seconds = time.perf_counter() - self.began
+        n_gradients = self.ledger.n_gradients - sum(row.n_gradients for row in self.rows)
         row = Round(
-            phase, n_sims, n_total, ess, efficiency, k_hat, log_evidence, log_evidence_err, seconds
-        )
+            phase, n_sims, n_total, ess, efficiency, k_hat, log_evidence, log_evidence_err, seconds,
+            reason, n_gradients,
+        )  # fmt: skip
         self.rows.append(row)
         _LOG.info("%s", describe(row))
 
-    def note_pair(self, phase: str, n_sims: int, pair: Pair, fresh: Stream | None) -> None:
+    def note_outcome(self, phase: str, n_sims: int, outcome: Outcome) -> None:
+        """Add a row about draws that are judged by themselves."""
+        s = outcome.summary
+        self.note(
+            phase, n_sims, ess=float(s.ess), efficiency=float(s.efficiency), k_hat=float(s.k_hat),
+            log_evidence=float(s.log_evidence), log_evidence_err=float(s.log_evidence_err),
+        )  # fmt: skip
+
+    def note_pair(
+        self, phase: str, n_sims: int, pair: Pair, fresh: Stream | None, reason: str = ""
+    ) -> None:
         """Add a row about pooled draws, and the evidence of what nothing was fitted to."""
         pooled, evidence = summarise(pair.log_weights), evidence_of(pair, fresh)
         found = {} if evidence is None else {
@@ -159,5 +186,5 @@ class Workspace:
         }  # fmt: skip
         self.note(
             phase, n_sims, ess=float(pooled.ess), efficiency=float(pair.efficiency()),
-            k_hat=float(pooled.k_hat), **found,
+            k_hat=float(pooled.k_hat), reason=reason, **found,
         )  # fmt: skip

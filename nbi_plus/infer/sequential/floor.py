@@ -1,0 +1,139 @@
+"""Floor: no peak that was found is forgotten by the proposals that are fitted later.
+
+What is fitted to weighted draws gives a mode as many draws as it seems to weigh. A mode that few
+draws have hit seems lighter than it is, gets fewer, and starves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nbi_plus.infer.proposals.base import Blend, LatentProposal
+from nbi_plus.infer.proposals.circles import CutProposal
+from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.laplace import FLOOR
+from nbi_plus.infer.proposals.mixture import StudentMixture
+from nbi_plus.infer.weights.summary import normalise
+
+STARVED = 30.0  # times its fair weight: a draw that stands for so many says that these are missing
+_RAISE, _MOST = 2.0, 0.5  # of a starved peak's share, and of the shares of all
+_NO_MASS = 1e-3  # of the posterior: peaks that hold less for sure need no draws
+_MANY_ERRORS = 4.0
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The peaks of one object, and what share of all later draws each of them keeps.
+
+    Attributes
+    ----------
+    mixture : StudentMixture
+        Around the peaks, in the coordinates of the cut: M components, and the same M again wider.
+    cut : CutProposal or None
+        What it stands in, where there are circles.
+    shares : tuple of float
+        Of the M peaks; those that are 0 turned out to have no mass.
+    """
+
+    mixture: StudentMixture
+    cut: CutProposal | None
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, proposal: LatentProposal, circles: tuple[int, ...]) -> Floor:
+        """Return the floor under the peaks of a Laplace mixture of one object."""
+        mixture = proposal.inner if circles else proposal
+        n = mixture.log_shares.shape[1] // 2
+        there = (mixture.log_shares[0, :n] > -math.inf).tolist()
+        return cls(mixture, proposal if circles else None, tuple(FLOOR * on for on in there))
+
+    def under(self, proposal: LatentProposal) -> LatentProposal:
+        """Return a proposal of which every peak has its share."""
+        total = sum(self.shares)
+        if not total:
+            return proposal
+        whole = min(total, _MOST)
+        share = torch.tensor(self.shares, dtype=torch.float64) / total
+        own = self.mixture.log_shares.to(share).view(2, -1)
+        split = own.softmax(0).nan_to_num(nan=0.0)  # narrow and wide, of each peak
+        parts = replace(self.mixture, log_shares=(share * split).log().view(1, -1))
+        floor = parts if self.cut is None else replace(self.cut, inner=parts)
+        return Blend((proposal, floor), (1 - whole, whole))
+
+    def after(self, pair: Pair) -> tuple[Floor, str]:
+        """Return the floor that the draws so far ask for, and what is to be said of it."""
+        masses = Masses.of(self, pair)
+        kept = (masses.mass + _MANY_ERRORS * masses.error).max(0).values > _NO_MASS
+        kept |= masses.n_draws < 1 / FLOOR
+        starved = masses.heaviest > STARVED
+        several = int((kept & (torch.tensor(self.shares) > 0)).sum()) > 1  # or none goes short
+        shares, told = [], []
+        for i, share in enumerate(self.shares):
+            stays = bool(kept[i]) and share > 0
+            hungry = stays and several and bool(starved[i])
+            shares.append(min(share * (_RAISE if hungry else 1.0), _MOST) if stays else 0.0)
+            if hungry:
+                told.append(f"peak {i + 1} starved (w n {float(masses.heaviest[i]):.0f})")
+            if stays and bool(masses.clash[i]):
+                a, b = masses.mass[:, i].tolist()
+                told.append(f"streams disagree on peak {i + 1} ({a:.3f}, {b:.3f})")
+        return replace(self, shares=tuple(shares)), "; ".join(told)
+
+    def owner(self, z: Tensor) -> Tensor:
+        """Return which peak (S,) each draw z (S, D) most likely belongs to."""
+        v = z[None] if self.cut is None else self.cut.cut.to(z[None])
+        apart = (v[:, None] - self.mixture.means[:, :, None]).transpose(2, 3)
+        n = len(self.shares)
+        own, u = self.mixture.factors[:, :n], apart[:, :n]
+        square = torch.linalg.solve_triangular(own, u, upper=False).square().sum(2)
+        volume = own.diagonal(dim1=2, dim2=3).log().sum(-1)
+        dof, n_dim = self.mixture.dof, z.shape[-1]
+        height = -volume[..., None] - (dof + n_dim) / 2 * torch.log1p(square / dof)
+        known = torch.tensor(self.shares, dtype=torch.float64, device=z.device) > 0
+        return height[0].masked_fill(~known[:, None], -math.inf).argmax(0)
+
+
+@dataclass(frozen=True)
+class Masses:
+    """What both streams say of M peaks.
+
+    Attributes
+    ----------
+    mass, error : Tensor, shape (2, M)
+        Share of the posterior that falls to a peak, and its standard error.
+    n_draws : Tensor, shape (M,)
+        Draws that fell to it.
+    heaviest : Tensor, shape (M,)
+        The largest weight among them, in units of the mean weight.
+    """
+
+    mass: Tensor
+    error: Tensor
+    n_draws: Tensor
+    heaviest: Tensor
+
+    @classmethod
+    def of(cls, floor: Floor, pair: Pair) -> Masses:
+        """Return the masses of the peaks of one object."""
+        n = len(floor.shares)
+        mass, error, count, heaviest = [], [], [], []
+        for stream in (pair.a, pair.b):
+            w = normalise(stream.log_weights)[0]
+            own = torch.nn.functional.one_hot(floor.owner(stream.z[0]), n).to(w)
+            share = w @ own
+            mass.append(share)
+            error.append((w.square() @ (own - share).square()).sqrt())
+            count.append(own.sum(0))
+            heaviest.append((w[:, None] * own).amax(0) * len(w))
+        both = [torch.stack(v) for v in (mass, error, count, heaviest)]
+        return cls(both[0], both[1], both[2].sum(0), both[3].amax(0))
+
+    @property
+    def clash(self) -> Tensor:
+        """Whether the streams disagree, bool (M,)."""
+        apart = (self.mass[0] - self.mass[1]).abs()
+        return apart > _MANY_ERRORS * torch.hypot(*self.error) + 1e-9

@@ -1,0 +1,39 @@
+"""Reasons: which rules of its gate an answer of a sequential fit does not meet, in words."""
+
+from __future__ import annotations
+
+from nbi_plus.infer.posterior.outcome import Outcome
+from nbi_plus.infer.proposals.circles import unwrapped
+from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.weights.summary import Gate, summarise
+
+
+def why_not(outcome: Outcome, fresh: Stream, gate: Gate, circles: tuple[int, ...]) -> str:
+    """Return what stands against an answer that did not pass.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        All draws, of one object.
+    fresh : Stream
+        Those that judge.
+    gate : Gate
+        Of the family of their proposals.
+    circles : tuple of int
+        The periodic parameters.
+    """
+    if outcome.cut_off.any():
+        return "the prior all but excludes what the data want"
+    z = unwrapped(fresh.z, fresh.log_weights, circles)
+    judged = summarise(fresh.log_weights, z, ~fresh.failed)
+    own = gate.reasons(judged)[0]
+    if own:
+        return f"fresh draws: {own}"
+    pooled, most = outcome.summary, gate.moment_max(judged.efficiency)
+    rules = {
+        "k_hat above its threshold": pooled.heavy_tail,
+        f"ess below {gate.ess_min:g}": pooled.ess < gate.ess_min,
+        "k_hat of the moments too high": pooled.k_hat_moment > most,
+    }
+    told = "; ".join(words for words, broken in rules.items() if broken.any())
+    return f"all draws: {told}" if told else "fresh draws miss mass that earlier ones hold"

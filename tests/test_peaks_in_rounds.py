@@ -1,0 +1,219 @@
+"""Laws of sequential fits with gradients: uphill to the peaks, and none of these is forgotten."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from problems import LinearGaussian
+from scipy.stats import norm
+
+import nbi_plus as nbi
+from nbi_plus import engine as engine_module
+from nbi_plus.infer.proposals.base import PriorProposal
+from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.laplace import FLOOR, laplace_mixture
+from nbi_plus.infer.sequential.config import RoundsConfig
+from nbi_plus.infer.sequential.floor import Floor
+from nbi_plus.problem.target import Evaluation
+
+QUICK = {"n_sims": 500, "n_rounds": 10, "n_epochs": 10, "ess_target": 1000}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return LinearGaussian(3, 8, sigma=0.2)
+
+
+@pytest.fixture(scope="module")
+def x(problem):
+    return problem.observe(1)[1][0]
+
+
+def engine_for(problem, **options):
+    design = torch.as_tensor(problem.design)
+    return nbi.Engine(
+        options.pop("simulator", lambda theta: theta @ design), problem.prior,
+        noise=problem.sigma, featurizer="resnet", **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(problem, x):
+    return engine_for(problem).fit(x_obs=x, **QUICK)
+
+
+def test_gradients_find_the_place_and_the_answer_is_the_closed_form(fitted, problem, x):
+    posterior, rounds = fitted.posterior_, fitted.rounds_
+    assert [row.phase for row in rounds][:3] == ["prior", "peaks", "laplace"]
+    assert rounds[1].reason == "1 found"
+    assert not any(row.phase == "locate" for row in rounds)
+    mean, cov = problem.posterior(x[None])
+    sd = np.sqrt(np.diag(cov))
+    assert posterior.status is nbi.Status.REFINED
+    assert np.abs((posterior.mean() - mean[0]) / sd).max() < 4 / np.sqrt(posterior.ess)
+    off = posterior.log_evidence - problem.log_evidence(x[None])[0]
+    assert abs(off) < 4 * posterior.log_evidence_err
+
+
+def test_a_gradient_is_a_call_that_makes_no_draw(fitted):
+    rounds = fitted.rounds_
+    assert rounds.n_gradients == rounds[1].n_gradients == rounds[1].n_sims > 0
+    assert rounds.n_simulated == rounds[-1].n_total
+    assert len(fitted.posterior_.samples) == rounds.n_simulated - rounds.n_gradients
+    told = fitted.posterior_.rungs
+    assert sum(r.n_calls + r.n_gradients for r in told) == rounds.n_simulated
+    assert told[1].n_gradients == rounds.n_gradients
+
+
+def test_gradients_count_in_the_budget(problem, x):
+    engine = engine_for(problem)
+    engine.fit(x_obs=x, n_sims=200, n_rounds=30, ess_target=1e6, max_sims=2500, n_epochs=2)
+    assert engine.rounds_.n_gradients > 0
+    assert engine.rounds_.n_simulated <= 2500
+
+
+def test_a_thousand_calls_in_all_are_enough_where_the_peak_is_nearly_normal(problem, x):
+    posterior = engine_for(problem).fit(x_obs=x, n_sims=100, n_rounds=10).posterior_
+    assert posterior.certified
+
+
+def test_the_way_of_locating_can_be_forced(problem, x, monkeypatch):
+    for locate, phase in (("network", "locate"), ("peaks", "peaks")):
+        monkeypatch.setattr(engine_module, "RoundsConfig", partial(RoundsConfig, locate=locate))
+        simulator = problem.simulator if locate == "peaks" else None
+        engine = engine_for(problem, **({"simulator": simulator} if simulator else {}))
+        rounds = engine.fit(x_obs=x, **QUICK).rounds_
+        assert rounds[1].phase == phase
+        assert rounds.n_gradients == 0  # differences of a black box have none
+    with pytest.raises(ValueError, match="locate must be one of"):
+        RoundsConfig(100, 2, locate="somehow")
+
+
+def test_what_rounds_said_survives_the_file(fitted, problem, x, tmp_path):
+    fitted.save(tmp_path / "one.nbi")
+    loaded = nbi.Engine.load(tmp_path / "one.nbi", simulator=fitted.simulator)
+    assert repr(loaded.rounds_) == repr(fitted.rounds_)
+    assert loaded.rounds_[1].reason == "1 found"
+    assert loaded.rounds_.n_gradients == fitted.rounds_.n_gradients
+    old, new = fitted.predict(x, seed=3), loaded.predict(x, seed=3)
+    np.testing.assert_allclose(old.log_weights, new.log_weights, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("fail_after", [700, 1200, 2000])
+def test_a_broken_fit_with_gradients_ends_where_an_unbroken_one_does(
+    problem, x, tmp_path, fail_after
+):
+    design, seen = torch.as_tensor(problem.design), [0]
+
+    def breaking(theta):
+        seen[0] += len(theta)
+        if seen[0] > fail_after + 200:  # the trials before a fit take some
+            raise KeyboardInterrupt
+        return theta @ design
+
+    options = QUICK | {"ess_target": 1800}
+    straight = engine_for(problem, path=tmp_path / "a").fit(x_obs=x, **options)
+    with pytest.raises(KeyboardInterrupt):
+        engine_for(problem, simulator=breaking, path=tmp_path / "b").fit(x_obs=x, **options)
+    resumed = engine_for(problem, path=tmp_path / "b").fit(x_obs=x, **options)
+    assert np.array_equal(resumed.posterior_.samples, straight.posterior_.samples)
+    assert np.array_equal(resumed.posterior_.log_weights, straight.posterior_.log_weights)
+    assert resumed.rounds_.n_gradients == straight.rounds_.n_gradients
+
+
+def test_both_modes_are_found_and_keep_their_shares():
+    """x = a^2: modes at +-1.5, of unequal weight through the prior."""
+    f = lambda p: torch.stack([p[:, 0] ** 2, p[:, 1]], 1)  # noqa: E731
+    grid = np.linspace(-5, 6, 200_001)
+    density = norm.pdf(grid, 0.5, 1.0) * norm.pdf(2.25, grid**2, 0.02)
+    exact = density[grid > 0].sum() / density.sum()
+    engine = nbi.Engine(f, {"a": norm(0.5, 1.0), "b": norm(0, 1)}, noise=[0.02, 0.1])
+    posterior = engine.fit(x_obs=np.array([2.25, 0.3]), **QUICK).posterior_
+    share = posterior.weights[posterior.samples[:, 0] > 0].sum()
+    assert engine.rounds_[1].reason == "2 found"
+    assert posterior.certified
+    assert abs(share - exact) < 4 * np.sqrt(exact * (1 - exact) / posterior.ess)
+
+
+# --- the floor ----------------------------------------------------------------------------------
+
+
+def two_peaks():
+    centre = torch.tensor([[[2.0, 0.0], [-2.0, 0.0]]], dtype=torch.float64)
+    factor = 0.1 * torch.eye(2, dtype=torch.float64).expand(1, 2, 2, 2)
+    return laplace_mixture(centre, factor, torch.tensor([[0.0, -2.0]]).double())
+
+
+def judged(z, log_likelihood):
+    log_prior = PriorProposal(2).log_prob(z)
+    return Evaluation(log_prior, log_likelihood, torch.zeros_like(log_prior, dtype=torch.bool))
+
+
+def test_each_peak_keeps_its_share_of_what_is_fitted_later():
+    floor = Floor.of(two_peaks(), ())
+    under = floor.under(PriorProposal(2))
+    z = under.draw(torch.tensor([1]), 4000, 0, "draw")[0]
+    near = [(z - place).norm(dim=-1) < 1 for place in floor.mixture.means[0, :2]]
+    alone = PriorProposal(2).draw(torch.tensor([1]), 4000, 0, "draw")[0]
+    for here, place in zip(near, floor.mixture.means[0, :2], strict=True):
+        by_chance = ((alone - place).norm(dim=-1) < 1).double().mean() * 0.9
+        share = float(here.double().mean() - by_chance)
+        assert abs(share - FLOOR) < 4 * math.sqrt(FLOOR / 4000)
+    edge = torch.linspace(-12, 12, 601, dtype=torch.float64)
+    whole = torch.cartesian_prod(edge, edge)[None]
+    assert float(under.log_prob(whole).exp().sum() * 0.04**2) == pytest.approx(1, abs=2e-3)
+
+
+def test_a_starved_peak_is_named_and_given_more():
+    floor = Floor.of(two_peaks(), ())
+    z = 0.1 * torch.randn(1, 2000, 2, generator=torch.Generator().manual_seed(0)).double()
+    z[..., 0] += torch.where(torch.arange(2000) < 4, -2.0, 2.0)
+    # the two modes weigh the same, but the second has four draws of the two thousand
+    proposal = two_peaks()
+    log_q = torch.where(z[..., 0] < 0, math.log(2 / 2000), math.log(0.999)).double()
+    log_q += -50.0 * (z - z.sign() * torch.tensor([2.0, 0.0])).square().sum(-1)
+    height = -50.0 * (z - z.sign() * torch.tensor([2.0, 0.0])).square().sum(-1)
+    found = judged(z, height - PriorProposal(2).log_prob(z))
+    after, told = floor.after(Pair.start(proposal, z, found, log_q))
+    assert after.shares == (FLOOR, 2 * FLOOR)
+    assert "peak 2 starved" in told
+    assert "peak 1" not in told
+
+
+def test_a_peak_without_mass_gets_no_more_draws():
+    floor, proposal = Floor.of(two_peaks(), ()), two_peaks()
+    z = proposal.draw(torch.tensor([3]), 1000, 0, "draw")
+    height = torch.where(z[..., 0] > 0, proposal.log_prob(z), -40.0)
+    after, told = floor.after(
+        Pair.start(proposal, z, judged(z, height - PriorProposal(2).log_prob(z)))
+    )
+    assert after.shares == (FLOOR, 0.0)
+    assert told == ""
+
+
+# --- chains -------------------------------------------------------------------------------------
+
+
+@pytest.mark.statistics
+def test_what_no_proposal_settles_goes_on_to_chains(problem, x, monkeypatch):
+    """A gate that no mixture and no flow can pass leaves chains, which converge."""
+    monkeypatch.setattr(engine_module, "RoundsConfig", partial(RoundsConfig, max_adapt=1))
+    engine = engine_for(problem, ladder=nbi.Ladder(gate=nbi.Gate(eff_min_mix=0.99)))
+    engine.fit(x_obs=x, n_sims=300, n_rounds=100, ess_target=400)
+    posterior, rounds = engine.posterior_, engine.rounds_
+    print(rounds, posterior)
+    assert posterior.status is nbi.Status.HMC
+    assert rounds[-1].phase == "hmc"
+    assert rounds[-1].n_gradients > 0
+    assert rounds.n_simulated <= 30_000
+    assert posterior.chains is not None
+    mean, cov = problem.posterior(x[None])
+    off = (posterior.mean() - mean[0]) / np.sqrt(np.diag(cov))
+    assert np.abs(off).max() < 4 / np.sqrt(posterior.ess)
+    failed = [row.reason for row in rounds if row.phase == "certify"]
+    assert all("efficiency below 0.99" in reason for reason in failed)
+    assert engine.predict(x, n_samples=2000).ess > 500
