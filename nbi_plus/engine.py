@@ -250,8 +250,7 @@ class Engine(BaseEstimator):
         sequential = options.is_sequential(n_rounds, method, observations, x_obs)
         before = getattr(self, "fitted_", None)
         network = self._network(before, warm_start)
-        goes_on = network is not None and (sequential or warm_start)
-        known = before.conventions if goes_on else NONE_KNOWN
+        known = before.conventions if network and (sequential or warm_start) else NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
         options.check_start(sequential, n_sims, online, given)

@@ -22,7 +22,7 @@ _LEAST = 0.15  # of a peak's mass: an approximation may be off by so much
 
 
 @dataclass(frozen=True)
-class Masses:
+class PeakMasses:
     """Of M peaks of b objects.
 
     Attributes
@@ -83,7 +83,7 @@ def _told(n: int, mass: list[float], held: list[float]) -> str:
 @torch.no_grad()
 def weighed(
     found: Peaks, outcome: Outcome, keys: Tensor, context: RungContext, n_local: int, stage: str
-) -> Masses:
+) -> PeakMasses:
     """Return what the peaks weigh, by ``n_local`` draws around each, all under one mixture.
 
     Peaks that lie within each other share their draws, so that each region's mass is right.
@@ -132,7 +132,9 @@ def weighed(
     spread = found.factor.square().sum(-1).sqrt() * stretch(centre, turned, context.circles)
     mean = (weights[..., None] * draws).sum(1)
     variance = (weights[..., None] * (draws - mean[:, None]).square()).sum(1)
-    return Masses(there, mass, error.nan_to_num(nan=math.inf), held, turned, spread, mean, variance)
+    return PeakMasses(
+        there, mass, error.nan_to_num(nan=math.inf), held, turned, spread, mean, variance
+    )
 
 
 def _heights(z: Tensor, there: Tensor, outcome: Outcome, context: RungContext) -> Tensor:

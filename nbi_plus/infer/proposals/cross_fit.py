@@ -17,7 +17,7 @@ from nbi_plus.infer.proposals.base import Blend, LatentProposal, Separate, free_
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.flow_fit import DensityConfig, fit_density
 from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture, temper
-from nbi_plus.infer.proposals.streams import Evaluate, Stream
+from nbi_plus.infer.proposals.streams import Evaluate, Stream, take
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size, gate_of, normalise
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
@@ -389,13 +389,3 @@ def best_fit(
 
     fits = [(family, pair.fit(family, keys, seed, stage, wide_share)) for family in families]
     return max(fits, key=lambda fit: score(fit[1]))
-
-
-def take(found: Evaluation, draws: slice) -> Evaluation:
-    """Return the evaluation of some of the draws."""
-    return replace(
-        found,
-        log_prior=found.log_prior[:, draws],
-        log_likelihood=found.log_likelihood[:, draws],
-        failed=found.failed[:, draws],
-    )

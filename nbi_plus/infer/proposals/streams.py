@@ -100,3 +100,13 @@ class Stream:
             log_q=self.log_q[:, rows],
             proposals=tuple(q.select(rows) for q in self.proposals),
         )
+
+
+def take(found: Evaluation, draws: slice) -> Evaluation:
+    """Return the evaluation of some of the draws."""
+    return replace(
+        found,
+        log_prior=found.log_prior[:, draws],
+        log_likelihood=found.log_likelihood[:, draws],
+        failed=found.failed[:, draws],
+    )
