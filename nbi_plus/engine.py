@@ -300,9 +300,8 @@ class Engine(BaseEstimator):
         mask, bad : array_like of bool, optional
             One of them: ``mask`` is True for a real point, ``bad`` is True for one to leave out, as
             masks of numpy and astropy are.
-        modes : array_like, shape (M, D), or callable, optional
-            Places in theta where the ladder looks if the network's draws do not pass: see
-            `predict_many`.
+        modes : array_like, shape (M, D), dict or callable, optional
+            Places in theta that are worth a look: see `predict_many`.
         prior : Prior, optional
             Another prior on the same parameters, to answer under; default: that of the fit.
         seed : int, optional
@@ -343,10 +342,10 @@ class Engine(BaseEstimator):
             Draws wanted of each object.
         keep : int, optional
             None keeps all draws, n keeps n resampled ones, 0 only the summaries.
-        modes : array_like, shape (N, M, D), or callable, optional
-            Places in theta where the ladder looks for objects whose network draws do not pass, or
-            ``modes(observations)``, as the peaks of a periodogram; NaN where a coordinate is not
-            known.
+        modes : array_like, shape (N, M, D), dict or callable, optional
+            Places in theta that are worth a look, or ``modes(observations)``, as the peaks of a
+            periodogram; NaN where a coordinate is not known. A dict has ``points`` with ``std``
+            (N, M, D) or ``cov`` (N, M, D, D), or ``samples`` (N, S, D), as of an emcee chain.
         prior : Prior, optional
             Another prior on the same parameters. The network's draws are taken over to its latent
             space, and objects whose posterior can go on beyond the old prior climb the ladder.

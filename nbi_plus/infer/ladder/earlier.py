@@ -41,7 +41,7 @@ class Earlier:
     reports : tuple of tuple of RungReport
         What rungs came to in earlier attempts, of each object; () for objects without any.
     calls, gradients : ndarray of int, shape (N,)
-        What these cost.
+        What these cost: simulations without a gradient, and with one.
     attempt : int
         How often they were tried at most: another attempt takes other random numbers.
     """
@@ -88,7 +88,8 @@ class Earlier:
         """
         known = cls(
             None, torch.zeros(len(keys), dtype=torch.bool, device=keys.device),
-            posteriors.rungs, posteriors.n_simulated, posteriors.n_gradients,
+            posteriors.rungs, posteriors.n_simulated - posteriors.n_gradients,
+            posteriors.n_gradients,
             max(sum(r.name in _FIRST for r in own) for own in posteriors.rungs),
         )  # fmt: skip
         if not prior.has_inverse:

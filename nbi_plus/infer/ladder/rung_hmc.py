@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -11,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nbi_plus import launch
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import RungContext
@@ -86,15 +84,15 @@ def _chains(
     objects: OpenObjects, context: RungContext, config: HmcRung
 ) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
-    start, target = Start.of(objects, context), context.target
+    start = Start.of(objects, context)
     z0 = start.places(objects, config.n_super, context).repeat_interleave(config.n_each, 1)
     left = context.left(objects.index)
     found = hmc.sample(
-        _density(start, objects, target, config.single), z0, config.n_super,
+        _density(start, objects, context, config.single), z0, config.n_super,
         seed=stage_key(context.seed, context.stage("hmc")), mean=start.whitening.mean[:, 0],
         factor=start.whitening.factor, ess_target=config.ess_target, keys=objects.keys,
-        jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept, rows=_rows(target),
-        max_seconds=float(left.seconds.sum()),
+        jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept,
+        rows=context.gradient_rows, max_seconds=float(left.seconds.sum()),
         config=replace(config.sampler, max_gradients=int(left.gradients.clamp(max=2**53).min())),
     )  # fmt: skip
     context.meter.add_gradients(objects.index, found.n_gradients)
@@ -112,13 +110,14 @@ def _chains(
     return chains, _reasons(found, divergent, config)
 
 
-def _density(start: Start, objects: OpenObjects, target: Target, single: bool) -> LogProb:
+def _density(start: Start, objects: OpenObjects, context: RungContext, single: bool) -> LogProb:
     """Return the log-density, in single precision for the objects that can bear it."""
+    target, rows = context.target, context.gradient_rows
     exact = start.density(objects, target.evaluate)
     if not single:
         return exact
     quick = start.density(objects, target.single().evaluate)
-    good = _single_is_enough(start.best(objects, _PROBE_DRAWS), exact, quick, _rows(target))
+    good = _single_is_enough(start.best(objects, _PROBE_DRAWS), exact, quick, rows)
     _LOG.debug("single precision is enough for %d of %d objects", int(good.sum()), len(good))
 
     def log_prob(z: Tensor, index: Tensor) -> Tensor:
@@ -143,12 +142,6 @@ def _single_is_enough(z: Tensor, exact: LogProb, quick: LogProb, rows: int) -> T
     levels = torch.tensor([0.5, 0.99], dtype=z.dtype, device=z.device)
     middle, worst = error.quantile(levels, 1)
     return (middle < _PROBE_MEDIAN) & (worst < _PROBE_WORST) & (off.quantile(0.99, 1) < _SLOPE)
-
-
-def _rows(target: Target) -> int:
-    """Return how many rows of one gradient fit into the cache of a CPU, or a GPU's memory."""
-    numbers = launch.of(target.data.x.device).gradient_numbers
-    return max(64, numbers // math.prod(target.data.x.shape[1:]))
 
 
 def _reasons(found: hmc.HmcResult, divergent: Tensor, config: HmcRung) -> list[str]:

@@ -194,5 +194,5 @@ class ReportLog:
             rows.tolist(), reasons, *table, strict=True
         ):
             line = RungReport(name, int(n), ess, eff, k_hat, bool(passed), reason)
-            cost = {"n_calls": int(calls), "n_gradients": int(grads), "seconds": seconds}
+            cost = {"n_calls": int(calls + grads), "n_gradients": int(grads), "seconds": seconds}
             self.lines[i].append(replace(line, r_hat=r, **cost))

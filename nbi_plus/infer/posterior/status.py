@@ -123,7 +123,7 @@ class RungReport:
     reason : str
         Why not, or why there is no answer.
     n_calls, n_gradients : int
-        Simulations without and with a gradient since the rung before.
+        Simulations since the rung before, and those with a gradient among them.
     seconds : float
         The object's share of the time.
     r_hat : float

@@ -138,7 +138,8 @@ def _weighted(
         rungs = _one_line(outcome, numbers, status, failure)
     else:
         cost = report.meter.read(outcome.pool.index)
-        numbers["n_simulated"], numbers["n_gradients"] = _numpy(cost.calls), _numpy(cost.gradients)
+        numbers["n_simulated"] = _numpy(cost.calls + cost.gradients)
+        numbers["n_gradients"] = _numpy(cost.gradients)
         rungs = report.reports(rows, failure)
     flags = _flags(outcome, objects, rows, request)
     valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]

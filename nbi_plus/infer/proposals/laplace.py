@@ -29,7 +29,7 @@ def laplace_mixture(
     Parameters
     ----------
     centre : Tensor, shape (B, M, D)
-        NaN where an object has fewer than M; it must have one.
+        NaN where an object has fewer than M; one without any gets a part as wide as the prior.
     factor : Tensor, shape (B, M, D, D)
         Lower Cholesky factors of the covariances.
     log_mass : Tensor, shape (B, M)
@@ -46,7 +46,14 @@ def laplace_mixture(
     [[0.76, 0.04, 0.19, 0.01]]
     """
     there = log_mass > -math.inf
+    none = ~there.any(1)
+    first = torch.arange(there.shape[1], device=there.device) == 0
+    fallback = none[:, None] & first
+    log_mass, there = torch.where(fallback, 0.0, log_mass), there | fallback
     shares = floored(log_mass.softmax(1), there)
+    centre = torch.where(fallback[..., None], 0.0, centre)
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    factor = torch.where(fallback[..., None, None], eye, factor)
     centre = torch.where(there[..., None], centre, 0.0)
     if circles:
         cut = Cut.of(centre, shares, circles)
