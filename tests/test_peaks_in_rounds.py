@@ -216,4 +216,5 @@ def test_what_no_proposal_settles_goes_on_to_chains(problem, x, monkeypatch):
     assert np.abs(off).max() < 4 / np.sqrt(posterior.ess)
     failed = [row.reason for row in rounds if row.phase == "certify"]
     assert all("efficiency below 0.99" in reason for reason in failed)
-    assert engine.predict(x, n_samples=2000).ess > 500
+    with pytest.warns(UserWarning, match="efficiency|UNCERTIFIED"):  # weights do not pass here
+        assert engine.predict(x, n_samples=2000).ess > 500

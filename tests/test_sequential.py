@@ -327,7 +327,7 @@ def test_simulator_without_any_model_fails_as_a_value(problem, x):
         return np.where(theta[:, :1] > 1.2, theta @ problem.design, np.nan)
 
     engine = engine_for(problem, simulator=almost_nothing)
-    engine.fit(x_obs=x, n_sims=100, n_rounds=3, max_failed=1.0)
+    engine.fit(x_obs=x, n_sims=100, n_rounds=3, max_sims=150, max_failed=1.0)
     assert engine.posterior_.status is nbi.Status.FAILED
     assert engine.posterior_.ess == 0
     assert "FAIL_SIMULATOR" in engine.posterior_.report

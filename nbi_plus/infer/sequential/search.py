@@ -100,8 +100,8 @@ class Search:
         for attempt in range(self._work.config.max_attempts):
             if self._adapt(n_families):
                 self._certify()
-                if self._outcome().passed:
-                    return self._top_up()
+                if self._outcome().passed and self._top_up():
+                    return Stop.ESS_REACHED
             if attempt > 0 and self._climb():
                 return Stop.NO_PROGRESS
             n_families = len(self._families)
@@ -241,19 +241,20 @@ class Search:
         if not self._outcome().passed and self._fresh_efficiency() >= self._rules.efficiency_min:
             self._draw_fresh(2 * n)
 
-    def _top_up(self) -> Stop:
+    def _top_up(self) -> bool:
         """Draw on from the frozen proposals until the answer is as precise as was wanted.
 
-        Where the pool's tail fails the gate then, more draws of them are worth a few tries.
+        Where the pool's tail fails the gate then, a few more draws of them are worth a try.
+        Returned is whether it passed.
         """
         c = self._work.config
-        for _ in range(c.max_attempts):
+        for last in (False, True):
             while self._short() > 0:
                 self._draw_fresh(math.ceil(c.spare * self._short() / self._fresh_efficiency()))
-            if self._outcome().passed:
-                return Stop.ESS_REACHED
+            if self._outcome().passed or last:
+                break
             self._draw_fresh(c.certify_draws)
-        return Stop.NO_PROGRESS
+        return bool(self._outcome().passed)
 
     # --- steps -----------------------------------------------------------------------------------
 
