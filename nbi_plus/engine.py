@@ -268,7 +268,7 @@ class Engine(BaseEstimator):
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
             way = options.method_for(method, problem)
-            fit_one = SequentialRun(rounds, way, how.ladder.gate, run, modes)
+            fit_one = SequentialRun(rounds, way, how.ladder, run, modes)
             one = fit_one(problem, given.objects, recipe, start)
         beside = Fitted.of(problem, given.defaults()) if network is None else before
         return self._keep(replace(beside, sequential=one))

@@ -13,7 +13,7 @@ from scipy.stats import norm, uniform
 import nbi_plus as nbi
 from nbi_plus.infer.ladder import EnsembleRung, FlowRung, RefineRung
 from nbi_plus.infer.ladder.earlier import HINTS
-from nbi_plus.infer.ladder.hints import hints_for, latent_hints
+from nbi_plus.infer.ladder.hints import Look, hints_for, latent_hints
 from nbi_plus.infer.ladder.ladder import climb, open_objects_of, reweight
 from nbi_plus.infer.proposals.base import Draws
 from nbi_plus.infer.proposals.mixture import around
@@ -165,5 +165,67 @@ def test_objects_without_a_place_to_look_at_are_answered_as_without_hints(engine
     (np.full((6, 1, 2), 1.5), "modes must lie inside the prior"),
 ])  # fmt: skip
 def test_hints_of_the_wrong_shape_or_place_are_refused(engine, modes, message):
+    with pytest.raises(ValueError, match=message):
+        engine.predict_many(survey(), modes=modes)
+
+
+# --- hints with a shape --------------------------------------------------------------------------
+
+
+def test_a_shape_in_theta_is_that_shape_in_the_latent_space():
+    """Normal priors: the latent space is theta itself, less its mean, over its sd."""
+    prior = nbi.Prior({"a": norm(1, 2), "b": norm(0, 0.5)})
+    cov = np.array([[0.04, 0.006], [0.006, 0.0025]])
+    for given in (
+        {"points": [[1.5, 0.1]], "cov": cov[None]},
+        {"points": [[1.5, 0.1]], "std": [[0.2, 0.05]]},
+        {"samples": np.random.default_rng(0).multivariate_normal([1.5, 0.1], cov, 4000)},
+    ):
+        look = Look.of(given, prior, torch.device("cpu"))
+        z = look.proposal.draw(torch.arange(1), 4000, 0, "test")[0]
+        near = z[: int(0.4 * len(z))] if "samples" not in given else z[:2800]
+        sd = near.std(0)
+        # of t with 7 degrees of freedom; the wider fifth comes later
+        wanted = torch.tensor([0.1, 0.1]) * (7 / 5) ** 0.5
+        if "samples" in given:
+            assert (sd / 0.1 - 1).abs().max() < 0.4
+        else:
+            assert torch.allclose(sd.float(), wanted, rtol=0.1)
+        assert torch.allclose(near.mean(0).float(), torch.tensor([0.25, 0.2]), atol=0.03)
+
+
+def test_a_point_is_moved_uphill_before_anything_is_drawn(engine):
+    """A published solution off by twenty widths, and by errors given too small."""
+    modes = np.tile([[0.3 + 2 * WIDTH, 1.5]], (6, 1, 1))
+    for given in (modes, {"points": modes, "std": np.full_like(modes, 0.1 * WIDTH)}):
+        found = clone_of(engine, nbi.Ladder(rungs=(), audit=None)).predict_many(
+            survey(), modes=given
+        )
+        near = [np.abs(p.resample(200, rng=0)[:, 0] - 0.3).max() < 10 * WIDTH for p in found]
+        assert all(near)
+        assert (found.n_gradients > 0).all()
+
+
+def test_samples_of_one_object_are_hints_for_a_fit_in_rounds():
+    rng = np.random.default_rng(1)
+    x = needle(torch.tensor([[0.3, 1.1]]), torch.as_tensor(T)).numpy()[0] + 0.2 * rng.normal(
+        size=30
+    )
+    chain = np.column_stack([rng.normal(0.3, WIDTH, 500), rng.normal(1.1, 0.05, 500)])
+    one = nbi.Engine(needle, PRIOR, noise=0.2, featurizer="gru")
+    one.fit(n_sims=300, n_rounds=8, x_obs=x, t=T, modes={"samples": chain}, n_epochs=2)
+    assert "modes" in [row.phase for row in one.rounds_]
+    assert abs(one.posterior_.mean()[0] - 0.3) < 5 * WIDTH
+
+
+@pytest.mark.parametrize(("modes", "message"), [
+    ({"points": np.full((6, 1, 2), 0.5), "sd": 1}, "dict of points"),
+    ({"points": np.full((6, 1, 2), 0.5), "std": np.ones((6, 2, 2))}, "std of shape"),
+    ({"points": np.full((6, 1, 2), 0.5), "std": -np.ones((6, 1, 2))}, "above 0"),
+    ({"points": np.full((6, 1, 2), 0.5), "cov": -np.ones((6, 1, 2, 2))}, "positive definite"),
+    ({"samples": np.full((6, 3, 2), 0.5)}, "at least 4"),
+    ({"samples": np.full((6, 9, 2), 7.5)}, "inside the prior"),
+])  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(engine, modes, message):
     with pytest.raises(ValueError, match=message):
         engine.predict_many(survey(), modes=modes)

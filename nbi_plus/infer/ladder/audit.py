@@ -58,7 +58,7 @@ class PeakAudit:
 
     n_starts: int = 32
     n_tried: int = 2048
-    n_scouts: int = 65_536
+    n_scouts: int = 131_072
     scout_numbers: int = 2**20
     n_local: int = 384
     n_quick: int = 2

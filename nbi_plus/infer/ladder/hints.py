@@ -32,6 +32,7 @@ from nbi_plus.problem.target import Target
 Hints = ArrayLike | Mapping[str, ArrayLike] | Callable[[Observations], ArrayLike | Mapping]
 
 _KINDS = {"points"}, {"points", "std"}, {"points", "cov"}, {"samples"}
+_N_SKETCH = 16
 _N_SHAPE = 400  # draws in theta that say how wide a point is in the latent space
 _SHAPED, _POLISHED = 0.5, 0.75  # of the draws: from the given shapes, from the peaks above points
 _UNSHAPED = 0.03  # latent width where no peak was found
@@ -102,6 +103,12 @@ class Look:
         best = torch.where(weights > 0, _closeness(z, weights), math.inf).argmin(1)
         middle = z.gather(1, best[:, None, None].expand(-1, 1, z.shape[2]))
         return cls(middle, Blend((close, wide), (1 - _SHAPED / 2, _SHAPED / 2)))
+
+    @property
+    def sketch(self) -> Tensor:
+        """A few draws, which tell one look from another."""
+        keys = torch.arange(len(self.points), device=self.points.device)
+        return self.proposal.draw(keys, _N_SKETCH, 0, "sketch")
 
     def polished(self, target: Target) -> tuple[LatentProposal, Tensor]:
         """Return the proposal with the peaks above the points, and what finding them cost (N,).

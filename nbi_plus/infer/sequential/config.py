@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nbi_plus.infer.ladder.hints import Look
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.sequential.rounds import Rounds
@@ -99,13 +100,13 @@ class RoundZero:
         Prior draws z (n, D), models (n, C, L) and whether they failed (n,).
     network : PosteriorNetwork or None
         An amortized one; its posterior takes the place of the prior.
-    modes : Tensor, shape (M, D), or None
-        Latent places to look at besides; NaN where a coordinate is not known.
+    look : Look or None
+        Where to look besides.
     """
 
     simulations: tuple[Tensor, Tensor, Tensor] | None = None
     network: PosteriorNetwork | None = None
-    modes: Tensor | None = None
+    look: Look | None = None
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.hints import latent_hints
+from nbi_plus.infer.ladder.earlier import Earlier
+from nbi_plus.infer.ladder.hints import Hints, Look
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.translated import Change, Translated
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
@@ -143,19 +146,20 @@ class SequentialRun:
     config : RoundsConfig
     method : str
         One of `METHODS`.
-    gate : Gate
+    ladder : Ladder
+        Its gate judges, and its audit looks at the answer where there are gradients.
     run : Run
         Where and how the simulator is run.
-    modes : array_like, shape (M, D), or callable, optional
-        Places in theta to look at from the start, or ``modes(x_obs)`` that returns them; NaN where
-        a coordinate is not known.
+    modes : array_like, shape (M, D), dict or callable, optional
+        Places in theta to look at from the start, or ``modes(x_obs)`` that returns them: see
+        `nbi_plus.infer.ladder.hints.Look`.
     """
 
     config: RoundsConfig
     method: str
-    gate: Gate
+    ladder: Ladder
     run: Run
-    modes: ArrayLike | Callable[[NDArray], ArrayLike] | None = None
+    modes: Hints | None = None
 
     def __call__(
         self,
@@ -186,15 +190,16 @@ class SequentialRun:
                 Locator(recipe, run.callback),
                 Journal(folder, recipe.device),
                 self.config,
-                self.gate,
+                self.ladder.gate,
                 _key(observations).to(recipe.device),
                 recipe.seed,
             )(first)
         outcome = _checked(answer.outcome, ledger, observations, recipe.seed)
-        posterior = _posterior(outcome, observations, problem.prior, self.gate, recipe.seed)
+        outcome, told = _audited(outcome, target, self.ladder, observations, recipe.seed)
+        posterior = _posterior(outcome, observations, problem.prior, self.ladder.gate, recipe.seed)
         return SequentialFit(
             observations=observations,
-            posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior)),
+            posterior=replace(posterior, rungs=_rungs(answer.rounds, posterior, told)),
             rounds=answer.rounds,
             frozen=answer.frozen,
             family=answer.outcome.family,
@@ -206,16 +211,16 @@ class SequentialRun:
 
     def _first(self, problem: Problem, recipe: Recipe, start: TrainedModel | None) -> RoundZero:
         """Return round 0: what is simulated already, prior draws, or an amortized network."""
-        modes = self._latent_modes(problem, recipe.device)
+        look = self._look(problem, recipe.device)
         if start is not None:
-            return RoundZero(network=start.network, modes=modes)
+            return RoundZero(network=start.network, look=look)
         if problem.columns is not None:
             z, x = problem.columns["z"], problem.columns["x"]
             failed = np.zeros(len(z), bool)
         else:
-            z, x, failed = self._prior_draws(problem, recipe, modes is not None)
+            z, x, failed = self._prior_draws(problem, recipe, look is not None)
         tensors = (torch.as_tensor(v, device=recipe.device) for v in (z, x, failed))
-        return RoundZero(simulations=tuple(tensors), modes=modes)
+        return RoundZero(simulations=tuple(tensors), look=look)
 
     def _prior_draws(self, problem: Problem, recipe: Recipe, halved: bool) -> tuple:
         n, run = self.config.n_per_round, self.run
@@ -227,15 +232,16 @@ class SequentialRun:
         failed = found["state"] == FAILED
         return found["z"], np.where(failed[:, None, None], np.nan, found["x"]), failed
 
-    def _latent_modes(self, problem: Problem, device: torch.device) -> Tensor | None:
+    def _look(self, problem: Problem, device: torch.device) -> Look | None:
         if self.modes is None:
             return None
         given = self.modes
         if callable(given):
             x = problem.conditions.x[0].numpy()
             given = given(x[0] if len(x) == 1 else x)
-        places = np.atleast_2d(np.asarray(given, np.float64))
-        return torch.as_tensor(latent_hints(problem.prior, places), device=device)
+        if not isinstance(given, Mapping):
+            given = np.atleast_2d(np.asarray(given, np.float64))
+        return Look.of(given, problem.prior, device)
 
     def _own_folder(self, problem: Problem, recipe: Recipe, first: RoundZero) -> Path | None:
         """Return a folder for this very fit: another object, or other options, get another."""
@@ -254,7 +260,8 @@ class SequentialRun:
             "seed": recipe.seed,
         }
         c = problem.conditions
-        tensors = [c.x, c.x_err, c.mask, first.modes, *c.arguments().values()]
+        tensors = [c.x, c.x_err, c.mask, *c.arguments().values()]
+        tensors += () if first.look is None else (first.look.points, first.look.sketch)
         tensors += first.simulations or ()
         network = {} if first.network is None else first.network.state_dict()
         custom = {} if recipe.custom is None else recipe.custom.state_dict()
@@ -271,6 +278,23 @@ def _checked(outcome: Outcome, ledger: Ledger, observations: Observations, seed:
     exact = ledger.target.noise.exact_p_value
     tails = ledger.tails(outcome.pool.z[0])[None]
     return with_tails(outcome, averaged(tails, outcome.summary.weights, exact=exact))
+
+
+def _audited(
+    outcome: Outcome, target: Target, ladder: Ladder, observations: Observations, seed: int
+) -> tuple[Outcome, RungReport | None]:
+    """Return the outcome after a look for places that it misses, and what was found.
+
+    Black boxes are not looked at: without gradients that costs as much as the fit.
+    """
+    if ladder.audit is None or outcome.rung == AMORTIZED or not target.differentiable:
+        return outcome, None
+    device = outcome.pool.z.device
+    accounts = Earlier.nothing(1, device).accounts(ladder.gate)
+    context = RungContext(target, *accounts, ladder.gate, ladder.budget, seed)
+    context.report.note(outcome)
+    looked = ladder.audit(outcome, _key(observations).to(device), context)
+    return looked, context.report.lines[0][-1]
 
 
 def _posterior(
@@ -293,18 +317,24 @@ def _posterior(
     return verdict.corrected([outcome], objects, request)[0]
 
 
-def _rungs(rounds: Rounds, posterior: Posterior) -> tuple[RungReport, ...]:
+def _rungs(
+    rounds: Rounds, posterior: Posterior, audit: RungReport | None
+) -> tuple[RungReport, ...]:
     """Return one rung for each round; the last one carries the verdict and why there is no more."""
     rungs = [
         RungReport(
-            r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, False, r.reason,
-            n_calls=r.n_sims - r.n_gradients, n_gradients=r.n_gradients,
+            r.phase, r.n_sims, r.ess, r.efficiency, r.k_hat, False, r.reason, n_calls=r.n_sims,
+            n_gradients=r.n_gradients,
         )
         for r in rounds.rows
     ]  # fmt: skip
-    told = (posterior.rungs[-1].reason, rungs[-1].reason, rounds.reason)
+    told = [posterior.rungs[-1].reason, rungs[-1].reason, rounds.reason]
+    last = replace(rungs[-1], passed=posterior.certified)
+    if audit is not None:
+        last = replace(last, audit=audit.audit, n_apart=audit.n_apart)
+        told.insert(0, audit.reason if not posterior.certified else "")
     reason = " ".join(words for words in told if words)
-    return (*rungs[:-1], replace(rungs[-1], passed=posterior.certified, reason=reason))
+    return (*rungs[:-1], replace(last, reason=reason))
 
 
 def _key(observations: Observations) -> Tensor:

@@ -55,7 +55,7 @@ class Classic:
 
     def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the answer: certified, or with the reason why not."""
-        if first.modes is not None:
+        if first.look is not None:
             raise ValueError(
                 f"modes must be None for method {self._method!r}, which cannot look there, but "
                 "were given. Use method='amis'."

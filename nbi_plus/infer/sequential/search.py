@@ -20,7 +20,7 @@ from nbi_plus.infer.proposals.cross_fit import (
     Pair,
     best_fit,
 )
-from nbi_plus.infer.proposals.mixture import MixtureConfig, around, temper
+from nbi_plus.infer.proposals.mixture import MixtureConfig, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
@@ -120,8 +120,8 @@ class Search:
         if first.network is not None:
             self._network = first.network
             self._begin("start", self._work.proposal(first.network), n)
-        if first.modes is not None:
-            self._begin("modes", around(first.modes[None]), n // 2)
+        if first.look is not None:
+            self._begin("modes", first.look.proposal, n // 2)
             self._family = "mixture"
 
     def _begin(self, name: str, proposal: LatentProposal, n: int) -> None:
