@@ -266,6 +266,13 @@ class Pair:
         return torch.cat(turns)
 
     @property
+    def highest(self) -> Tensor:
+        """The highest log posterior density among the draws, shape (B,)."""
+        each = [(s.log_prior + s.log_likelihood).masked_fill(s.failed, -torch.inf)
+                for s in (self.a, self.b)]  # fmt: skip
+        return torch.cat(each, 1).nan_to_num(nan=-torch.inf).amax(1)
+
+    @property
     def n_draws(self) -> int:
         """Draws of each object so far."""
         return sum(self.a.counts) + sum(self.b.counts)

@@ -37,6 +37,7 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
 _WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds after peaks
+_RISEN = 3.0  # in log density above all that was known when peaks were looked for
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
@@ -72,6 +73,7 @@ class Search:
         self._fresh: Stream | None = None
         self._network: PosteriorNetwork | None = None
         self._floor: Floor | None = None
+        self._seen = -math.inf  # the highest density when peaks were looked for
         self._climbed: Outcome | None = None
         self._summit: LatentProposal | None = None
         self._tried = False  # whether a certificate of the last proposals was asked for
@@ -146,12 +148,14 @@ class Search:
     def _look_for_peaks(self) -> None:
         """Draw around the peaks that are uphill from the best draws, if there are any."""
         work, n = self._work, max(self._work.config.n_per_round // 2, 2)
-        make = partial(look_for_peaks, work, self._pair, self._circles, n, "peaks")
-        step = work.journal.step("peaks", work.search(make))
+        stage = f"peaks {len(work.rows)}"
+        make = partial(look_for_peaks, work, self._pair, self._circles, n, stage)
+        step = work.journal.step(stage, work.search(make))
         with_gradient = work.ledger.target.differentiable
         work.ledger.spend(*((0, step.n_looked) if with_gradient else (step.n_looked, 0)))
         found = None if not step.proposals else Floor.of(step.proposals[0], self._circles)
         n_peaks = 0 if found is None else sum(share > 0 for share in found.shares)
+        self._seen = float(self._pair.highest)
         self._note("peaks", step.n_looked, f"{n_peaks} found" if n_peaks else "none found")
         if found is None:
             return
@@ -205,6 +209,10 @@ class Search:
             self._family, self._fresh, self._tried = step.family, None, False
             self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
             self._note(f"adapt ({self._family})", step.z.shape[1], self._reshare())
+            if self._floor is not None and float(self._pair.highest) > self._seen + _RISEN:
+                self._look_for_peaks()  # there is higher ground than what was uphill at first
+                best, stale = 0.0, 0
+                continue
             efficiency = float(self._pair.efficiency())
             stale = stale + 1 if efficiency < c.gain * best else 0
             best = max(best, efficiency)
