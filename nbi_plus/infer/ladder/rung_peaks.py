@@ -33,10 +33,12 @@ class PeaksRung:
     ----------
     n_starts : int
         Ascents of each object; 0 leaves the rung out.
-    n_draws : int
-        Fresh draws of each proposal. Where these are efficient and too few, as many again.
-    n_refits : int
-        How often the mixture is fitted anew to the weighted draws of an object that is near.
+    n_draws, n_more : int
+        Fresh draws of the first proposal. Where these are efficient and too few, as many again, up
+        to so many times: a few hundred draws tell k-hat to a third only.
+    n_refits, n_refit_draws : int
+        How often the mixture is fitted anew to the weighted draws of an object that is near, and
+        fresh draws of each fit.
     near : float
         The least efficiency of an object that is.
     first_share : float
@@ -46,9 +48,11 @@ class PeaksRung:
     search : PeaksConfig
     """
 
-    n_starts: int = 8
-    n_draws: int = 1024
+    n_starts: int = 6
+    n_draws: int = 512
+    n_more: int = 3
     n_refits: int = 2
+    n_refit_draws: int = 1024
     near: float = 0.03
     first_share: float = 0.1
     mixture: MixtureConfig = MixtureConfig(
@@ -107,9 +111,8 @@ class PeaksRung:
         while waiting:
             trial = waiting.pop()
             outcome = trial.outcome(gate, self.name, context)
-            short = (
-                ~outcome.passed & (trial.efficiency >= gate.efficiency_min) & (not trial.has_more)
-            )
+            short = ~outcome.passed & (trial.efficiency >= gate.efficiency_min)
+            short &= trial.n_more < self.n_more
             near = ~outcome.passed & ~short & (trial.efficiency >= self.near)
             near &= (trial.n_refits < self.n_refits) & context.can_afford(
                 trial.objects.index, "calls"
@@ -137,13 +140,18 @@ class PeaksRung:
             return _Trial(replace(objects, pair=pair), pair.latest)
 
     def _more(self, trial: _Trial, context: RungContext) -> _Trial:
-        """Draw once more from the same proposals: a thousand draws tell k-hat to a fifth only."""
-        objects, stage = trial.objects, context.stage(f"{self.name} more {trial.n_refits}")
+        """Draw once more from the same proposals."""
+        objects, stage = (
+            trial.objects,
+            context.stage(f"{self.name} {trial.n_refits} more {trial.n_more}"),
+        )
         with context.meter.timed(objects.index):
             z = objects.pair.frozen.draw(objects.keys, self.n_draws, context.seed, stage)
             found = context.evaluate(z, objects.index)
             pair, fresh = objects.pair.judged(z, found, trial.fresh)
-        return replace(trial, objects=replace(objects, pair=pair), fresh=fresh, has_more=True)
+        return replace(
+            trial, objects=replace(objects, pair=pair), fresh=fresh, n_more=trial.n_more + 1
+        )
 
     def _refitted(self, trial: _Trial, context: RungContext) -> _Trial:
         """Draw from mixtures fitted to all weighted draws, in two streams."""
@@ -151,7 +159,7 @@ class PeaksRung:
         with context.meter.timed(objects.index):
             pair = adapt(
                 objects.pair, context.evaluate, self._family(objects, context), objects.index,
-                objects.keys, self.n_draws // 2, context.seed,
+                objects.keys, self.n_refit_draws // 2, context.seed,
                 context.stage(f"{self.name} refit {n}"),
             )  # fmt: skip
             return _Trial(replace(objects, pair=pair), pair.latest, n)
@@ -169,7 +177,7 @@ class _Trial:
     objects: OpenObjects
     fresh: Stream
     n_refits: int = 0
-    has_more: bool = False
+    n_more: int = 0
 
     @property
     def efficiency(self) -> Tensor:
