@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import integrate
 from scipy.stats import norm
 
@@ -78,3 +79,32 @@ class Square:
         offset = norm.logpdf(x, max(x.mean(), 0), self.sigma).sum()
         z, m1, m2 = (integral(k) for k in (0, 1, 2))
         return m1 / z, np.sqrt(m2 / z - (m1 / z) ** 2), np.log(z) + offset
+
+
+# --- needles: a narrow mode beside a broad one, in closed form -----------------------------------
+
+NEEDLE_SHIFT, NEEDLE_NARROW, NEEDLE_BROAD, NEEDLE_SHARE = 1.45, 0.02, 0.5, 0.3
+
+
+def identity(theta):
+    """Return theta: the noise makes the data."""
+    return theta * 1.0
+
+
+def needle_noise():
+    """Return a noise of data around theta or, rarely, very close to theta and a shift."""
+
+    def augment(model, obs, theta, rng):  # noqa: ARG001
+        lot = torch.rand((model.shape[0], 1, 1), generator=rng, dtype=model.dtype) < NEEDLE_SHARE
+        noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
+        near = NEEDLE_SHIFT + NEEDLE_NARROW * noise
+        return model + torch.where(lot, near, NEEDLE_BROAD * noise)
+
+    def log_likelihood(theta, model, obs):  # noqa: ARG001
+        off, d = obs.x - model, model.shape[-1]
+        parts = ((1 - NEEDLE_SHARE, 0.0, NEEDLE_BROAD), (NEEDLE_SHARE, NEEDLE_SHIFT, NEEDLE_NARROW))
+        each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
+                for p, at, sd in parts]  # fmt: skip
+        return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
+
+    return nbi.CustomNoise(augment, log_likelihood)

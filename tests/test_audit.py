@@ -7,30 +7,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from problems import (
+    NEEDLE_BROAD as BROAD,
+)
+from problems import (
+    NEEDLE_NARROW as NARROW,
+)
+from problems import (
+    NEEDLE_SHARE as SHARE,
+)
+from problems import (
+    NEEDLE_SHIFT as SHIFT,
+)
+from problems import (
+    identity,
+    needle_noise,
+)
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.infer.ladder import HmcRung, PeakAudit, RefineRung
 
-SHIFT, NARROW, BROAD, SHARE, N_DIM = 1.45, 0.02, 0.5, 0.3, 3
-
-
-def identity(theta):
-    return theta * 1.0
-
-
-def augment(model, obs, theta, rng):  # noqa: ARG001
-    lot = torch.rand((model.shape[0], 1, 1), generator=rng, dtype=model.dtype) < SHARE
-    noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
-    return model + torch.where(lot, SHIFT + NARROW * noise, BROAD * noise)
-
-
-def log_likelihood(theta, model, obs):  # noqa: ARG001
-    off, d = obs.x - model, model.shape[-1]
-    parts = ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))
-    each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
-            for p, at, sd in parts]  # fmt: skip
-    return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
+N_DIM = 3
 
 
 def needles(n, seed):
@@ -48,8 +46,7 @@ def needles(n, seed):
 @pytest.fixture(scope="module")
 def engine():
     prior = {f"p{i}": norm(0, 1) for i in range(N_DIM)}
-    noise = nbi.CustomNoise(augment, log_likelihood)
-    engine = nbi.Engine(identity, prior, noise=noise, featurizer="gru", seed=1)
+    engine = nbi.Engine(identity, prior, noise=needle_noise(), featurizer="gru", seed=1)
     objects = nbi.Observations.from_arrays(np.zeros((4, N_DIM)))
     return engine.fit(
         n_sims=1000, n_epochs=4, observations=objects, perturb=False, truth_test=False

@@ -63,7 +63,8 @@ def features(engine, observations):
 def same_draws(one, other):
     """Fail unless two posteriors are of one distribution (Kolmogorov and Smirnov)."""
     a, b = one.resample(800, rng=0), other.resample(800, rng=1)
-    p = [ks_2samp(a[:, i], b[:, i]).pvalue for i in range(a.shape[1])]
+    # exact p-values of draws that are almost the same round to more than one, and scipy warns
+    p = [ks_2samp(a[:, i], b[:, i], method="asymp").pvalue for i in range(a.shape[1])]
     assert min(p) > 0.001, p
 
 

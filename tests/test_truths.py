@@ -7,36 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from problems import identity, needle_noise
 from scipy.stats import norm
 
 import nbi_plus as nbi
 from nbi_plus.trust.truths import TruthTest, truth_test
-
-SHIFT, NARROW, BROAD, SHARE = 1.5, 0.02, 0.5, 0.3
-
-
-def identity(theta):
-    return theta * 1.0
-
-
-def needle_noise():
-    """The data lie around theta, or, rarely, very close to theta and a shift."""
-
-    def augment(model, obs, theta, rng):  # noqa: ARG001
-        n = model.shape[0]
-        lot = torch.rand((n, 1, 1), generator=rng, dtype=model.dtype) < SHARE
-        noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
-        return model + torch.where(lot, SHIFT + NARROW * noise, BROAD * noise)
-
-    def log_likelihood(theta, model, obs):  # noqa: ARG001
-        off, d = obs.x - model, model.shape[-1]
-        parts = ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))
-        each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
-                for p, at, sd in parts]  # fmt: skip
-        return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
-
-    return nbi.CustomNoise(augment, log_likelihood)
 
 
 def fitted(noise, n_dim=2, **options):

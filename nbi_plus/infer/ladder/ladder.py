@@ -110,7 +110,7 @@ class Ladder:
             return []
         if self.rungs is not None:
             return context.applying(self.rungs)
-        peaks = self.peaks or PeaksRung(n_starts=PeaksRung.n_starts if self.refine.n_rounds else 0)
+        peaks = self.peaks or (PeaksRung() if self.refine.n_rounds else PeaksRung(n_starts=0))
         # walkers are for who has no chains of gradients
         chains = context.applying([self.hmc])
         return context.applying([peaks, self.refine, *(chains or ()), self.flow,

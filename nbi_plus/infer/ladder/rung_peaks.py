@@ -128,15 +128,13 @@ class PeaksRung:
                 waiting.append(self._refitted(trial.where(near), context))
 
     def _first(self, objects: OpenObjects, context: RungContext) -> _Trial:
-        """Draw from around the peaks."""
-        stage, found = context.stage(self.name), objects.peaks
+        """Draw from around the peaks, and from the first proposal."""
+        stage, seen, share = context.stage(self.name), objects.peaks, self.first_share
         with context.meter.timed(objects.index):
-            around = laplace_mixture(found.z, found.factor, found.log_mass, context.circles)
-            share = self.first_share
+            around = laplace_mixture(seen.z, seen.factor, seen.log_mass, context.circles)
             proposal = Blend((around, objects.pair.a.proposals[0]), (1 - share, share))
             z = proposal.draw(objects.keys, self.n_draws, context.seed, stage)
-            found = context.evaluate(z, objects.index)
-            pair = objects.pair.share(proposal, z, found)
+            pair = objects.pair.share(proposal, z, context.evaluate(z, objects.index))
             return _Trial(replace(objects, pair=pair), pair.latest)
 
     def _more(self, trial: _Trial, context: RungContext) -> _Trial:

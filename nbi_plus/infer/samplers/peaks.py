@@ -154,7 +154,7 @@ def find(
     ...     return torch.logaddexp(up, down - 1.0)
     >>> starts = torch.randn(1, 8, 2, generator=torch.Generator().manual_seed(0)).double()
     >>> peaks = find(log_prob, starts)
-    >>> peaks.z.round(decimals=3).tolist(), peaks.factor[0, 0].round(decimals=3).tolist()
+    >>> peaks.z.round(decimals=3).tolist(), peaks.factor[0, 0].abs().round(decimals=3).tolist()
     ([[[1.0, 1.0], [-1.0, -1.0]]], [[0.1, 0.0], [0.0, 0.1]])
     """
     config = PeaksConfig() if config is None else config
