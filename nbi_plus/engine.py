@@ -218,9 +218,9 @@ class Engine(BaseEstimator):
             Effective sample size that a sequential fit shall reach.
         max_sims, max_seconds : optional
             Where a sequential fit must stop. Default: ``n_sims * n_rounds``, and never.
-        modes : array_like, shape (M, D), or callable, optional
-            Places in theta where a sequential fit shall look from the start, or ``modes(x_obs)``,
-            as the peaks of a periodogram; NaN where a coordinate is not known.
+        modes : array_like, shape (M, D), dict or callable, optional
+            Places in theta where a sequential fit shall look from the start, or ``modes(x_obs)``:
+            see `predict_many`, without its N.
         perturb : Perturbation or bool, optional
             How far simulations may differ from the cadences of ``observations`` that they imitate.
             Default: `Perturbation` for several objects, no change for one.
