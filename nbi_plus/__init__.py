@@ -4,6 +4,7 @@ from nbi_plus import plots
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
+from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.posterior.posterior import Posterior
@@ -37,6 +38,7 @@ __all__ = [
     "Gate",
     "Ladder",
     "Observations",
+    "PeakAudit",
     "Perturbation",
     "Posterior",
     "Posteriors",
