@@ -35,7 +35,7 @@ PRIOR = nbi.Prior(
     }
 )
 OWN_DRAWS = {"reweight", "top up"}
-BEFORE_CHAINS = OWN_DRAWS | {"refine"}
+BEFORE_CHAINS = OWN_DRAWS | {"peaks", "refine"}
 NO_CHAINS = {
     "hmc": HmcRung(n_super=0),
     "flow": FlowRung(n_rounds=0),

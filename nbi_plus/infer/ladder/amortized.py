@@ -86,12 +86,10 @@ class Amortized:
         """Return the same with places to look at for these objects."""
         if modes is None:
             return self
-        target = None
-        if not self._why_not(objects):
-            data = objects.batch().to(self.device)
-            target = Target(self.prior, self.simulator, self.noise, data, self.n_jobs, self.client)
+        weighs = not self._why_not(objects)
         with preserved_random_state():
-            earlier = hints_for(modes, objects, self.prior, self.device, target)
+            target_of = (lambda rows: self._target(objects[rows])) if weighs else None
+            earlier = hints_for(modes, objects, self.prior, self.device, target_of)
         return replace(self, earlier=earlier)
 
     def posteriors(
@@ -219,6 +217,10 @@ class Amortized:
             first += n
         look = None if self.earlier is None else self.earlier.look_of(rows)
         yield from escalate(group, outcomes, proposal, look, ladder, request)
+
+    def _target(self, objects: Observations) -> Target:
+        batch = objects.batch().to(self.device)
+        return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
     def _context(
         self, batch: Batch, accounts: tuple[Meter, ReportLog], ladder: Ladder,

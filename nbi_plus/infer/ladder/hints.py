@@ -25,7 +25,7 @@ from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles
 from nbi_plus.infer.proposals.laplace import laplace_mixture
 from nbi_plus.infer.proposals.mixture import COARSE, around
 from nbi_plus.infer.samplers import peaks
-from nbi_plus.infer.samplers.peaks import PeaksConfig
+from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.target import Target
 
@@ -33,11 +33,12 @@ Hints = ArrayLike | Mapping[str, ArrayLike] | Callable[[Observations], ArrayLike
 
 _KINDS = {"points"}, {"points", "std"}, {"points", "cov"}, {"samples"}
 _N_SKETCH = 16
+_AT_ONCE = 256  # objects whose points are moved together
 _N_SHAPE = 400  # draws in theta that say how wide a point is in the latent space
 _SHAPED, _POLISHED = 0.5, 0.75  # of the draws: from the given shapes, from the peaks above points
 _UNSHAPED = 0.03  # latent width where no peak was found
 _CHEAP = 1e-2  # seconds of one simulation, of those that ascents may be made with
-_POLISH = PeaksConfig(max_steps=40, max_gradients=3000)
+_POLISH = PeaksConfig(max_steps=40, max_gradients=3000, max_peaks=8)
 
 
 @dataclass(frozen=True)
@@ -110,35 +111,39 @@ class Look:
         keys = torch.arange(len(self.points), device=self.points.device)
         return self.proposal.draw(keys, _N_SKETCH, 0, "sketch")
 
-    def polished(self, target: Target) -> tuple[LatentProposal, Tensor]:
+    def polished(
+        self, target_of: Callable[[NDArray[np.int64]], Target]
+    ) -> tuple[LatentProposal, Tensor]:
         """Return the proposal with the peaks above the points, and what finding them cost (N,).
 
         Parameters
         ----------
-        target : Target
-            Of the N objects.
+        target_of : callable
+            Returns the target of some of the N objects, by their numbers.
         """
-        nothing = torch.zeros(len(self.points), dtype=torch.int64, device=self.points.device)
-        if target.simulator.seconds_per_row > _CHEAP:
-            return self.proposal, nothing
         known = self.points.isfinite().all(-1, keepdim=True)
         starts = torch.where(known, self.points, math.nan)
-        if not known.any():
-            return self.proposal, nothing
-        circles = circular_columns(target.prior.periods)
-        found = peaks.find(
-            target.log_prob, starts, circles=circles, differentiable=target.differentiable,
-            config=_POLISH,
-        )  # fmt: skip
+        found = Peaks.none(len(starts), _POLISH.max_peaks, starts)
+        rows_of_known = known.any(1)[:, 0].nonzero()[:, 0]
+        if not len(rows_of_known):
+            return self.proposal, found.n_gradients
+        for rows in rows_of_known.split(_AT_ONCE):
+            target = target_of(rows.cpu().numpy())
+            if target.simulator.seconds_per_row > _CHEAP:
+                return self.proposal, found.n_gradients
+            circles = circular_columns(target.prior.periods)
+            some = peaks.find(
+                target.log_prob, starts[rows], circles=circles,
+                differentiable=target.differentiable, config=_POLISH,
+            )  # fmt: skip
+            found.put(rows, some)
         none = ~found.found.any(1)
-        centre, log_mass, factor = found.z.clone(), found.log_mass, found.factor.clone()
+        centre, log_mass, factor = found.z, found.log_mass, found.factor
         centre[none, 0] = self.points[none, 0].nan_to_num(nan=0.0)
         factor[none, 0] *= _UNSHAPED
-        log_mass = torch.where(none[:, None], torch.full_like(log_mass, -math.inf), log_mass)
         log_mass[none, 0] = 0.0
         above = laplace_mixture(centre, factor, log_mass, circles)
-        shares = (_POLISHED, 1 - _POLISHED)
-        return Blend((above, self.proposal), shares), found.n_gradients
+        return Blend((above, self.proposal), (_POLISHED, 1 - _POLISHED)), found.n_gradients
 
 
 def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
@@ -162,11 +167,11 @@ def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
 
 def hints_for(
     modes: Hints, observations: Observations, prior: Prior, device: torch.device,
-    target: Target | None = None,
+    target_of: Callable[[NDArray[np.int64]], Target] | None = None,
 ) -> Earlier:  # fmt: skip
     """Return proposals around the places for each of N objects.
 
-    ``target`` of these objects lets the points be moved uphill.
+    ``target_of`` some of them, by their numbers, lets the points be moved uphill.
     """
     look = Look.of(modes(observations) if callable(modes) else modes, prior, device)
     n = len(observations)
@@ -176,9 +181,9 @@ def hints_for(
             f"but have {tuple(look.points.shape)}."
         )
     has_look = look.points.isfinite().any(-1).any(-1)
-    if target is None:
+    if target_of is None:
         return Earlier.hints(look.proposal, has_look)
-    proposal, spent = look.polished(target)
+    proposal, spent = look.polished(target_of)
     return Earlier.hints(proposal, has_look, spent)
 
 
