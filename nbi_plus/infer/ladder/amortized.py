@@ -228,7 +228,9 @@ class Amortized:
     ) -> RungContext:  # fmt: skip
         target = Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
         attempt = 0 if self.earlier is None else self.earlier.attempt
-        return RungContext(target, *accounts, ladder.gate, ladder.budget, request.seed, attempt)
+        return RungContext(
+            target, *accounts, ladder.gate, ladder.budget, request.seed, attempt, ladder.n_draws
+        )
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
         """Return the posterior of one object, which is refused where it is of another season."""

@@ -61,6 +61,8 @@ class RungContext:
     seed : int
     attempt : int
         How often the ladder was climbed before: another attempt takes other random numbers.
+    n_draws : int
+        How many draws of each object the first rung made: what was wanted of the answer.
     again : bool
         Whether it is climbed once more because an audit found places that were missed.
     """
@@ -72,6 +74,7 @@ class RungContext:
     budget: Budget
     seed: int
     attempt: int = 0
+    n_draws: int = 0
     again: bool = False
 
     @property

@@ -34,8 +34,9 @@ class PeaksRung:
     n_starts : int
         Ascents of each object; 0 leaves the rung out.
     n_draws, n_more : int
-        Fresh draws of the first proposal. Where these are efficient and too few, as many again, up
-        to so many times: a few hundred draws tell k-hat to a third only.
+        Fresh draws of the first proposal, or a quarter of what the first rung made if that is more.
+        Where these are efficient and too few, as many again, up to so many times: a few hundred
+        draws tell k-hat to a third only.
     n_refits, n_refit_draws : int
         How often the mixture is fitted anew to the weighted draws of an object that is near, and
         fresh draws of each fit.
@@ -133,7 +134,8 @@ class PeaksRung:
         with context.meter.timed(objects.index):
             around = laplace_mixture(seen.z, seen.factor, seen.log_mass, context.circles)
             proposal = Blend((around, objects.pair.a.proposals[0]), (1 - share, share))
-            z = proposal.draw(objects.keys, self.n_draws, context.seed, stage)
+            n = max(self.n_draws, context.n_draws // 4)
+            z = proposal.draw(objects.keys, n, context.seed, stage)
             pair = objects.pair.share(proposal, z, context.evaluate(z, objects.index))
             return _Trial(replace(objects, pair=pair), pair.latest)
 
@@ -144,7 +146,8 @@ class PeaksRung:
             context.stage(f"{self.name} {trial.n_refits} more {trial.n_more}"),
         )
         with context.meter.timed(objects.index):
-            z = objects.pair.frozen.draw(objects.keys, self.n_draws, context.seed, stage)
+            n = max(self.n_draws, context.n_draws // 4)
+            z = objects.pair.frozen.draw(objects.keys, n, context.seed, stage)
             found = context.evaluate(z, objects.index)
             pair, fresh = objects.pair.judged(z, found, trial.fresh)
         return replace(

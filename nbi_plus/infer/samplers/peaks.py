@@ -218,8 +218,9 @@ class _Search:
         factor = factor.repeat(n * n_starts, 1, 1)
         kept, shaped = torch.zeros_like(ascent.stopped), torch.zeros_like(ascent.stopped)
         going = torch.ones_like(kept)
-        for _ in range(_ROUNDS):
-            self._ascend(ascent, going)
+        for i in range(_ROUNDS):
+            # with the exact curvature fewer steps are enough, and a cusp has no end
+            self._ascend(ascent, going, max(self.config.max_steps // (2 if i else 1), 1))
             rough = torch.linalg.cholesky_ex(ascent.inverse)[0]
             first = self._distinct(ascent, rough, _SAME_AT_FIRST, _SAME_HEIGHT)
             among = torch.zeros_like(kept).index_fill(0, first[first >= 0], value=True)
@@ -250,11 +251,11 @@ class _Search:
         ascent.stopped |= ascent.log_prob == -math.inf
         return ascent
 
-    def _ascend(self, ascent: Ascent, going: Tensor) -> None:
-        """Move the rows that are ``going`` (bool) to where their way up ends."""
+    def _ascend(self, ascent: Ascent, going: Tensor, n_steps: int) -> None:
+        """Move the rows that are ``going`` (bool) to where their way up ends, or so many steps."""
         n, n_starts, d = self.starts.shape
         most = self.config.max_gradients / self.slope.cost(d)
-        for _ in range(self.config.max_steps):
+        for _ in range(n_steps):
             rows = ascent.moving
             rows = rows[going[rows]]
             if most < math.inf:
