@@ -17,9 +17,9 @@ from nbi_plus.problem.target import Z_MAX
 
 _APART = 0.5  # of two starts, in latent units
 _STARTS = (4, 20)  # at least and at most ...
-_STARTS_EACH = 2  # ... and for each parameter, besides the least
+_STARTS_EACH = 4  # ... and for each parameter
 _STEPS = 30  # of a way up, when the budget is shared among starts
-_MOST_STEPS = (40, 6)  # of a way up: at least, and for each parameter; a cusp has no end
+_MOST_STEPS = 20  # of a way up, for each parameter; a cusp has no end
 _MAX_PEAKS, _DEPTH = 10, 15.0
 _CURVATURES = 3  # how often a peak's curvature is taken, at most
 
@@ -29,13 +29,13 @@ def look_for_peaks(
 ) -> Step:
     """Return ``n`` draws of a Laplace mixture around the peaks, or no proposal if none was found.
 
-    The search costs at most a fifth of what the budget has left for rounds.
+    The search costs at most half of what the budget has left for rounds.
     """
     n_dim, target = pair.a.z.shape[-1], work.ledger.target
-    most = work.left(work.reserve) // 5
+    most = work.left(work.reserve) // 2
     slope = 1 if target.differentiable else 2 * n_dim + 1
     shape = _CURVATURES * (2 * n_dim + 1) * slope  # of one peak: the search spends these besides
-    most_starts = min(_STARTS[1], _STARTS[0] + _STARTS_EACH * n_dim)
+    most_starts = min(_STARTS[1], _STARTS_EACH * n_dim)
     n_starts = max(_STARTS[0], min(most_starts, most // (_STEPS * slope + shape)))
     starts = _starts(pair, n_starts)
     nothing = Step((), pair.a.z[:, :0], {}, "mixture")
@@ -49,7 +49,7 @@ def look_for_peaks(
         circles=circles,
         differentiable=target.differentiable,
         config=peaks.PeaksConfig(
-            max_steps=max(_MOST_STEPS[0], _MOST_STEPS[1] * n_dim),
+            max_steps=min(_MOST_STEPS * n_dim, peaks.PeaksConfig.max_steps),
             max_peaks=_MAX_PEAKS,
             depth=_DEPTH,
             max_gradients=left,

@@ -38,6 +38,7 @@ from nbi_plus.problem.target import Evaluation
 
 _WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds after peaks
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
+_POOR = 0.1  # efficiency of proposals that do not know where the posterior is
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
@@ -209,7 +210,7 @@ class Search:
             self._family, self._fresh, self._tried = step.family, None, False
             self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
             self._note(f"adapt ({self._family})", step.z.shape[1], self._reshare())
-            if self._floor is not None and float(self._pair.highest) > self._seen + _RISEN:
+            if self._is_lost():
                 self._look_for_peaks()  # there is higher ground than what was uphill at first
                 best, stale = 0.0, 0
                 continue
@@ -223,6 +224,11 @@ class Search:
             if stale >= _HOPELESS:
                 return False
         return True
+
+    def _is_lost(self) -> bool:
+        """Say whether draws that fit badly met a density far above what was known."""
+        risen = float(self._pair.highest) > self._seen + _RISEN
+        return self._floor is not None and risen and float(self._pair.efficiency()) < _POOR
 
     def _climb(self) -> bool:
         """Go on to chains, where there are gradients; return whether they settled it."""
