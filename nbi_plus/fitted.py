@@ -168,7 +168,6 @@ class Fitted:
         """Return the network and its ladder, maybe for another prior."""
         change = None if prior is None else Change(self.prior, prior)
         chosen = self.prior if change is None else change.new
-        weak = self.truth is not None and not (self.truth.failed or self.truth.passed)
         return Amortized(
             prior=chosen,
             noise=self.noise,
@@ -179,7 +178,7 @@ class Fitted:
             change=change,
             n_jobs=how.n_jobs,
             client=how.client,
-            doubted=None if self.truth is None or weak else self.truth.failed,
+            doubted=None if self.truth is None else self.truth.doubts,
         )
 
     def simulate(self, theta: ArrayLike, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from astropy import units
 from densities import Needle, Normal, context_of
 from scipy.stats import norm, uniform
 
@@ -229,3 +230,17 @@ def test_samples_of_one_object_are_hints_for_a_fit_in_rounds():
 def test_shapes_that_do_not_fit_are_refused(engine, modes, message):
     with pytest.raises(ValueError, match=message):
         engine.predict_many(survey(), modes=modes)
+
+
+def test_masked_coordinates_are_unknown_and_units_refused_at_every_door():
+    """`fit` in rounds, `predict` and `predict_many` take the same hints for the same."""
+    masked = np.ma.array([[0.3, 9.0]], mask=[[False, True]])
+    plain = Look.of([[0.3, np.nan]], PRIOR, torch.device("cpu")).points
+    assert torch.equal(Look.of(masked, PRIOR, torch.device("cpu")).points.isnan(), plain.isnan())
+    one = nbi.Engine(needle, PRIOR, noise=0.2, featurizer="gru")
+    x = needle(torch.tensor([[0.3, 1.1]]), torch.as_tensor(T)).numpy()[0]
+    options = {"n_sims": 200, "n_rounds": 3, "x_obs": x, "t": T, "n_epochs": 1}
+    found = [one.fit(**options, modes=m).rounds_[1].ess for m in (masked, [[0.3, np.nan]])]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="bare numbers"):
+        one.fit(**options, modes=[[0.3, 1.1]] * units.m)

@@ -111,4 +111,5 @@ def test_what_fails(above, failed):
     found = TruthTest(100, above, 0.15, p_value)
     assert found.failed == failed
     assert ("failed" in str(found)) == failed
-    assert not replace(found, n_certified=3, p_value=1.0).passed
+    assert found.doubts == failed
+    assert replace(found, n_certified=3, p_value=1.0).doubts is None

@@ -10,11 +10,13 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from scipy.stats import poisson
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Pool
 from nbi_plus.infer.proposals.base import FlowProposal
@@ -30,7 +32,6 @@ _LOG = logging.getLogger("nbi_plus")
 N_OBJECTS = 200
 _N_DRAWS = 2048
 _N_FIRST = 8  # objects whose answers are timed
-_AT_ONCE = 32
 _SHARE = 0.1  # of the time of the training that the test may take
 _FAILED = 0.01
 _ENOUGH = 30
@@ -64,12 +65,12 @@ class TruthTest:
         return self.p_value < _FAILED
 
     @property
-    def passed(self) -> bool:
-        """Whether so many answers were asked that their silence means something."""
-        return not self.failed and self.n_certified >= _ENOUGH
+    def doubts(self) -> bool | None:
+        """Whether answers must be doubted; None where too few were asked for silence to count."""
+        return True if self.failed else None if self.n_certified < _ENOUGH else False
 
     def __str__(self) -> str:
-        said = "failed" if self.failed else "passed" if self.passed else "of too few"
+        said = {True: "failed", False: "passed", None: "of too few"}[self.doubts]
         return (
             f"truth test {said}: {self.n_above} of {self.n_certified} truths outweigh every draw "
             f"of their certified answers, {self.expected:.2g} expected (p = {self.p_value:.2g})"
@@ -103,16 +104,22 @@ class TruthTrial:
     def run(self, n: int, seconds: float = math.inf) -> TruthTest | None:
         """Return the test of n objects, or None where it would take more than ``seconds``."""
         rows = torch.arange(n, device=self.device)
+        at_once = max(1, launch.of(self.device).batch_draws // _N_DRAWS)
         began = time.perf_counter()
         found = [self._answers(rows[:_N_FIRST])]
         if (time.perf_counter() - began) / _N_FIRST * n > seconds:
             return None
-        found += [self._answers(part) for part in rows[_N_FIRST:].split(_AT_ONCE) if len(part)]
+        found += [self._answers(part) for part in rows[_N_FIRST:].split(at_once) if len(part)]
         passed, above, ess = (torch.cat(column) for column in zip(*found, strict=True))
         expected = float((1 / ess[passed]).sum())
         n_above = int((above & passed).sum())
         p_value = float(poisson.sf(n_above - 1, expected)) if n_above else 1.0
         return TruthTest(int(passed.sum()), n_above, expected, p_value)
+
+    @cached_property
+    def _flow(self) -> FlowProposal:
+        network = self.network
+        return FlowProposal(network.flow, network.exact_flow(), self.share, self.width)
 
     @torch.no_grad()
     def _answers(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,14 +136,13 @@ class TruthTrial:
         data = problem.noise.observe(curves[:, 0], blank, theta, rng)
         target = Target(prior, problem.simulator, problem.noise, data)
         features = self.network.features(data)
-        flow = FlowProposal(self.network.flow, self.network.exact_flow(), self.share, self.width)
-        draws = flow.draw(features, rows, _N_DRAWS, self.seed, _STAGE)
+        draws = self._flow.draw(features, rows, _N_DRAWS, self.seed, _STAGE)
         found = target.evaluate(draws.z, index)
         pool = Pool(index, draws.z, draws.log_q, found.log_prior, found.log_likelihood,
                     found.failed)  # fmt: skip
         cleaned, summary = weigh(pool, circular_columns(prior.periods), self.seed)
         passed = gate_of("network", self.gate).grade(summary) > Grade.F
-        own = target.log_prob(truth, index) - flow.log_prob(truth, features).to(torch.float64)
+        own = target.log_prob(truth, index) - self._flow.log_prob(truth, features).to(torch.float64)
         above = own[:, 0] > cleaned.log_weights.amax(1)
         return passed, above, summary.ess.clamp(min=1.0)
 

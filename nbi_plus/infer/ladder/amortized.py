@@ -88,7 +88,7 @@ class Amortized:
             return self
         weighs = not self._why_not(objects)
         with preserved_random_state():
-            target_of = (lambda rows: self._target(objects[rows])) if weighs else None
+            target_of = (lambda rows: self._target(self._batch(objects[rows]))) if weighs else None
             earlier = hints_for(modes, objects, self.prior, self.device, target_of)
         return replace(self, earlier=earlier)
 
@@ -218,18 +218,25 @@ class Amortized:
         look = None if self.earlier is None else self.earlier.look_of(rows)
         yield from escalate(group, outcomes, proposal, look, ladder, request)
 
-    def _target(self, objects: Observations) -> Target:
-        batch = objects.batch().to(self.device)
+    def _batch(self, objects: Observations) -> Batch:
+        return objects.batch().to(self.device)
+
+    def _target(self, batch: Batch) -> Target:
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
     def _context(
         self, batch: Batch, accounts: tuple[Meter, ReportLog], ladder: Ladder,
         request: verdict.Request,
     ) -> RungContext:  # fmt: skip
-        target = Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
         attempt = 0 if self.earlier is None else self.earlier.attempt
         return RungContext(
-            target, *accounts, ladder.gate, ladder.budget, request.seed, attempt, ladder.n_draws
+            self._target(batch),
+            *accounts,
+            ladder.gate,
+            ladder.budget,
+            request.seed,
+            attempt,
+            ladder.n_draws,
         )
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
@@ -273,7 +280,7 @@ class Amortized:
 
     def features(self, observations: Observations) -> tuple[Batch, Tensor]:
         """Return a batch on the device, and its features (n, F)."""
-        batch = observations.batch().to(self.device)
+        batch = self._batch(observations)
         return batch, self.model.network.features(batch)
 
     def check_grid(self, observations: Observations) -> None:
@@ -341,7 +348,7 @@ class Amortized:
         self, observations: Observations, features: Tensor | None = None
     ) -> tuple[verdict.Objects, Batch, Tensor]:
         """Return what is known of some objects, their data, and their features if not given."""
-        batch = observations.batch().to(self.device)
+        batch = self._batch(observations)
         features = self.model.network.features(batch) if features is None else features
         reference = self.model.reference
         objects = verdict.Objects(

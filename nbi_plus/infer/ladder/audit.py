@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.ladder.peak_masses import weighed
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -23,7 +24,6 @@ from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
 from nbi_plus.problem.target import Target
 
 _STAGE = "audit"
-_AT_ONCE = 2**16  # draws and scouts: bounds memory
 _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
 _FEWEST = 64
@@ -110,8 +110,9 @@ class PeakAudit:
             missed |= outcome.missed
             found.put(torch.arange(len(missed), device=missed.device), outcome.peaks)
         passed = outcome.passed.nonzero()[:, 0]
-        most = self.n_scouts_of(context.target) + outcome.pool.z.shape[1]
-        for rows in passed.split(max(1, _AT_ONCE // most)) if len(passed) else ():
+        each = self.n_scouts_of(context.target) + outcome.pool.z.shape[1]
+        at_once = max(1, launch.of(passed.device).batch_draws // each)
+        for rows in passed.split(at_once) if len(passed) else ():
             own = _Audited(outcome.select(rows), keys[rows], context, self)
             if quick:
                 own.look_quickly()

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.data.ingest import numbers
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.earlier import Earlier
@@ -33,7 +34,6 @@ Hints = ArrayLike | Mapping[str, ArrayLike] | Callable[[Observations], ArrayLike
 
 _KINDS = {"points"}, {"points", "std"}, {"points", "cov"}, {"samples"}
 _N_SKETCH = 16
-_AT_ONCE = 256  # objects whose points are moved together
 _N_SHAPE = 400  # draws in theta that say how wide a point is in the latent space
 _SHAPED, _POLISHED = 0.5, 0.75  # of the draws: from the given shapes, from the peaks above points
 _UNSHAPED = 0.03  # latent width where no peak was found
@@ -127,7 +127,8 @@ class Look:
         rows_of_known = known.any(1)[:, 0].nonzero()[:, 0]
         if not len(rows_of_known):
             return self.proposal, found.n_gradients
-        for rows in rows_of_known.split(_AT_ONCE):
+        at_once = launch.of(starts.device).escalated_objects
+        for rows in rows_of_known.split(at_once):
             target = target_of(rows.cpu().numpy())
             if target.simulator.seconds_per_row > _CHEAP:
                 return self.proposal, found.n_gradients

@@ -62,7 +62,7 @@ class Ladder:
         What one object may cost at most.
     peaks : PeaksRung, optional
         The rung that looks for peaks, where there are gradients, and draws around them. Default:
-        one for who is refined.
+        `PeaksRung` where ``refine`` has rounds, else none.
     refine : RefineRung
         The rung that adapts a mixture to each object.
     hmc : HmcRung

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.rung_refine import RefineRung
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import Blend
 from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles, adapt
 from nbi_plus.infer.proposals.laplace import laplace_mixture
-from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
+from nbi_plus.infer.proposals.mixture import MixtureConfig
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.samplers.peaks import PeaksConfig
@@ -56,10 +57,8 @@ class PeaksRung:
     n_refit_draws: int = 1024
     near: float = 0.03
     first_share: float = 0.1
-    mixture: MixtureConfig = MixtureConfig(
-        n_components=6, n_points=1000, n_steps=15, n_starts=1, dof=5, wide_share=0.1
-    )
-    wide: MixtureConfig = COARSE
+    mixture: MixtureConfig = RefineRung.mixture
+    wide: MixtureConfig = RefineRung.wide
     search: PeaksConfig = PeaksConfig(max_peaks=8, depth=15.0)
     name: ClassVar[str] = "peaks"
     status: ClassVar[Status] = Status.REFINED

@@ -103,7 +103,7 @@ class Meter:
 
 
 _MISSED = "an audit found places that these draws miss"
-_CUT_OFF = "the prior all but excludes what the data want"
+CUT_OFF = "the prior all but excludes what the data want"
 
 
 @dataclass
@@ -148,7 +148,7 @@ class ReportLog:
         reasons = gate_of(outcome.family, self.gate).reasons(s)
         each = zip(outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, strict=True)
         why = [
-            "" if good else _CUT_OFF if cut else reason or otherwise for good, cut, reason in each
+            "" if good else CUT_OFF if cut else reason or otherwise for good, cut, reason in each
         ]
         nan = torch.full_like(s.ess, torch.nan)
         columns = (s.n_draws, s.ess, s.efficiency, s.k_hat, outcome.passed)

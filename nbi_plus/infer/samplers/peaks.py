@@ -188,7 +188,7 @@ class _Search:
         cls, log_prob: LogProb, starts: Tensor, circles: tuple[int, ...], differentiable: bool,
         rows: int | None, config: PeaksConfig,
     ) -> _Search:  # fmt: skip
-        n, n_starts, d = starts.shape
+        n, n_starts, _ = starts.shape
         flat = starts.nan_to_num(nan=0.0).flatten(0, 1)
         start = torch.special.ndtr(flat[:, list(circles)]) - 0.5
         cut = Cut(circles, start - start.floor())
@@ -211,8 +211,9 @@ class _Search:
     def __call__(self, seed: int) -> Peaks:
         n, n_starts, d = self.starts.shape
         if self.differentiable:
-            own = self.starts.nan_to_num(nan=0.0)
-            self.slope.gradients.check(own.flatten(0, 1)[:, None], torch.arange(n * n_starts))
+            own = self.starts.nan_to_num(nan=0.0).flatten(0, 1)
+            every = torch.arange(n * n_starts, device=own.device)
+            self.slope.gradients.check(own[:, None], every)
         ascent = self._begun(seed)
         factor = torch.eye(d, dtype=self.starts.dtype, device=self.starts.device)
         factor = factor.repeat(n * n_starts, 1, 1)

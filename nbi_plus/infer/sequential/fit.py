@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.data.ingest import numbers
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.hints import Hints, Look
@@ -240,7 +241,7 @@ class SequentialRun:
             x = problem.conditions.x[0].numpy()
             given = given(x[0] if len(x) == 1 else x)
         if not isinstance(given, Mapping):
-            given = np.atleast_2d(np.asarray(given, np.float64))
+            given = np.atleast_2d(numbers("modes", given))
         return Look.of(given, problem.prior, device)
 
     def _own_folder(self, problem: Problem, recipe: Recipe, first: RoundZero) -> Path | None:

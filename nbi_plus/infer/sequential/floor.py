@@ -57,8 +57,8 @@ class Floor:
         if not total:
             return proposal
         whole = min(total, _MOST)
-        share = torch.tensor(self.shares, dtype=torch.float64) / total
-        own = self.mixture.log_shares.to(share).view(2, -1)
+        own = self.mixture.log_shares.view(2, -1)
+        share = torch.tensor(self.shares).to(own) / total
         split = own.softmax(0).nan_to_num(nan=0.0)  # narrow and wide, of each peak
         parts = replace(self.mixture, log_shares=(share * split).log().view(1, -1))
         floor = parts if self.cut is None else replace(self.cut, inner=parts)
@@ -70,7 +70,9 @@ class Floor:
         kept = (masses.mass + _MANY_ERRORS * masses.error).max(0).values > _NO_MASS
         kept |= masses.n_draws < 1 / FLOOR
         starved = masses.heaviest > STARVED
-        several = int((kept & (torch.tensor(self.shares) > 0)).sum()) > 1  # or none goes short
+        several = (
+            int((kept & (torch.tensor(self.shares).to(kept.device) > 0)).sum()) > 1
+        )  # or none goes short
         shares, told = [], []
         for i, share in enumerate(self.shares):
             stays = bool(kept[i]) and share > 0

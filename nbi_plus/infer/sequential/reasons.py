@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nbi_plus.infer.posterior.accounts import CUT_OFF
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.circles import unwrapped
 from nbi_plus.infer.proposals.streams import Stream
@@ -23,7 +24,7 @@ def why_not(outcome: Outcome, fresh: Stream, gate: Gate, circles: tuple[int, ...
         The periodic parameters.
     """
     if outcome.cut_off.any():
-        return "the prior all but excludes what the data want"
+        return CUT_OFF
     z = unwrapped(fresh.z, fresh.log_weights, circles)
     judged = summarise(fresh.log_weights, z, ~fresh.failed)
     own = gate.reasons(judged)[0]
