@@ -70,9 +70,8 @@ class Floor:
         kept = (masses.mass + _MANY_ERRORS * masses.error).max(0).values > _NO_MASS
         kept |= masses.n_draws < 1 / FLOOR
         starved = masses.heaviest > STARVED
-        several = (
-            int((kept & (torch.tensor(self.shares).to(kept.device) > 0)).sum()) > 1
-        )  # or none goes short
+        alive = kept & (torch.tensor(self.shares, device=kept.device) > 0)
+        several = int(alive.sum()) > 1  # or none goes short
         shares, told = [], []
         for i, share in enumerate(self.shares):
             stays = bool(kept[i]) and share > 0
