@@ -216,6 +216,16 @@ def test_dropped_draws_leave_no_trace(drawn, seed):
         assert_same_summary(one, replace(alone, weights=full), tol=1e-9, skip=("ess_low",))
 
 
+@pytest.mark.parametrize("n_draws", [60, 400, 3000])
+def test_equal_draws_are_smoothed_in_their_order(n_draws):
+    rows = (4.0 * uniforms(1, 20, n_draws)).floor()
+    keep = uniforms(2, 20, n_draws) < 0.7
+    weights = summarise(rows, torch.zeros(*rows.shape, 1), keep).weights
+    for own, mask, weight in zip(rows, keep, weights, strict=True):
+        alone = summarise(own[None, mask]).weights[0]
+        torch.testing.assert_close(weight[mask], alone, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("n_draws", [30, 200, 1000])
 def test_batch_equals_loop(n_draws):
     log_weights = 3.0 * uniforms(4, 12, 1) * normals(5, 12, n_draws)

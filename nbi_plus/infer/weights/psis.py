@@ -218,7 +218,9 @@ def _fit_tail(rows: Tensor, n_draws: Tensor) -> _TailFit:
     n_draws_row = rows.shape[1]
     longest = int(_tail_length(torch.tensor(n_draws_row)))
     n_top = min(n_draws_row, max(longest + 1, _MIN_TAIL))
-    top, index = torch.topk(rows, n_top, dim=1)
+    index = torch.topk(rows, n_top, dim=1).indices.sort(1).values
+    top, order = rows.gather(1, index).sort(stable=True, dim=1, descending=True)
+    index = index.gather(1, order)  # topk leaves to chance which of equal draws comes first
     top_log = top - top[:, :1].clamp(min=-torch.finfo(rows.dtype).max)  # -inf - -inf would be NaN
     n_finite = torch.isfinite(rows).sum(1)
     length = torch.minimum(_tail_length(n_draws), (n_finite - 1).clamp(min=0))
