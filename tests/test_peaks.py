@@ -161,6 +161,19 @@ def test_a_bent_valley_ends_at_its_top():
     assert inverse.tolist() == pytest.approx([801.0, 200.0], rel=0.1)
 
 
+def test_a_cusp_has_no_end_and_costs_little():
+    """The slope is one on either side of a ridge, however near: no step ever gains what it says."""
+
+    def log_prob(z, index):  # noqa: ARG001
+        x, y = z.unbind(-1)
+        return -50 * (x + y).abs() - 0.5 * (20 * (x - y)).square() - 30 * (x - 0.3 * y).abs()
+
+    n_starts = 16
+    found = peaks.find(log_prob, normals(12, 3, n_starts, 2))
+    assert (found.z[:, 0].abs() < 0.05).all()
+    assert (found.n_gradients < 50 * n_starts).all()
+
+
 def test_budget_is_kept():
     law = Normals.random(2, 1, 5, 1e6)
     starts = normals(11, 2, 8, 5)

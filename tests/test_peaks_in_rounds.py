@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from problems import LinearGaussian
+from sbibm import TWO_MOONS
 from scipy.stats import norm
 
 import nbi_plus as nbi
@@ -91,6 +92,17 @@ def test_the_way_of_locating_can_be_forced(problem, x, monkeypatch):
         assert rounds.n_gradients == 0  # differences of a black box have none
     with pytest.raises(ValueError, match="locate must be one of"):
         RoundsConfig(100, 2, locate="somehow")
+
+
+def test_where_normal_shapes_tell_little_a_network_locates():
+    """Two crescents, dense where a ridge has no top: a hundredth of their normals' draws count."""
+    engine = nbi.Engine(
+        TWO_MOONS.simulator, TWO_MOONS.prior, noise=TWO_MOONS.noise, featurizer="resnet"
+    )
+    rounds = engine.fit(x_obs=np.zeros((1, 2)), n_sims=500, n_rounds=6, n_epochs=10).rounds_
+    assert [row.phase for row in rounds][:4] == ["prior", "peaks", "laplace", "locate"]
+    assert rounds.n_gradients < 500
+    assert not any("starved" in row.reason for row in rounds)
 
 
 def test_what_rounds_said_survives_the_file(fitted, problem, x, tmp_path):

@@ -22,6 +22,8 @@ _ARMIJO = 1e-4
 _TRIES = 10  # shorter and shorter steps
 _DECREMENT = 1e-3  # what one more step would gain in log density: 0.04 standard deviations away
 _ROUNDING = 1e-11  # of a log density
+# A cusp has no end: at each step the slope promises much, and hardly a hundredth of the way is up.
+_SHORT, _LITTLE, _ENOUGH = 0.1, 0.1, 3  # shares of a step, gains, and how often in a row
 
 
 class Slope(Protocol):
@@ -120,6 +122,8 @@ class Ascent:
     n_updates : Tensor of int64, shape (n,)
         Of the estimate since it began anew.
     n_slopes : Tensor of int64, shape (n,)
+    n_short : Tensor of int64, shape (n,)
+        Last steps that were short and gained little.
     settled, stopped : Tensor of bool, shape (n,)
         At an optimum; nothing leads further up, or there is no density to start from.
     """
@@ -131,6 +135,7 @@ class Ascent:
     reach: Tensor
     n_updates: Tensor
     n_slopes: Tensor
+    n_short: Tensor
     settled: Tensor
     stopped: Tensor
 
@@ -145,7 +150,7 @@ class Ascent:
         reach = torch.full_like(log_prob, _REACH)
         dead = ~log_prob.isfinite()
         first = _first_inverse(grad)
-        return cls(v.clone(), log_prob, grad, first, reach, none, none + 1, no, dead)
+        return cls(v.clone(), log_prob, grad, first, reach, none, none + 1, none.clone(), no, dead)
 
     @property
     def moving(self) -> Tensor:
@@ -159,8 +164,8 @@ class Ascent:
         rise = (p * g).sum(-1)
         length = p.norm(dim=-1).clamp(min=1e-300)
         limited = length > self.reach[rows]
-        short = torch.where(limited, self.reach[rows] / length, 1.0)
-        p, rise = p * short[:, None], rise * short
+        shrink = torch.where(limited, self.reach[rows] / length, 1.0)
+        p, rise = p * shrink[:, None], rise * shrink
         found, t = self._search(slope, rows, (v, f, p, rise))
         moved = t > 0
         new_f, new_g = found
@@ -170,8 +175,11 @@ class Ascent:
         self.grad[rows] = torch.where(moved[:, None], new_g, g)
         longer = moved & limited & (t == 1)
         self.reach[rows] = torch.where(longer, _GROWTH * self.reach[rows], self.reach[rows])
+        gain = torch.where(moved, new_f - f, 0.0)
+        short = (t < _SHORT) & (gain < _LITTLE)
+        self.n_short[rows] = torch.where(short, self.n_short[rows] + 1, 0)
         self._learn(rows, s, g - new_g, moved)
-        self._judge(rows, torch.where(moved, new_f - f, 0.0), moved)
+        self._judge(rows, gain, moved)
 
     def _search(
         self, slope: Slope, rows: Tensor, line: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -230,7 +238,7 @@ class Ascent:
         known = (n >= 1) & moved & (gain < 10 * _DECREMENT)
         self.settled[rows] = flat | (known & (decrement < _DECREMENT))
         # a row that does not move begins anew, once
-        self.stopped[rows] = ~moved & (n == 0) & ~flat
+        self.stopped[rows] = (~moved & (n == 0) & ~flat) | (self.n_short[rows] >= _ENOUGH)
         self.n_updates[rows] = torch.where(moved, n, 0)
 
 

@@ -161,9 +161,9 @@ class Search:
         if found is None:
             return
         judged = Stream.start(step.proposals[0], step.z, self._share("laplace", step))
-        effective = float(effective_sample_size(judged.log_weights))
-        if effective < step.z.shape[-1]:
-            return  # normal shapes tell nothing of this posterior: a network may
+        efficiency = float(effective_sample_size(judged.log_weights)) / step.z.shape[1]
+        if efficiency < _POOR and not self._is_located():
+            return  # normal shapes tell little of this posterior: a network may tell more
         self._floor, self._fresh, self._family = found, judged, step.family
 
     def _train_networks(self) -> None:
