@@ -34,6 +34,11 @@ class RoundsConfig:
         What finds the place: the peaks of the density, uphill from the best draws; or networks
         trained round after round. "auto" looks for peaks where torch can differentiate the
         target, and trains networks elsewhere, and where peaks were of no use.
+    scout_share : float
+        Of a round: draws of the prior that ways uphill begin from, and as many again each time
+        that these find several peaks, up to a whole round.
+    least_scouts : int
+        The same as a number, where the budget has ten times as many.
     locate_ess : tuple of int
         The network locates until so many draws are effective: per parameter, and at least.
     max_adapt : int
@@ -60,6 +65,8 @@ class RoundsConfig:
     max_sims: int | None = None
     max_seconds: float | None = None
     locate: str = "auto"
+    scout_share: float = 0.25
+    least_scouts: int = 100
     locate_ess: tuple[int, int] = (10, 50)
     max_adapt: int = 8
     max_attempts: int = 4
@@ -88,6 +95,16 @@ class RoundsConfig:
     def budget(self) -> int:
         """Simulations in all."""
         return self.n_per_round * self.n_rounds if self.max_sims is None else self.max_sims
+
+    @property
+    def n_scouts(self) -> int:
+        """Draws of the prior at first, where gradients lead on from them."""
+        wanted = max(int(self.scout_share * self.n_per_round), self.least_scouts)
+        return min(wanted, self.n_per_round, max(self.budget // 10, 2))
+
+    def goes_uphill(self, *, differentiable: bool) -> bool:
+        """Say whether ways uphill locate, on a target of which torch has gradients or not."""
+        return self.locate == "peaks" or (self.locate == "auto" and differentiable)
 
 
 @dataclass(frozen=True)

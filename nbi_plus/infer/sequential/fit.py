@@ -172,7 +172,7 @@ class SequentialRun:
         """Return the fit of one object."""
         run = self.run
         target = problem.target(run.n_jobs, run.client, recipe.device)
-        first = self._first(problem, recipe, start)
+        first = self._first(problem, recipe, start, self._n_first(target))
         folder = self._own_folder(problem, recipe, first)
         with contextlib.ExitStack() as stack:
             store = None
@@ -210,7 +210,17 @@ class SequentialRun:
             device=recipe.device,
         )
 
-    def _first(self, problem: Problem, recipe: Recipe, start: TrainedModel | None) -> RoundZero:
+    def _n_first(self, target: Target) -> int:
+        """Return how many draws of the prior round 0 has: gradients lead on from few."""
+        c = self.config
+        scouts = (
+            self.method == "amis" and target.differentiable and c.goes_uphill(differentiable=True)
+        )
+        return c.n_scouts if scouts else c.n_per_round
+
+    def _first(
+        self, problem: Problem, recipe: Recipe, start: TrainedModel | None, n: int
+    ) -> RoundZero:
         """Return round 0: what is simulated already, prior draws, or an amortized network."""
         look = self._look(problem, recipe.device)
         if start is not None:
@@ -219,13 +229,12 @@ class SequentialRun:
             z, x = problem.columns["z"], problem.columns["x"]
             failed = np.zeros(len(z), bool)
         else:
-            z, x, failed = self._prior_draws(problem, recipe, look is not None)
+            z, x, failed = self._prior_draws(problem, recipe, n if look is None else max(n // 2, 2))
         tensors = (torch.as_tensor(v, device=recipe.device) for v in (z, x, failed))
         return RoundZero(simulations=tuple(tensors), look=look)
 
-    def _prior_draws(self, problem: Problem, recipe: Recipe, halved: bool) -> tuple:
-        n, run = self.config.n_per_round, self.run
-        n = max(n // 2, 2) if halved else n
+    def _prior_draws(self, problem: Problem, recipe: Recipe, n: int) -> tuple:
+        run = self.run
         campaign = run.campaign(problem, recipe.seed)
         with campaign.open(run.folder, n) as store:
             campaign.fill(store, n, run.max_failed)

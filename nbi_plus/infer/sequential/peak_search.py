@@ -1,77 +1,142 @@
-"""Peak search: where one object's posterior is highest, uphill from the best draws so far."""
+"""Peak search: where one object's posterior is highest, uphill from the best draws so far.
+
+A few ways up are gone at first. Where they lead to more than one peak, or to none, more draws of
+the prior and more ways follow, as long as these find anything new.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.laplace import laplace_mixture
 from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.sequential.journal import Step
+from nbi_plus.infer.sequential.summits import Summits
 from nbi_plus.infer.sequential.workspace import Workspace
 from nbi_plus.problem.random import stage_key
 from nbi_plus.problem.target import Z_MAX
 
-_APART = 0.5  # of two starts, in latent units
-_STARTS = (4, 20)  # at least and at most ...
-_STARTS_EACH = 4  # ... and for each parameter
-_STEPS = 30  # of a way up, when the budget is shared among starts
+_APART, _AWAY = 0.5, 1.0  # of two starts, and of one from earlier ways' ends, in latent units
+_FIRST, _MORE, _MOST = 8, 4, 20  # starts: at first, each time more are wanted, and in all ...
+_EACH = 4  # ... or so many for each parameter
+_LEAST = 4  # whatever the budget
+_STEPS = 20  # of a way up, when the budget is shared among starts
 _MOST_STEPS = 20  # of a way up, for each parameter; a cusp has no end
 _MAX_PEAKS, _DEPTH = 10, 15.0
-_CURVATURES = 3  # how often a peak's curvature is taken, at most
 
 
-def look_for_peaks(
-    work: Workspace, pair: Pair, circles: tuple[int, ...], n: int, stage: str
-) -> Step:
-    """Return ``n`` draws of a Laplace mixture around the peaks, or no proposal if none was found.
+@dataclass(frozen=True)
+class PeakSearch:
+    """Looks for the peaks of one object.
 
-    The search costs at most half of what the budget has left for rounds.
+    Attributes
+    ----------
+    work : Workspace
+    circles : tuple of int
+        The periodic parameters.
     """
-    n_dim, target = pair.a.z.shape[-1], work.ledger.target
-    most = work.left(work.reserve) // 2
-    slope = 1 if target.differentiable else 2 * n_dim + 1
-    shape = _CURVATURES * (2 * n_dim + 1) * slope  # of one peak: the search spends these besides
-    most_starts = min(_STARTS[1], _STARTS_EACH * n_dim)
-    n_starts = max(_STARTS[0], min(most_starts, most // (_STEPS * slope + shape)))
-    starts = _starts(pair, n_starts)
-    nothing = Step((), pair.a.z[:, :0], {}, "mixture")
-    left = most - min(n_starts, _MAX_PEAKS) * shape
-    if not len(starts) or left < len(starts) * slope:
-        return nothing
-    found = peaks.find(
-        work.ledger.log_prob,
-        starts[None],
-        seed=stage_key(work.seed, stage),
-        circles=circles,
-        differentiable=target.differentiable,
-        config=peaks.PeaksConfig(
-            max_steps=min(_MOST_STEPS * n_dim, peaks.PeaksConfig.max_steps),
-            max_peaks=_MAX_PEAKS,
-            depth=_DEPTH,
-            max_gradients=left,
-        ),
-    )
-    spent = int(found.n_gradients.sum())
-    inside = found.found & (found.z.abs() < Z_MAX).all(-1)
-    if not inside.any():
-        return nothing._replace(n_looked=spent)
-    log_mass = torch.where(inside, found.log_mass, -math.inf)
-    mixture = laplace_mixture(found.z, found.factor, log_mass, circles)
-    return work.drawn((mixture,), n, stage)._replace(family="mixture", n_looked=spent)
+
+    work: Workspace
+    circles: tuple[int, ...]
+
+    def __call__(self, pair: Pair, stage: str) -> tuple[Pair, Summits]:
+        """Return the streams with the scouts that were added, and the peaks.
+
+        The search costs at most half of what the budget has left for rounds.
+        """
+        n_dim = pair.a.z.shape[-1]
+        most = self.work.left(self.work.reserve) // 2
+        known, used = Summits.none(pair.a.z), pair.a.z[0, :0]
+        for i, n_starts in enumerate(self._batches(n_dim, most)):
+            if i > 0:
+                pair = self._with_scouts(pair, most - known.n_looked, f"{stage} scouts {i}")
+            starts = _starts(pair, n_starts, used, known.z[0])
+            if len(starts):
+                make = partial(self._ascend, starts, most - known.n_looked, f"{stage} {i}")
+                step = self.work.journal.step(f"{stage} {i}", self.work.search(make))
+                after, n_new = known.joined(step, self.circles, _DEPTH, _MAX_PEAKS)
+                used = torch.cat([used, starts])
+                known = after
+                if i > 0 and n_new == 0 and len(known):
+                    break
+            if known.n_looked >= most:
+                break
+        return pair, known
+
+    def draws(self, known: Summits, n: int, stage: str) -> Step:
+        """Return ``n`` draws of a Laplace mixture around the peaks."""
+        proposal = laplace_mixture(known.z, known.factor, known.log_mass, self.circles)
+        return self.work.drawn((proposal,), n, stage)._replace(family="mixture")
+
+    def _batches(self, n_dim: int, most: int) -> Iterator[int]:
+        """Yield how many ways up are gone, one batch after the other."""
+        each = _STEPS * self._slope(n_dim)
+        limit = max(_LEAST, min(_MOST, _EACH * n_dim, most // each))
+        first = min(_FIRST, limit)
+        yield first
+        for done in range(first, limit, _MORE):
+            yield min(_MORE, limit - done)
+
+    def _slope(self, n_dim: int) -> int:
+        return 1 if self.work.ledger.target.differentiable else 2 * n_dim + 1
+
+    def _with_scouts(self, pair: Pair, n_most: int, stage: str) -> Pair:
+        """Return the streams with more draws of the prior, where a round has room for them."""
+        work, proposals = self.work, pair.a.proposals
+        if len(proposals) > 1 or not isinstance(proposals[0], PriorProposal):
+            return pair
+        n = min(work.config.n_scouts, work.config.n_per_round - pair.n_draws, n_most) // 2 * 2
+        if n < 2:
+            return pair
+        step = work.journal.step(stage, partial(work.drawn, proposals, n, stage))
+        return pair.share(proposals[0], step.z, work.evaluate(step.z, keep=True))
+
+    def _ascend(self, starts: Tensor, most: int, stage: str) -> Step:
+        """Return the peaks uphill from starts (n, D), as the state of a step without draws."""
+        target, n_dim = self.work.ledger.target, starts.shape[1]
+        nothing = Step((), starts[None, :0], {}, "mixture")
+        shape = (2 * n_dim + 1) * self._slope(n_dim)  # the search spends this besides
+        left = most - min(len(starts), _MAX_PEAKS) * shape
+        if left < len(starts) * self._slope(n_dim):
+            return nothing
+        found = peaks.find(
+            self.work.ledger.log_prob,
+            starts[None],
+            seed=stage_key(self.work.seed, stage),
+            circles=self.circles,
+            differentiable=target.differentiable,
+            config=peaks.PeaksConfig(
+                max_steps=min(_MOST_STEPS * n_dim, peaks.PeaksConfig.max_steps),
+                max_peaks=_MAX_PEAKS,
+                depth=_DEPTH,
+                max_gradients=left,
+            ),
+        )
+        inside = (found.found & (found.z.abs() < Z_MAX).all(-1))[0]
+        state = {k: getattr(found, k)[:, inside] for k in ("z", "log_prob", "factor", "log_mass")}
+        return nothing._replace(state=state, n_looked=int(found.n_gradients.sum()))
 
 
-def _starts(pair: Pair, n: int) -> Tensor:
-    """Return the ``n`` best draws (n, D) that are apart; the next best ones where these are few."""
+def _starts(pair: Pair, n: int, used: Tensor, tops: Tensor) -> Tensor:
+    """Return the ``n`` best draws (n, D) apart from each other, from those used and from tops.
+
+    Where these are few, the next best follow.
+    """
     z = torch.cat([pair.a.z, pair.b.z], 1)[0]
     height = torch.cat([s.log_likelihood + s.log_prior for s in (pair.a, pair.b)], 1)[0]
     failed = torch.cat([pair.a.failed, pair.b.failed], 1)[0]
     usable = height.isfinite() & ~failed
     z = z[usable][height[usable].argsort(descending=True)]
-    near = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    apart = (z[:, None] - used).norm(dim=-1)
+    taken, near = (apart == 0).any(1), (apart < _APART).any(1)
+    near |= ((z[:, None] - tops).norm(dim=-1) < _AWAY).any(1)
     order = []
     for i in range(len(z)):  # each choice decides what is left; they are few
         if len(order) == n:
@@ -79,5 +144,5 @@ def _starts(pair: Pair, n: int) -> Tensor:
         if not near[i]:
             order.append(i)
             near |= (z - z[i]).norm(dim=-1) < _APART
-    rest = [i for i in range(len(z)) if i not in set(order)]
+    rest = [i for i in range(len(z)) if i not in set(order) and not taken[i]]
     return z[(order + rest)[:n]]

@@ -28,7 +28,7 @@ from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
-from nbi_plus.infer.sequential.peak_search import look_for_peaks
+from nbi_plus.infer.sequential.peak_search import PeakSearch
 from nbi_plus.infer.sequential.reasons import why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
@@ -40,6 +40,7 @@ _WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds afte
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
 _POOR = 0.1  # efficiency of proposals that do not know where the posterior is
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
+_PILOT = 5  # of the calls that are left, one part for draws that say how good the peaks are
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
 
@@ -134,11 +135,10 @@ class Search:
     def _locate(self) -> None:
         """Find the place: by peaks where there are gradients, else and failing that by networks."""
         work = self._work
-        way = work.config.locate
-        gradients = way == "peaks" or (way == "auto" and work.ledger.target.differentiable)
-        if gradients and not self._is_located():
+        uphill = work.config.goes_uphill(differentiable=work.ledger.target.differentiable)
+        if uphill and not self._is_located():
             self._look_for_peaks()
-        if self._floor is None or way == "network":
+        if self._floor is None or work.config.locate == "network":
             self._train_networks()
         work.ledger.forget()
 
@@ -148,22 +148,25 @@ class Search:
 
     def _look_for_peaks(self) -> None:
         """Draw around the peaks that are uphill from the best draws, if there are any."""
-        work, n = self._work, max(self._work.config.n_per_round // 2, 2)
-        stage = f"peaks {len(work.rows)}"
-        make = partial(look_for_peaks, work, self._pair, self._circles, n, stage)
-        step = work.journal.step(stage, work.search(make))
-        with_gradient = work.ledger.target.differentiable
-        work.ledger.spend(*((0, step.n_looked) if with_gradient else (step.n_looked, 0)))
-        found = None if not step.proposals else Floor.of(step.proposals[0], self._circles)
-        n_peaks = 0 if found is None else sum(share > 0 for share in found.shares)
+        work, stage = self._work, f"peaks {len(self._work.rows)}"
+        search, n_before = PeakSearch(work, self._circles), self._pair.n_draws
+        self._pair, known = search(self._pair, stage)
+        if self._pair.n_draws > n_before:  # scouts are one round, however many were asked for
+            work.rows.pop()
+            self._note("prior", self._pair.n_draws)
+        spent = known.n_looked
+        work.ledger.spend(*((0, spent) if work.ledger.target.differentiable else (spent, 0)))
         self._seen = float(self._pair.highest)
-        self._note("peaks", step.n_looked, f"{n_peaks} found" if n_peaks else "none found")
-        if found is None:
+        self._note("peaks", spent, f"{len(known)} found" if len(known) else "none found")
+        if not len(known):
             return
+        n = max(min(work.config.n_per_round // 2, work.left() // _PILOT), 2)
+        step = work.journal.step(stage, partial(search.draws, known, n, stage))
         judged = Stream.start(step.proposals[0], step.z, self._share("laplace", step))
         efficiency = float(effective_sample_size(judged.log_weights)) / step.z.shape[1]
         if efficiency < _POOR and not self._is_located():
             return  # normal shapes tell little of this posterior: a network may tell more
+        found = Floor.of(step.proposals[0], self._circles)
         self._floor, self._fresh, self._family = found, judged, step.family
 
     def _train_networks(self) -> None:
