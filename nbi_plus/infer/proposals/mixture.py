@@ -8,18 +8,21 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus import launch
+from nbi_plus.batched import pick
+from nbi_plus.infer.proposals.em import FeaturedDraws, NormalMixtures, maximise, n_features
 from nbi_plus.infer.weights.summary import normalise
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 _RIDGE = 1e-6  # of the mean variance, when the draws are whitened
-_FLOOR = 1e-4  # variance below which no component falls, in whitened units
-_EMPTY = 1e-4  # share that keeps an emptied component alive
 _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
+_RACE = 10
+_TRIAL = 30
+_LAST = 30
 _MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
 
@@ -189,29 +192,31 @@ def fit_mixture(
     seed, stage
         Of the randomness.
     """
+    widest = max(config.n_starts * max(config.sizes(z.shape[-1])), n_features(z.shape[-1]))
+    each = widest * min(config.n_points, z.shape[1])
+    at_once = max(1, launch.of(z.device).mixture_numbers // each)
+    pieces = [_fit(*own, config, seed, stage)
+              for own in zip(*(v.split(at_once) for v in (z, weights, keys)), strict=True)]  # fmt: skip
+    return _stack(pieces)
+
+
+def _fit(
+    z: Tensor, weights: Tensor, keys: Tensor, config: MixtureConfig, seed: int, stage: str
+) -> StudentMixture:
+    """Return mixtures of all that are fitted at once."""
     mean = (weights[..., None] * z).sum(1, keepdim=True)
     centred = z - mean
-    factor = _cholesky(torch.einsum("bs,bsi,bsj->bij", weights, centred, centred))
+    factor = _cholesky((weights[..., None] * centred).transpose(1, 2) @ centred)
     white = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
-    white = white.transpose(1, 2)
-    sizes = config.sizes(z.shape[-1])
-    best = torch.zeros_like(keys)
-    if len(sizes) > 1:
-        held_out = torch.arange(z.shape[1], device=z.device) % _FOLDS == 0
-        learned, judged = (torch.where(m, weights, 0.0) for m in (~held_out, held_out))
-        usable = (learned.sum(1) > 0) & (judged.sum(1) > 0)
-        learned = torch.where(usable[:, None], learned, weights)
-        trials = [_fit(white, learned, keys, k, config, seed, f"{stage} {k}") for k in sizes]
-        scores = torch.stack([(judged * trial.log_prob(white)).sum(1) for trial in trials])
-        best = scores.argmax(0)
-    chosen = [(best == i).nonzero()[:, 0] for i in range(len(sizes))]
-    fitted = [
-        _fit(white[rows], weights[rows], keys[rows], k, config, seed, f"{stage} {k}")
-        for k, rows in zip(sizes, chosen, strict=True)
-        if len(rows)
-    ]
-    order = torch.cat([rows for rows in chosen if len(rows)]).argsort()
-    found = _stack(fitted).select(order)
+    draws = _Draws(white.transpose(1, 2), weights, keys)
+    sizes = sorted(config.sizes(z.shape[-1]))
+    if len(sizes) == 1:
+        found = draws.fit(sizes[0], config, config.n_steps, seed, stage)
+        fitted = [(torch.arange(len(keys), device=keys.device), found)]
+    else:
+        fitted = _of_best_size(draws, sizes, config, seed, stage)
+    order = torch.cat([rows for rows, _ in fitted]).argsort()
+    found = _stack([_with_wide(found, config) for _, found in fitted]).select(order)
     return StudentMixture(
         log_shares=found.log_shares,
         means=mean + found.means @ factor.transpose(1, 2),
@@ -220,31 +225,76 @@ def fit_mixture(
     )
 
 
-def _fit(
-    white: Tensor, weights: Tensor, keys: Tensor, k: int, config: MixtureConfig, seed: int,
-    stage: str,
-) -> StudentMixture:  # fmt: skip
-    """Return mixtures of ``k`` components and a wide one, of whitened draws (B, S, D)."""
-    n, n_draws, d = white.shape
-    total = weights.sum(1, keepdim=True)
-    ess = total[:, 0].square() / weights.square().sum(1)
-    comb = keyed_uniform(seed, stage + " comb", keys, (1,))[:, 0]
-    pick = systematic_resample(weights, min(config.n_points, n_draws), comb)
-    points = white.gather(1, pick[..., None].expand(-1, -1, d))
-    # all starts of all objects are one batch; one start in five loses a mode, two rarely do
-    n_starts = 1 if k == 1 else config.n_starts
-    starts = [_spread_starts(points, k, keys, seed, f"{stage} {i}") for i in range(n_starts)]
-    points, ess = points.repeat(n_starts, 1, 1), ess.repeat(n_starts)
-    fitted = _expectation_maximisation(points, torch.cat(starts), ess, config.n_steps)
-    found = _with_wide(*fitted, config)
-    score = found.log_prob(points).mean(1).view(n_starts, n)
-    return found.select(score.argmax(0) * n + torch.arange(n, device=white.device))
+@dataclass(frozen=True)
+class _Draws:
+    """Whitened draws (B, S, D), their weights (B, S), and the keys (B,) of their objects."""
+
+    white: Tensor
+    weights: Tensor
+    keys: Tensor
+
+    def equal(self, config: MixtureConfig, seed: int, stage: str) -> FeaturedDraws:
+        """Return as many draws of equal weight as a fit may see."""
+        comb = keyed_uniform(seed, stage + " comb", self.keys, (1,))[:, 0]
+        n = min(config.n_points, self.weights.shape[1])
+        return FeaturedDraws.resampled(self.white, self.weights, n, comb)
+
+    def fit(
+        self, k: int, config: MixtureConfig, n_steps: int, seed: int, stage: str
+    ) -> NormalMixtures:
+        """Return mixtures of ``k`` normals, the likeliest of several starts."""
+        draws = self.equal(config, seed, f"{stage} {k}")
+        # one start in five loses a mode, two rarely do
+        n_starts = 1 if k == 1 else config.n_starts
+        uniform = [keyed_uniform(seed, f"{stage} {k} {i} starts", self.keys, (k,))
+                   for i in range(n_starts)]  # fmt: skip
+        found = NormalMixtures.around(draws.far_apart(k, torch.stack(uniform, 1)))
+        n_race = min(_RACE, n_steps) if n_starts > 1 else 0
+        if n_race:
+            raced, height = maximise(draws, found, n_race)
+            found = raced.best(height)
+        return maximise(draws, found, n_steps - n_race)[0]
 
 
-def _with_wide(
-    shares: Tensor, means: Tensor, factors: Tensor, config: MixtureConfig
-) -> StudentMixture:
+def _of_best_size(
+    draws: _Draws, sizes: list[int], config: MixtureConfig, seed: int, stage: str
+) -> list[tuple[Tensor, NormalMixtures]]:
+    """Return rows (b,) and their mixtures, of the size that is best on a held-out fifth.
+
+    An object goes on to the next size while its score rises.
+    """
+    held_out = torch.arange(draws.white.shape[1], device=draws.white.device) % _FOLDS == 0
+    judged = draws.weights * held_out
+    learned = draws.weights - judged
+    usable = (learned.sum(1) > 0) & (judged.sum(1) > 0)
+    learned = torch.where(usable[:, None], learned, draws.weights)
+    rows = torch.arange(len(usable), device=usable.device)
+    high, last, fitted = torch.full_like(judged[:, 0], -math.inf), None, []
+    for k in sizes:
+        own = pick(replace(draws, weights=learned), rows)
+        trial = own.fit(k, config, _TRIAL, seed, stage)
+        density = _with_wide(trial, config).log_prob(own.white[:, held_out])
+        score = (judged[rows][:, held_out] * density).sum(1)
+        better = score > high
+        if not better.all():
+            fitted.append((rows[~better], pick(last, ~better)))
+        rows, high, last = rows[better], score[better], pick(trial, better)
+        if not len(rows):
+            break
+    fitted.append((rows, last))
+
+    def refitted(rows: Tensor, found: NormalMixtures) -> NormalMixtures:
+        k = found.shares.shape[-1]
+        everything = pick(draws, rows).equal(config, seed, f"{stage} {k}")
+        return maximise(everything, found, _LAST)[0]
+
+    return [(rows, refitted(rows, found)) for rows, found in fitted if len(rows)]
+
+
+def _with_wide(found: NormalMixtures, config: MixtureConfig) -> StudentMixture:
     """Return mixtures with one more component, over everything."""
+    shares, means = found.shares[:, 0], found.means[:, 0]
+    factors = torch.linalg.cholesky(found.cov[:, 0])
     d = means.shape[-1]
     wide = config.wide_scale * torch.eye(d).to(factors).expand(len(means), 1, d, d)
     narrow = shares * (1 - config.wide_share)
@@ -275,51 +325,6 @@ def _stack(parts: list[StudentMixture]) -> StudentMixture:
     full = [padded(part) for part in parts]
     names = ("log_shares", "means", "factors")
     return StudentMixture(*(torch.cat([getattr(p, k) for p in full]) for k in names), full[0].dof)
-
-
-def _spread_starts(white: Tensor, k: int, keys: Tensor, seed: int, stage: str) -> Tensor:
-    """Return k starting means (B, k, D) far apart: k-means++ of Arthur and Vassilvitskii (2007)."""
-    uniform = keyed_uniform(seed, stage + " starts", keys, (k,))
-    distance = torch.ones_like(white[..., 0])
-    chosen = []
-    for i in range(k):
-        edges = (distance + 1e-30).cumsum(-1)
-        at = torch.searchsorted(edges, uniform[:, i : i + 1] * edges[:, -1:])
-        at = at.clamp(max=white.shape[1] - 1)
-        chosen.append(white.gather(1, at[..., None].expand(-1, -1, white.shape[2])))
-        nearest = (white - chosen[-1]).square().sum(-1)
-        distance = nearest if i == 0 else torch.minimum(distance, nearest)
-    return torch.cat(chosen, 1)
-
-
-def _expectation_maximisation(
-    white: Tensor, means: Tensor, ess: Tensor, n_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return shares (B, K), means (B, K, D) and factors (B, K, D, D) of a Gaussian mixture.
-
-    Covariances are drawn towards the mean one of all components, by D + 2 draws' worth of a prior:
-    towards that of all draws, components of far modes would be much too wide.
-    """
-    n, k, d = means.shape
-    eye = torch.eye(d).to(white)
-    prior = ((d + 2) / ess)[:, None]
-    cov = (0.5 * eye).expand(n, k, d, d)
-    shares = white.new_full((n, k), 1.0 / k)
-    for _ in range(n_steps):
-        factors = torch.linalg.cholesky(cov)
-        apart = (white[:, None] - means[:, :, None]).transpose(2, 3)
-        u = torch.linalg.solve_triangular(factors, apart, upper=False)
-        volume = factors.diagonal(dim1=2, dim2=3).log().sum(-1)
-        score = (shares.log() - volume)[..., None] - 0.5 * u.square().sum(2)
-        duty = score.softmax(1) / white.shape[1]
-        mass = duty.sum(-1) + 1e-12
-        means = (duty @ white) / mass[..., None]
-        apart = white[:, None] - means[:, :, None]
-        scatter = (duty[..., None] * apart).transpose(2, 3) @ apart
-        within = scatter.sum(1, keepdim=True) + _FLOOR * eye
-        cov = (scatter + prior[..., None, None] * within) / (mass + prior)[..., None, None]
-        shares = (mass + _EMPTY) / (mass + _EMPTY).sum(-1, keepdim=True)
-    return shares, means, torch.linalg.cholesky(cov)
 
 
 def _cholesky(cov: Tensor) -> Tensor:
