@@ -1,8 +1,8 @@
 """Expectation and maximisation of mixtures of normals, as products of matrices.
 
-The log-density of a normal is linear in the features (1, x, x x^T), and so are the mass, the mean and
-the scatter of what it is responsible for: a step is one product with the features of all draws, and
-another with their transpose.
+The log-density of a normal is linear in the features (1, x, x x^T), and so are the mass, the mean
+and the scatter of what it is responsible for: a step is one product with the features of all draws,
+and another with their transpose. Of whitened draws, nothing is lost by that.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from nbi_plus.infer.weights.resample import systematic_resample
 
 _FLOOR = 1e-4  # variance below which no component falls, in whitened units
 _EMPTY = 1e-4  # share that keeps an emptied component alive
+_TINY = 1e-12  # mass that every component has at the origin
 _EVERY = 3  # steps between two looks at the likelihood
 _FEW = 0.7  # of the objects of a batch, below which those that ended are taken out of it
-TOLERANCE = 1e-4  # rise of the mean log-density in one step that is not worth another
+TOLERANCE = 1e-4  # rise of the mean log-density in one step; two that part rise by more
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class FeaturedDraws:
         counts.scatter_add_(1, chosen, torch.full_like(chosen, 1 / n, dtype=counts.dtype))
         there = counts > 0
         most = int(there.sum(1).max())
-        # the distinct ones come first; those that are left out all go to one place at the end
+        # chosen ones move to the front, the others all to one place behind them
         place = torch.where(there, there.cumsum(1) - 1, most)
         at = place.new_zeros(len(white), most + 1)
         at.scatter_(1, place, torch.arange(n_draws, device=white.device).expand_as(place))
@@ -118,10 +119,12 @@ class NormalMixtures:
         components of far modes would be much too wide.
         """
         d = _n_dim(moments.shape[-1])
-        mass = moments[..., 0] + 1e-12
+        mass = moments[..., 0] + _TINY
         means = moments[..., 1 : 1 + d] / mass[..., None]
         around_origin = moments.index_select(-1, _Pairs.of(moments, d).both_ways)
-        scatter = around_origin.unflatten(-1, (d, d)) - moments[..., 1 : 1 + d, None] * means[..., None, :]
+        # around the mean, which is that of the draws and of a tiny mass at the origin
+        first = (mass + _TINY)[..., None] * means
+        scatter = around_origin.unflatten(-1, (d, d)) - first[..., None] * means[..., None, :]
         within = scatter.sum(2, keepdim=True)
         within.diagonal(dim1=-2, dim2=-1).add_(_FLOOR)
         prior = prior[:, None, None, None, None]
@@ -195,9 +198,7 @@ class _Climb:
     found: NormalMixtures
     height: Tensor
 
-    def after(
-        self, found: NormalMixtures, height: Tensor | None, tolerance: float
-    ) -> _Climb:
+    def after(self, found: NormalMixtures, height: Tensor | None, tolerance: float) -> _Climb:
         """Return what a step leads to; ``height`` (b, R) is None where nobody looks."""
         if not self.open.all():
             found = found.where(self.open, self.found)

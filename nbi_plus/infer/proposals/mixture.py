@@ -20,9 +20,7 @@ _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
-_RACE = 10
-_TRIAL = 30
-_LAST = 30
+_RACE = 6  # steps after which the likeliest of several starts goes on alone
 _MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
 
@@ -88,12 +86,13 @@ class MixtureConfig:
     Attributes
     ----------
     n_components : int, tuple of int or None
-        The wide one not counted. Of several, each object takes its own; None offers
-        (1, 2, 4, 8, 16), up to ten parameters, else 1.
+        The wide one not counted. Of several, each object takes its own, in ascending order while
+        they get better; None offers (1, 2, 4, 8, 16), up to ten parameters, else 1.
     n_points : int
         Resampled draws that a fit sees.
     n_starts, n_steps : int
-        Starts, of which the likeliest end is kept, and steps of expectation and maximisation.
+        Starts, of which the likeliest is kept after some steps, and steps of expectation and
+        maximisation at most.
     dof : int
         Degrees of freedom of every component.
     wide_share, wide_scale : float
@@ -178,8 +177,8 @@ def fit_mixture(
 ) -> StudentMixture:
     """Fit a mixture to the weighted draws of each object, by weighted EM in whitened coordinates.
 
-    Where the number of components is open, the one that gives a held-out fifth of an object's
-    draws the highest weighted log-density is taken.
+    Where the number of components is open, they are tried in ascending order until a held-out
+    fifth of an object's draws gets a lower weighted log-density than before.
 
     Parameters
     ----------
@@ -192,18 +191,18 @@ def fit_mixture(
     seed, stage
         Of the randomness.
     """
-    widest = max(config.n_starts * max(config.sizes(z.shape[-1])), n_features(z.shape[-1]))
+    n_dim = z.shape[-1]
+    widest = max(config.n_starts * max(config.sizes(n_dim)), n_features(n_dim))
     each = widest * min(config.n_points, z.shape[1])
     at_once = max(1, launch.of(z.device).mixture_numbers // each)
-    pieces = [_fit(*own, config, seed, stage)
-              for own in zip(*(v.split(at_once) for v in (z, weights, keys)), strict=True)]  # fmt: skip
-    return _stack(pieces)
+    pieces = zip(*(v.split(at_once) for v in (z, weights, keys)), strict=True)
+    return _stack([_fit(*piece, config, seed, stage) for piece in pieces])
 
 
 def _fit(
     z: Tensor, weights: Tensor, keys: Tensor, config: MixtureConfig, seed: int, stage: str
 ) -> StudentMixture:
-    """Return mixtures of all that are fitted at once."""
+    """Return the mixtures of objects that are fitted at once."""
     mean = (weights[..., None] * z).sum(1, keepdim=True)
     centred = z - mean
     factor = _cholesky((weights[..., None] * centred).transpose(1, 2) @ centred)
@@ -250,10 +249,15 @@ class _Draws:
                    for i in range(n_starts)]  # fmt: skip
         found = NormalMixtures.around(draws.far_apart(k, torch.stack(uniform, 1)))
         n_race = min(_RACE, n_steps) if n_starts > 1 else 0
-        if n_race:
-            raced, height = maximise(draws, found, n_race)
-            found = raced.best(height)
-        return maximise(draws, found, n_steps - n_race)[0]
+        raced, height = maximise(draws, found, n_race)
+        return maximise(draws, raced.best(height), n_steps - n_race)[0]
+
+    def refit(
+        self, found: NormalMixtures, config: MixtureConfig, n_steps: int, seed: int, stage: str
+    ) -> NormalMixtures:
+        """Return mixtures that start where those of other weights ended."""
+        draws = self.equal(config, seed, f"{stage} {found.shares.shape[-1]}")
+        return maximise(draws, found, n_steps)[0]
 
 
 def _of_best_size(
@@ -261,34 +265,29 @@ def _of_best_size(
 ) -> list[tuple[Tensor, NormalMixtures]]:
     """Return rows (b,) and their mixtures, of the size that is best on a held-out fifth.
 
-    An object goes on to the next size while its score rises.
+    Half of the steps judge a size, the other half go on from there with all draws.
     """
     held_out = torch.arange(draws.white.shape[1], device=draws.white.device) % _FOLDS == 0
     judged = draws.weights * held_out
-    learned = draws.weights - judged
-    usable = (learned.sum(1) > 0) & (judged.sum(1) > 0)
-    learned = torch.where(usable[:, None], learned, draws.weights)
+    usable = (judged.sum(1) > 0) & (judged.sum(1) < draws.weights.sum(1))
+    learned = torch.where(usable[:, None], draws.weights - judged, draws.weights)
+    n_trial = (config.n_steps + 1) // 2
     rows = torch.arange(len(usable), device=usable.device)
-    high, last, fitted = torch.full_like(judged[:, 0], -math.inf), None, []
+    best, high, ended = None, None, []
     for k in sizes:
         own = pick(replace(draws, weights=learned), rows)
-        trial = own.fit(k, config, _TRIAL, seed, stage)
+        trial = own.fit(k, config, n_trial, seed, stage)
         density = _with_wide(trial, config).log_prob(own.white[:, held_out])
         score = (judged[rows][:, held_out] * density).sum(1)
-        better = score > high
-        if not better.all():
-            fitted.append((rows[~better], pick(last, ~better)))
-        rows, high, last = rows[better], score[better], pick(trial, better)
+        better = torch.ones_like(usable[rows]) if best is None else score > high
+        ended.append((rows[~better], pick(best, ~better)))
+        rows, best, high = rows[better], pick(trial, better), score[better]
         if not len(rows):
             break
-    fitted.append((rows, last))
-
-    def refitted(rows: Tensor, found: NormalMixtures) -> NormalMixtures:
-        k = found.shares.shape[-1]
-        everything = pick(draws, rows).equal(config, seed, f"{stage} {k}")
-        return maximise(everything, found, _LAST)[0]
-
-    return [(rows, refitted(rows, found)) for rows, found in fitted if len(rows)]
+    ended.append((rows, best))
+    n_last = config.n_steps - n_trial
+    return [(rows, pick(draws, rows).refit(found, config, n_last, seed, stage))
+            for rows, found in ended if len(rows)]  # fmt: skip
 
 
 def _with_wide(found: NormalMixtures, config: MixtureConfig) -> StudentMixture:
