@@ -61,17 +61,19 @@ def ladder_without(features):
     return nbi.Ladder(**off) if off else None
 
 
-def trained(family, n_sims, n_epochs, seed, ladder=None, cache=None):
+def trained(family, n_sims, n_epochs, seed, ladder=None, cache=None, truths=None):
     """Return a fitted engine, read from the folder ``cache`` when it was fitted before."""
     path = None
     if cache is not None:
         options = "-".join(f"{k}{v:g}" for k, v in asdict(family).items())
-        path = cache / f"engine-{family.name}-{options}-{n_sims}x{n_epochs}-seed{seed}.nbi"
+        tried = "" if truths is None else f"-truths{truths}"
+        name = f"engine-{family.name}-{options}-{n_sims}x{n_epochs}-seed{seed}{tried}.nbi"
+        path = cache / name
         if path.exists():
             engine = nbi.Engine.load(path, family.simulator, noise=family.noise())
             return engine.set_params(ladder=ladder)
     engine = family.engine(seed, ladder)
-    engine.fit(n_sims, n_epochs=n_epochs, progress=False)
+    engine.fit(n_sims, n_epochs=n_epochs, progress=False, truth_test=truths)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         engine.save(path)
@@ -86,12 +88,13 @@ def run(family, n_objects, options):
     family : Family
     n_objects : int
     options : namespace
-        ``n_sims``, ``epochs``, ``seed``, ``ladder`` and ``cache``.
+        ``n_sims``, ``epochs``, ``seed``, ``ladder``, ``cache`` and ``truths``.
     """
     began = time.process_time()
     engine = trained(
-        family, options.n_sims, options.epochs, options.seed, options.ladder, options.cache
-    )
+        family, options.n_sims, options.epochs, options.seed, options.ladder, options.cache,
+        options.truths,
+    )  # fmt: skip
     after = time.process_time()
     # the network has seen simulations of its own seed, never these objects
     theta, x, err = family.make(n_objects, options.seed + 1)

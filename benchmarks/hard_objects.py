@@ -66,6 +66,9 @@ def parser_of_options():
     family.add_argument("--objects", type=int, default=100)
     family.add_argument("--epochs", type=int, default=10)
     family.add_argument("--n-sims", type=int, default=2000)
+    family.add_argument(
+        "--truths", type=int, help="objects of the truth test; else as many as the engine chooses"
+    )
     family.add_argument("--dim", type=int, help="parameters of needle and rings")
     family.add_argument("--width", type=float, help="of the narrow mode, of a pulse or a line")
     return parser

@@ -179,6 +179,7 @@ class Fitted:
             n_jobs=how.n_jobs,
             client=how.client,
             doubted=None if self.truth is None else self.truth.doubts,
+            blind=self.truth is not None and self.truth.blind,
         )
 
     def simulate(self, theta: ArrayLike, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
@@ -207,12 +208,9 @@ def trained(
     ``truths`` is as for `truth_test`.
     """
     began = time.perf_counter()
-    model, ladder = run(problem, recipe, start), how.ladder
+    model = run(problem, recipe, start)
     seconds = time.perf_counter() - began
-    trial = TruthTrial(
-        problem, model.network, ladder.defensive_share, ladder.defensive_width, ladder.gate,
-        recipe.device, recipe.seed,
-    )  # fmt: skip
+    trial = TruthTrial(problem, model.network, how.ladder, recipe.device, recipe.seed)
     known = problem.noise.has_likelihood(problem.conditions.x_err is not None)
     return Fitted.of(problem, given.defaults(), model, truth_test(trial, truths, known, seconds))
 

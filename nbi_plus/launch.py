@@ -36,6 +36,9 @@ class Launch:
         Draws that a flow makes or weighs. A CPU's cache holds the hidden units of no more.
     encoded_points : int
         Padded data that the featurizer sees: bounds its memory when many objects are encoded.
+    mixture_numbers : int
+        Densities of components, or features of draws, of the objects whose mixtures are fitted at
+        once: those of a CPU's cache.
     weighing_bytes : int
         Memory in which weights are smoothed and summed up: small enough for a CPU's cache to help.
     chain_bytes : int
@@ -53,6 +56,7 @@ class Launch:
     gradient_rows: int
     flow_rows: int
     encoded_points: int
+    mixture_numbers: int
     weighing_bytes: int
     chain_bytes: int
     batch_draws: int
@@ -68,6 +72,7 @@ KINDS = {
         gradient_rows=4096,
         flow_rows=4096,
         encoded_points=2**21,
+        mixture_numbers=2**20,
         weighing_bytes=2**26,
         chain_bytes=2**30,
         batch_draws=2**16,
@@ -81,6 +86,7 @@ KINDS = {
         gradient_rows=2**19,
         flow_rows=2**19,
         encoded_points=2**21,
+        mixture_numbers=2**27,
         weighing_bytes=2**31,
         chain_bytes=2**30,
         batch_draws=2**16,

@@ -91,18 +91,18 @@ def identity(theta):
     return theta * 1.0
 
 
-def needle_noise():
+def needle_noise(width=NEEDLE_NARROW):
     """Return a noise of data around theta or, rarely, very close to theta and a shift."""
 
     def augment(model, obs, theta, rng):  # noqa: ARG001
         lot = torch.rand((model.shape[0], 1, 1), generator=rng, dtype=model.dtype) < NEEDLE_SHARE
         noise = torch.randn(model.shape, generator=rng, dtype=model.dtype)
-        near = NEEDLE_SHIFT + NEEDLE_NARROW * noise
+        near = NEEDLE_SHIFT + width * noise
         return model + torch.where(lot, near, NEEDLE_BROAD * noise)
 
     def log_likelihood(theta, model, obs):  # noqa: ARG001
         off, d = obs.x - model, model.shape[-1]
-        parts = ((1 - NEEDLE_SHARE, 0.0, NEEDLE_BROAD), (NEEDLE_SHARE, NEEDLE_SHIFT, NEEDLE_NARROW))
+        parts = ((1 - NEEDLE_SHARE, 0.0, NEEDLE_BROAD), (NEEDLE_SHARE, NEEDLE_SHIFT, width))
         each = [np.log(p) - 0.5 * ((off - at) / sd).square().sum((-2, -1)) - d * np.log(sd)
                 for p, at, sd in parts]  # fmt: skip
         return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)

@@ -44,6 +44,8 @@ def test_a_network_that_misses_a_place_fails_and_says_what_to_do(missing, caplog
     assert found.failed
     assert found.n_above > 1
     assert found.expected < 1
+    assert found.n_looked == found.n_above
+    assert not found.blind
     with caplog.at_level(logging.WARNING, "nbi_plus"):
         fitted(needle_noise(), n_dim=3, truth_test=60)
     assert sum("places that the network does not propose" in m for m in caplog.messages) == 1
@@ -63,6 +65,23 @@ def test_answers_of_a_doubted_network_need_an_audit_to_be_trusted(missing):
     looked = missing.predict_many(objects)
     assert not any(nbi.Flag.UNCALIBRATED in p.flags for p in looked)
     assert sum(p.trusted for p in looked) >= 10
+
+
+def test_nothing_is_trusted_where_audits_find_no_missed_truth_either():
+    """A needle 5 times narrower: hardly a scout in a million stands at its foot."""
+    blind = fitted(needle_noise(width=0.004), n_dim=3, truth_test=120)
+    found = blind.truth_test_
+    assert found.failed
+    assert found.blind
+    assert 0 < found.n_unseen <= found.n_looked == found.n_above
+    assert f"in {found.n_looked - found.n_unseen} of {found.n_looked} of these" in str(found)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6, 3)) + 0.5 * rng.normal(size=(6, 3))
+    posteriors = blind.predict_many(nbi.Observations.from_arrays(x))
+    assert posteriors.certified.any()
+    for p in posteriors:
+        assert (nbi.Flag.UNCALIBRATED in p.flags) == p.certified
+        assert not p.trusted
 
 
 def test_the_test_is_saved_with_the_engine(missing, tmp_path):

@@ -1,7 +1,8 @@
 """Truths: whether a network misses places of a problem, by simulated objects of known truth.
 
 The truth of a simulated object is an exact draw of its posterior. Among the n effective draws of a
-right answer it has the largest weight once in n times, not more.
+right answer it has the largest weight once in n times, not more. Where truths were missed, the
+audit is tried on the same objects: what it does not find either, it will not find in others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,11 +18,16 @@ from scipy.stats import poisson
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.infer.ladder.audit import PeakAudit
+from nbi_plus.infer.ladder.earlier import Earlier
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.certificate import weigh
-from nbi_plus.infer.posterior.outcome import Pool
+from nbi_plus.infer.posterior.outcome import Outcome, Pool
+from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import FlowProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.weights.summary import Gate, Grade, gate_of
+from nbi_plus.infer.weights.summary import gate_of
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.random import generator, keyed_normal, keyed_uniform
 from nbi_plus.problem.setup import Problem
@@ -32,9 +38,12 @@ _LOG = logging.getLogger("nbi_plus")
 N_OBJECTS = 200
 _N_DRAWS = 2048
 _N_FIRST = 8  # objects whose answers are timed
+_FEWEST = 25
 _SHARE = 0.1  # of the time of the training that the test may take
 _FAILED = 0.01
 _ENOUGH = 30
+_N_LOOKED = 32  # objects of missed truths that the audit is tried on
+_UNSEEN = 0.02  # of all certified answers: what network and audit may miss together
 _STAGE = "truth test"
 
 
@@ -52,12 +61,17 @@ class TruthTest:
         How many these are on average where answers are right: the sum of 1 / ess.
     p_value : float
         Probability of so many or more, by Poisson's law.
+    n_looked, n_unseen : int
+        Of the objects of a failed test that are above, how many an audit looked at, and in how
+        many of these it found nothing.
     """
 
     n_certified: int
     n_above: int
     expected: float
     p_value: float
+    n_looked: int = 0
+    n_unseen: int = 0
 
     @property
     def failed(self) -> bool:
@@ -69,12 +83,53 @@ class TruthTest:
         """Whether answers must be doubted; None where too few were asked for silence to count."""
         return True if self.failed else None if self.n_certified < _ENOUGH else False
 
+    @property
+    def unseen_share(self) -> float:
+        """Share of certified answers that miss a place which the audit does not find either."""
+        if not self.n_looked:
+            return 0.0
+        missing = max(self.n_above - self.expected, 0.0) / self.n_certified
+        return missing * self.n_unseen / self.n_looked
+
+    @property
+    def blind(self) -> bool:
+        """Whether an audit proves nothing here."""
+        return self.failed and self.unseen_share > _UNSEEN
+
     def __str__(self) -> str:
         said = {True: "failed", False: "passed", None: "of too few"}[self.doubts]
-        return (
+        told = (
             f"truth test {said}: {self.n_above} of {self.n_certified} truths outweigh every draw "
             f"of their certified answers, {self.expected:.2g} expected (p = {self.p_value:.2g})"
         )
+        if not self.n_looked:
+            return told
+        seen = self.n_looked - self.n_unseen
+        return f"{told}; the audit found what was missing in {seen} of {self.n_looked} of these"
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answers about some simulated objects.
+
+    Attributes
+    ----------
+    n_certified : int
+    expected : float
+        Of those whose truth is above, where these are right.
+    missed : Outcome
+        Of those whose truth outweighs every draw.
+    keys : Tensor of int64, shape (b,)
+        Theirs.
+    context : RungContext
+        Of all objects.
+    """
+
+    n_certified: int
+    expected: float
+    missed: Outcome
+    keys: Tensor
+    context: RungContext
 
 
 @dataclass(frozen=True)
@@ -86,44 +141,59 @@ class TruthTrial:
     problem : Problem
         With a simulator.
     network : PosteriorNetwork
-    share, width : float
-        Of the defensive part of its proposal.
-    gate : Gate
+    ladder : Ladder
+        Whose defensive part, gate and audit are tried with it.
     device : torch.device
     seed : int
     """
 
     problem: Problem
     network: PosteriorNetwork
-    share: float
-    width: float
-    gate: Gate
+    ladder: Ladder
     device: torch.device
     seed: int
 
     def run(self, n: int, seconds: float = math.inf) -> TruthTest | None:
-        """Return the test of n objects, or None where it would take more than ``seconds``."""
+        """Return the test of n objects; of fewer, or none, where it would take ``seconds``."""
         rows = torch.arange(n, device=self.device)
         at_once = max(1, launch.of(self.device).batch_draws // _N_DRAWS)
         began = time.perf_counter()
-        found = [self._answers(rows[:_N_FIRST])]
-        if (time.perf_counter() - began) / _N_FIRST * n > seconds:
+        answers = [self._answers(rows[:_N_FIRST])]
+        each = (time.perf_counter() - began) / _N_FIRST
+        while each * n > seconds and n >= 2 * _FEWEST:
+            n //= 2
+        if each * n > seconds:
             return None
-        found += [self._answers(part) for part in rows[_N_FIRST:].split(at_once) if len(part)]
-        passed, above, ess = (torch.cat(column) for column in zip(*found, strict=True))
-        expected = float((1 / ess[passed]).sum())
-        n_above = int((above & passed).sum())
+        rows = rows[:n]
+        answers += [self._answers(part) for part in rows[_N_FIRST:].split(at_once) if len(part)]
+        n_above = sum(len(own.missed.grade) for own in answers)
+        expected = sum(own.expected for own in answers)
         p_value = float(poisson.sf(n_above - 1, expected)) if n_above else 1.0
-        return TruthTest(int(passed.sum()), n_above, expected, p_value)
+        test = TruthTest(sum(own.n_certified for own in answers), n_above, expected, p_value)
+        audit = self.ladder.audit
+        return self._audited(test, answers, audit) if test.failed and audit is not None else test
+
+    @torch.no_grad()
+    def _audited(self, test: TruthTest, answers: list[_Answers], audit: PeakAudit) -> TruthTest:
+        """Return the test with what an audit, as doubted answers get it, finds in those above."""
+        n_looked = n_unseen = 0
+        for own in answers:
+            rows = torch.arange(len(own.missed.grade), device=self.device)[: _N_LOOKED - n_looked]
+            if len(rows):
+                outcome = audit.doubled()(own.missed.select(rows), own.keys[rows], own.context)
+                n_looked += len(rows)
+                n_unseen += int(outcome.passed.sum())
+        return replace(test, n_looked=n_looked, n_unseen=n_unseen)
 
     @cached_property
     def _flow(self) -> FlowProposal:
-        network = self.network
-        return FlowProposal(network.flow, network.exact_flow(), self.share, self.width)
+        network, ladder = self.network, self.ladder
+        own = (ladder.defensive_share, ladder.defensive_width)
+        return FlowProposal(network.flow, network.exact_flow(), *own)
 
     @torch.no_grad()
-    def _answers(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return who is certified, whose truth outweighs every draw, and effective draws, (b,)."""
+    def _answers(self, rows: Tensor) -> _Answers:
+        """Return the network's answers about simulated objects of these numbers."""
         problem, prior, every = self.problem, self.problem.prior, torch.arange(len(rows))
         index = every.to(self.device)
         truth = keyed_normal(self.seed, f"{_STAGE} theta", rows, (prior.n_dim,))[:, None]
@@ -141,10 +211,20 @@ class TruthTrial:
         pool = Pool(index, draws.z, draws.log_q, found.log_prior, found.log_likelihood,
                     found.failed)  # fmt: skip
         cleaned, summary = weigh(pool, circular_columns(prior.periods), self.seed)
-        passed = gate_of("network", self.gate).grade(summary) > Grade.F
+        grade = gate_of("network", self.ladder.gate).grade(summary)
+        outcome = Outcome("truths", "network", pool, cleaned, summary, grade, Status.REWEIGHTED)
         own = target.log_prob(truth, index) - self._flow.log_prob(truth, features).to(torch.float64)
-        above = own[:, 0] > cleaned.log_weights.amax(1)
-        return passed, above, summary.ess.clamp(min=1.0)
+        missed = (outcome.passed & (own[:, 0] > cleaned.log_weights.amax(1))).nonzero()[:, 0]
+        accounts = Earlier.nothing(len(rows), self.device).accounts(self.ladder.gate)
+        context = RungContext(target, *accounts, self.ladder.gate, self.ladder.budget, self.seed)
+        context.report.note(outcome)
+        return _Answers(
+            n_certified=int(outcome.passed.sum()),
+            expected=float((1 / summary.ess.clamp(min=1.0))[outcome.passed].sum()),
+            missed=outcome.select(missed),
+            keys=rows[missed],
+            context=context,
+        )
 
 
 def truth_test(
@@ -178,8 +258,9 @@ def truth_test(
     if result is not None and result.failed:
         _LOG.warning(
             "%s. This problem has places that the network does not propose. Train longer, give "
-            "modes= to look at, or a PeakAudit with more starts; answers whose audit does not "
-            "pass are flagged UNCALIBRATED.",
+            "modes= to look at, or fit with a PeakAudit of more starts and scouts; %s flagged "
+            "UNCALIBRATED.",
             result,
+            "all answers are" if result.blind else "answers whose audit does not pass are",
         )
     return result

@@ -68,6 +68,8 @@ class Amortized:
     doubted : bool or None
         Whether a test of the network failed: its answers are looked at twice as hard. Where it
         passed they are looked at quickly; None where there was none.
+    blind : bool
+        Whether looking was tried on truths that the network missed, and did not find them either.
     """
 
     prior: Prior
@@ -81,6 +83,7 @@ class Amortized:
     earlier: Earlier | None = None
     change: Change | None = None
     doubted: bool | None = None
+    blind: bool = False
 
     def looking_at(self, modes: Hints | None, objects: Observations) -> Amortized:
         """Return the same with places to look at for these objects."""
@@ -106,7 +109,8 @@ class Amortized:
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
         if ladder.audit is not None and self.doubted:
             ladder = replace(ladder, audit=ladder.audit.doubled())
-        request = verdict.Request(self.prior, keep, ladder.gate, seed, bool(self.doubted))
+        doubt = verdict.Doubt.of(bool(self.doubted), self.blind)
+        request = verdict.Request(self.prior, keep, ladder.gate, seed, doubt)
         reason = self._why_not(observations)
         weighted = not reason
         if not weighted and self.change is not None:

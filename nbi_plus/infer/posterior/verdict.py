@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 import torch
@@ -66,19 +67,36 @@ class Objects:
         return self.refusals == ""
 
 
+class Doubt(Enum):
+    """Which certified answers are doubted: none, those that no audit looked at, or all."""
+
+    NONE = 0
+    UNAUDITED = 1
+    ALL = 2
+
+    @classmethod
+    def of(cls, doubted: bool, blind: bool) -> Doubt:
+        """Return the doubt where answers missed places, and where audits did not find these."""
+        return cls.NONE if not doubted else cls.ALL if blind else cls.UNAUDITED
+
+    def falls_on(self, *, audited: bool) -> bool:
+        """Say whether it falls on an answer."""
+        return self is Doubt.ALL or (self is Doubt.UNAUDITED and not audited)
+
+
 @dataclass(frozen=True)
 class Request:
     """How the answers are wanted: the prior to translate with, draws to keep, gate and seed.
 
-    ``doubted`` says that certified answers of this problem missed places, so that those that no
-    audit looked at are not to be trusted.
+    ``doubt`` says which certified answers are not to be trusted, because others of this problem
+    missed places.
     """
 
     prior: Prior
     keep: int | None
     gate: Gate
     seed: int
-    doubted: bool = False
+    doubt: Doubt = Doubt.NONE
 
 
 def corrected(
@@ -185,7 +203,7 @@ def _flags(
         rules[Flag.MISFIT] = outcome.misfit
     if outcome.beyond is not None:
         rules[Flag.SUPPORT] = outcome.beyond
-    if outcome.missed is None and request.doubted:
+    if request.doubt.falls_on(audited=outcome.missed is not None):
         rules[Flag.UNCALIBRATED] = outcome.passed
     if outcome.missed is not None:
         rules[Flag.MODE_MISSED] = outcome.missed

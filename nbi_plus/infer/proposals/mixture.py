@@ -8,18 +8,19 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.weights.resample import systematic_resample
+from nbi_plus import launch
+from nbi_plus.batched import pick
+from nbi_plus.infer.proposals.em import FeaturedDraws, NormalMixtures, maximise, n_features
 from nbi_plus.infer.weights.summary import normalise
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 _RIDGE = 1e-6  # of the mean variance, when the draws are whitened
-_FLOOR = 1e-4  # variance below which no component falls, in whitened units
-_EMPTY = 1e-4  # share that keeps an emptied component alive
 _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
 _FOLDS = 5
+_RACE = 6  # steps after which the likeliest of several starts goes on alone
 _MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
 
 
@@ -85,12 +86,13 @@ class MixtureConfig:
     Attributes
     ----------
     n_components : int, tuple of int or None
-        The wide one not counted. Of several, each object takes its own; None offers
-        (1, 2, 4, 8, 16), up to ten parameters, else 1.
+        The wide one not counted. Of several, each object takes its own, in ascending order while
+        they get better; None offers (1, 2, 4, 8, 16), up to ten parameters, else 1.
     n_points : int
         Resampled draws that a fit sees.
     n_starts, n_steps : int
-        Starts, of which the likeliest end is kept, and steps of expectation and maximisation.
+        Starts, of which the likeliest is kept after some steps, and steps of expectation and
+        maximisation at most.
     dof : int
         Degrees of freedom of every component.
     wide_share, wide_scale : float
@@ -175,8 +177,8 @@ def fit_mixture(
 ) -> StudentMixture:
     """Fit a mixture to the weighted draws of each object, by weighted EM in whitened coordinates.
 
-    Where the number of components is open, the one that gives a held-out fifth of an object's
-    draws the highest weighted log-density is taken.
+    Where the number of components is open, they are tried in ascending order until a held-out
+    fifth of an object's draws gets a lower weighted log-density than before.
 
     Parameters
     ----------
@@ -189,29 +191,31 @@ def fit_mixture(
     seed, stage
         Of the randomness.
     """
+    n_dim = z.shape[-1]
+    widest = max(config.n_starts * max(config.sizes(n_dim)), n_features(n_dim))
+    each = widest * min(config.n_points, z.shape[1])
+    at_once = max(1, launch.of(z.device).mixture_numbers // each)
+    pieces = zip(*(v.split(at_once) for v in (z, weights, keys)), strict=True)
+    return _stack([_fit(*piece, config, seed, stage) for piece in pieces])
+
+
+def _fit(
+    z: Tensor, weights: Tensor, keys: Tensor, config: MixtureConfig, seed: int, stage: str
+) -> StudentMixture:
+    """Return the mixtures of objects that are fitted at once."""
     mean = (weights[..., None] * z).sum(1, keepdim=True)
     centred = z - mean
-    factor = _cholesky(torch.einsum("bs,bsi,bsj->bij", weights, centred, centred))
+    factor = _cholesky((weights[..., None] * centred).transpose(1, 2) @ centred)
     white = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
-    white = white.transpose(1, 2)
-    sizes = config.sizes(z.shape[-1])
-    best = torch.zeros_like(keys)
-    if len(sizes) > 1:
-        held_out = torch.arange(z.shape[1], device=z.device) % _FOLDS == 0
-        learned, judged = (torch.where(m, weights, 0.0) for m in (~held_out, held_out))
-        usable = (learned.sum(1) > 0) & (judged.sum(1) > 0)
-        learned = torch.where(usable[:, None], learned, weights)
-        trials = [_fit(white, learned, keys, k, config, seed, f"{stage} {k}") for k in sizes]
-        scores = torch.stack([(judged * trial.log_prob(white)).sum(1) for trial in trials])
-        best = scores.argmax(0)
-    chosen = [(best == i).nonzero()[:, 0] for i in range(len(sizes))]
-    fitted = [
-        _fit(white[rows], weights[rows], keys[rows], k, config, seed, f"{stage} {k}")
-        for k, rows in zip(sizes, chosen, strict=True)
-        if len(rows)
-    ]
-    order = torch.cat([rows for rows in chosen if len(rows)]).argsort()
-    found = _stack(fitted).select(order)
+    draws = _Draws(white.transpose(1, 2), weights, keys)
+    sizes = sorted(config.sizes(z.shape[-1]))
+    if len(sizes) == 1:
+        found = draws.fit(sizes[0], config, config.n_steps, seed, stage)
+        fitted = [(torch.arange(len(keys), device=keys.device), found)]
+    else:
+        fitted = _of_best_size(draws, sizes, config, seed, stage)
+    order = torch.cat([rows for rows, _ in fitted]).argsort()
+    found = _stack([_with_wide(found, config) for _, found in fitted]).select(order)
     return StudentMixture(
         log_shares=found.log_shares,
         means=mean + found.means @ factor.transpose(1, 2),
@@ -220,31 +224,76 @@ def fit_mixture(
     )
 
 
-def _fit(
-    white: Tensor, weights: Tensor, keys: Tensor, k: int, config: MixtureConfig, seed: int,
-    stage: str,
-) -> StudentMixture:  # fmt: skip
-    """Return mixtures of ``k`` components and a wide one, of whitened draws (B, S, D)."""
-    n, n_draws, d = white.shape
-    total = weights.sum(1, keepdim=True)
-    ess = total[:, 0].square() / weights.square().sum(1)
-    comb = keyed_uniform(seed, stage + " comb", keys, (1,))[:, 0]
-    pick = systematic_resample(weights, min(config.n_points, n_draws), comb)
-    points = white.gather(1, pick[..., None].expand(-1, -1, d))
-    # all starts of all objects are one batch; one start in five loses a mode, two rarely do
-    n_starts = 1 if k == 1 else config.n_starts
-    starts = [_spread_starts(points, k, keys, seed, f"{stage} {i}") for i in range(n_starts)]
-    points, ess = points.repeat(n_starts, 1, 1), ess.repeat(n_starts)
-    fitted = _expectation_maximisation(points, torch.cat(starts), ess, config.n_steps)
-    found = _with_wide(*fitted, config)
-    score = found.log_prob(points).mean(1).view(n_starts, n)
-    return found.select(score.argmax(0) * n + torch.arange(n, device=white.device))
+@dataclass(frozen=True)
+class _Draws:
+    """Whitened draws (B, S, D), their weights (B, S), and the keys (B,) of their objects."""
+
+    white: Tensor
+    weights: Tensor
+    keys: Tensor
+
+    def equal(self, config: MixtureConfig, seed: int, stage: str) -> FeaturedDraws:
+        """Return as many draws of equal weight as a fit may see."""
+        comb = keyed_uniform(seed, stage + " comb", self.keys, (1,))[:, 0]
+        n = min(config.n_points, self.weights.shape[1])
+        return FeaturedDraws.resampled(self.white, self.weights, n, comb)
+
+    def fit(
+        self, k: int, config: MixtureConfig, n_steps: int, seed: int, stage: str
+    ) -> NormalMixtures:
+        """Return mixtures of ``k`` normals, the likeliest of several starts."""
+        draws = self.equal(config, seed, f"{stage} {k}")
+        # one start in five loses a mode, two rarely do
+        n_starts = 1 if k == 1 else config.n_starts
+        uniform = [keyed_uniform(seed, f"{stage} {k} {i} starts", self.keys, (k,))
+                   for i in range(n_starts)]  # fmt: skip
+        found = NormalMixtures.around(draws.far_apart(k, torch.stack(uniform, 1)))
+        n_race = min(_RACE, n_steps) if n_starts > 1 else 0
+        raced, height = maximise(draws, found, n_race)
+        return maximise(draws, raced.best(height), n_steps - n_race)[0]
+
+    def refit(
+        self, found: NormalMixtures, config: MixtureConfig, n_steps: int, seed: int, stage: str
+    ) -> NormalMixtures:
+        """Return mixtures that start where those of other weights ended."""
+        draws = self.equal(config, seed, f"{stage} {found.shares.shape[-1]}")
+        return maximise(draws, found, n_steps)[0]
 
 
-def _with_wide(
-    shares: Tensor, means: Tensor, factors: Tensor, config: MixtureConfig
-) -> StudentMixture:
+def _of_best_size(
+    draws: _Draws, sizes: list[int], config: MixtureConfig, seed: int, stage: str
+) -> list[tuple[Tensor, NormalMixtures]]:
+    """Return rows (b,) and their mixtures, of the size that is best on a held-out fifth.
+
+    Half of the steps judge a size, the other half go on from there with all draws.
+    """
+    held_out = torch.arange(draws.white.shape[1], device=draws.white.device) % _FOLDS == 0
+    judged = draws.weights * held_out
+    usable = (judged.sum(1) > 0) & (judged.sum(1) < draws.weights.sum(1))
+    learned = torch.where(usable[:, None], draws.weights - judged, draws.weights)
+    n_trial = (config.n_steps + 1) // 2
+    rows = torch.arange(len(usable), device=usable.device)
+    best, high, ended = None, None, []
+    for k in sizes:
+        own = pick(replace(draws, weights=learned), rows)
+        trial = own.fit(k, config, n_trial, seed, stage)
+        density = _with_wide(trial, config).log_prob(own.white[:, held_out])
+        score = (judged[rows][:, held_out] * density).sum(1)
+        better = torch.ones_like(usable[rows]) if best is None else score > high
+        ended.append((rows[~better], pick(best, ~better)))
+        rows, best, high = rows[better], pick(trial, better), score[better]
+        if not len(rows):
+            break
+    ended.append((rows, best))
+    n_last = config.n_steps - n_trial
+    return [(rows, pick(draws, rows).refit(found, config, n_last, seed, stage))
+            for rows, found in ended if len(rows)]  # fmt: skip
+
+
+def _with_wide(found: NormalMixtures, config: MixtureConfig) -> StudentMixture:
     """Return mixtures with one more component, over everything."""
+    shares, means = found.shares[:, 0], found.means[:, 0]
+    factors = torch.linalg.cholesky(found.cov[:, 0])
     d = means.shape[-1]
     wide = config.wide_scale * torch.eye(d).to(factors).expand(len(means), 1, d, d)
     narrow = shares * (1 - config.wide_share)
@@ -275,51 +324,6 @@ def _stack(parts: list[StudentMixture]) -> StudentMixture:
     full = [padded(part) for part in parts]
     names = ("log_shares", "means", "factors")
     return StudentMixture(*(torch.cat([getattr(p, k) for p in full]) for k in names), full[0].dof)
-
-
-def _spread_starts(white: Tensor, k: int, keys: Tensor, seed: int, stage: str) -> Tensor:
-    """Return k starting means (B, k, D) far apart: k-means++ of Arthur and Vassilvitskii (2007)."""
-    uniform = keyed_uniform(seed, stage + " starts", keys, (k,))
-    distance = torch.ones_like(white[..., 0])
-    chosen = []
-    for i in range(k):
-        edges = (distance + 1e-30).cumsum(-1)
-        at = torch.searchsorted(edges, uniform[:, i : i + 1] * edges[:, -1:])
-        at = at.clamp(max=white.shape[1] - 1)
-        chosen.append(white.gather(1, at[..., None].expand(-1, -1, white.shape[2])))
-        nearest = (white - chosen[-1]).square().sum(-1)
-        distance = nearest if i == 0 else torch.minimum(distance, nearest)
-    return torch.cat(chosen, 1)
-
-
-def _expectation_maximisation(
-    white: Tensor, means: Tensor, ess: Tensor, n_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return shares (B, K), means (B, K, D) and factors (B, K, D, D) of a Gaussian mixture.
-
-    Covariances are drawn towards the mean one of all components, by D + 2 draws' worth of a prior:
-    towards that of all draws, components of far modes would be much too wide.
-    """
-    n, k, d = means.shape
-    eye = torch.eye(d).to(white)
-    prior = ((d + 2) / ess)[:, None]
-    cov = (0.5 * eye).expand(n, k, d, d)
-    shares = white.new_full((n, k), 1.0 / k)
-    for _ in range(n_steps):
-        factors = torch.linalg.cholesky(cov)
-        apart = (white[:, None] - means[:, :, None]).transpose(2, 3)
-        u = torch.linalg.solve_triangular(factors, apart, upper=False)
-        volume = factors.diagonal(dim1=2, dim2=3).log().sum(-1)
-        score = (shares.log() - volume)[..., None] - 0.5 * u.square().sum(2)
-        duty = score.softmax(1) / white.shape[1]
-        mass = duty.sum(-1) + 1e-12
-        means = (duty @ white) / mass[..., None]
-        apart = white[:, None] - means[:, :, None]
-        scatter = (duty[..., None] * apart).transpose(2, 3) @ apart
-        within = scatter.sum(1, keepdim=True) + _FLOOR * eye
-        cov = (scatter + prior[..., None, None] * within) / (mass + prior)[..., None, None]
-        shares = (mass + _EMPTY) / (mass + _EMPTY).sum(-1, keepdim=True)
-    return shares, means, torch.linalg.cholesky(cov)
 
 
 def _cholesky(cov: Tensor) -> Tensor:
