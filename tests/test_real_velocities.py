@@ -137,13 +137,24 @@ def chains_of(star, engine, n_steps, seed):
     return sampler.get_chain(discard=n_steps // 4, thin=5, flat=True)
 
 
+# nautilus 1.0.6 with n_live=2000, n_eff=10000, discard_exploration=True, seed 1; log Z -831.07. Of
+# the second planet 0.7 % lie at K_2 > 3 m/s, where no walker goes that begins at a circular orbit.
+TUTORIAL_MOMENTS = np.array([
+    [1198.8753, -0.2304, -0.2353, 0.2409, 7.1710, 75.7747, -499.9386, 0.0074, 0.3833, 2.1623],
+    [2.5711, 8.6341, 0.0449, 0.0602, 0.1447, 0.0319, 1.8247, 0.2090, 0.0910, 0.1807],
+])  # fmt: skip
+
+
 @pytest.mark.statistics
-def test_hd_164922_has_the_moments_of_emcee(hd_164922):
+def test_hd_164922_has_the_moments_of_another_sampler(hd_164922):
     star, engine, posterior = hd_164922
     assert posterior.certified
-    chains = chains_of(star, engine, n_steps=8000, seed=1)
+    if len(posterior.names) == TUTORIAL_MOMENTS.shape[1]:
+        expected = TUTORIAL_MOMENTS
+    else:
+        expected = moments(chains_of(star, engine, n_steps=8000, seed=1))
     found = moments(posterior.samples, posterior.weights)
-    check_moments(found, moments(chains), posterior.names)
+    check_moments(found, expected, posterior.names)
 
 
 @pytest.mark.statistics
