@@ -29,7 +29,7 @@ from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.peak_search import PeakSearch
-from nbi_plus.infer.sequential.reasons import why_not
+from nbi_plus.infer.sequential.reasons import may_be_luck, why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of, summarise
@@ -255,7 +255,8 @@ class Search:
         """
         n = self._work.config.certify_draws
         self._draw_fresh(n)
-        if not self._outcome().passed and self._fresh_efficiency() >= self._rules.efficiency_min:
+        hopeful = self._fresh_efficiency() >= self._rules.efficiency_min
+        if hopeful and not self._outcome().passed and self._may_be_luck():
             self._draw_fresh(2 * n)
 
     def _top_up(self) -> bool:
@@ -349,6 +350,9 @@ class Search:
         """Return which rules of the gate the answer does not meet yet."""
         outcome = self._outcome()
         return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
+
+    def _may_be_luck(self) -> bool:
+        return may_be_luck(self._fresh, self._rules, self._circles)
 
     def _needed(self, efficiency: float, effective: float = 0.0) -> float:
         """Return how many draws a certificate takes at an efficiency, some being effective."""
