@@ -15,6 +15,8 @@ import torch
 from scipy.stats import loguniform, norm, uniform
 
 import nbi_plus as nbi
+from benchmarks.sequential_gradients import in_torch
+from benchmarks.single_problems import load
 from nbi_plus.models import kepler
 from nbi_plus.models.microlensing import PointLensParallax
 from nbi_plus.models.radial_velocity import Orbits
@@ -119,6 +121,20 @@ def test_both_sides_of_a_parallax_event_have_their_shares(seed):
     error = math.sqrt(0.276 * 0.724 / posterior.ess)
     print("share", share)
     assert abs(share - 0.276) < 3 * math.hypot(error, 0.003)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_bent_tail_of_a_blended_event_is_not_left_out(seed):
+    """Normals around the peak end long before it; the weights of their draws say nothing of it."""
+    problem = load("microlensing")
+    engine = nbi.Engine(in_torch(problem), problem.priors, noise=problem.sigma, seed=seed)
+    engine.fit(n_sims=1000, n_rounds=40, x_obs=problem.x_obs, ess_target=2000, max_sims=30_000)
+    posterior = engine.posterior_
+    print(engine.rounds_, posterior, posterior.std(), sep="\n")
+    assert posterior.certified
+    check_evidence(posterior, -137.237, 0.007)  # of 20 000 effective draws of nested sampling
+    sd = np.array([0.0464, 0.0232, 2.0261, 1.301, 1.217])
+    assert np.abs(posterior.std() / sd - 1).max() < 0.1
 
 
 @pytest.mark.parametrize("seed", SEEDS)

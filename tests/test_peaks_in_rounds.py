@@ -47,10 +47,20 @@ def fitted(problem, x):
     return engine_for(problem).fit(x_obs=x, **QUICK)
 
 
+def first(rounds, phase):
+    return next(row for row in rounds if row.phase == phase)
+
+
+def way(rounds):
+    """Return the phases of locating, each once: scouts of the prior may come in several rows."""
+    phases = [row.phase for row in rounds]
+    return [p for i, p in enumerate(phases) if i == 0 or phases[i - 1] != p]
+
+
 def test_gradients_find_the_place_and_the_answer_is_the_closed_form(fitted, problem, x):
     posterior, rounds = fitted.posterior_, fitted.rounds_
-    assert [row.phase for row in rounds][:3] == ["prior", "peaks", "laplace"]
-    assert rounds[1].reason == "1 found"
+    assert way(rounds)[:3] == ["prior", "peaks", "laplace"]
+    assert first(rounds, "peaks").reason == "1 found"
     assert not any(row.phase == "locate" for row in rounds)
     mean, cov = problem.posterior(x[None])
     sd = np.sqrt(np.diag(cov))
@@ -62,12 +72,13 @@ def test_gradients_find_the_place_and_the_answer_is_the_closed_form(fitted, prob
 
 def test_a_gradient_is_a_call_that_makes_no_draw(fitted):
     rounds = fitted.rounds_
-    assert rounds.n_gradients == rounds[1].n_gradients == rounds[1].n_sims > 0
+    spent = first(rounds, "peaks")
+    assert rounds.n_gradients == spent.n_gradients == spent.n_sims > 0
     assert rounds.n_simulated == rounds[-1].n_total
     assert len(fitted.posterior_.samples) == rounds.n_simulated - rounds.n_gradients
     told = fitted.posterior_.rungs
     assert sum(r.n_calls for r in told) == rounds.n_simulated
-    assert told[1].n_gradients == rounds.n_gradients
+    assert sum(r.n_gradients for r in told) == rounds.n_gradients
 
 
 def test_gradients_count_in_the_budget(problem, x):
@@ -100,7 +111,8 @@ def test_where_normal_shapes_tell_little_a_network_locates():
         TWO_MOONS.simulator, TWO_MOONS.prior, noise=TWO_MOONS.noise, featurizer="resnet"
     )
     rounds = engine.fit(x_obs=np.zeros((1, 2)), n_sims=500, n_rounds=6, n_epochs=10).rounds_
-    assert [row.phase for row in rounds][:4] == ["prior", "peaks", "laplace", "locate"]
+    assert way(rounds)[:5] == ["prior", "peaks", "laplace", "prior", "locate"]
+    assert sum(row.n_sims for row in rounds if row.phase == "prior") in (499, 500)
     assert rounds.n_gradients < 500
     assert not any("starved" in row.reason for row in rounds)
 
@@ -109,7 +121,7 @@ def test_what_rounds_said_survives_the_file(fitted, problem, x, tmp_path):
     fitted.save(tmp_path / "one.nbi")
     loaded = nbi.Engine.load(tmp_path / "one.nbi", simulator=fitted.simulator)
     assert repr(loaded.rounds_) == repr(fitted.rounds_)
-    assert loaded.rounds_[1].reason == "1 found"
+    assert first(loaded.rounds_, "peaks").reason == "1 found"
     assert loaded.rounds_.n_gradients == fitted.rounds_.n_gradients
     old, new = fitted.predict(x, seed=3), loaded.predict(x, seed=3)
     np.testing.assert_allclose(old.log_weights, new.log_weights, rtol=0, atol=1e-9)

@@ -107,6 +107,10 @@ class CutProposal:
         """Return the proposals of some of the objects."""
         return CutProposal(self.inner.select(rows), self.cut.select(rows))
 
+    def wider(self, by: float) -> CutProposal:
+        """Return the same with a wider inner proposal."""
+        return CutProposal(self.inner.wider(by), self.cut)
+
 
 def unwrapped(z: Tensor, log_weights: Tensor, circles: tuple[int, ...]) -> Tensor:
     """Return coordinates (B, S, D) in which no object's posterior is torn apart by its circles.

@@ -16,12 +16,12 @@ from torch import Tensor
 from nbi_plus.infer.proposals.base import Blend, LatentProposal, Separate, free_flow
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.flow_fit import DensityConfig, fit_density
-from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture, temper
+from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, fit_mixture, temper
 from nbi_plus.infer.proposals.streams import Evaluate, Stream, take
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size, gate_of, normalise
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
-WIDE_SHARE = 0.1  # of the draws of a fitted mixture, from a fit to the square root of the target
+WIDE = Wide()
 
 
 class ProposalFamily(Protocol):
@@ -200,11 +200,11 @@ class Pair:
 
     def fit(
         self, family: ProposalFamily, keys: Tensor, seed: int, stage: str,
-        wide_share: float = WIDE_SHARE,
+        wide: Wide = WIDE,
     ) -> tuple[LatentProposal, LatentProposal]:  # fmt: skip
         """Return what stream A shall draw from, fitted to B, and what B shall, fitted to A."""
-        return self._fit(self.b, family, keys, seed, stage + " a", wide_share), self._fit(
-            self.a, family, keys, seed, stage + " b", wide_share
+        return self._fit(self.b, family, keys, seed, stage + " a", wide), self._fit(
+            self.a, family, keys, seed, stage + " b", wide
         )
 
     @property
@@ -306,17 +306,17 @@ class Pair:
     @staticmethod
     def _fit(
         stream: Stream, family: ProposalFamily, keys: Tensor, seed: int, stage: str,
-        wide_share: float,
+        wide: Wide,
     ) -> LatentProposal:  # fmt: skip
         return fit_defended(
             stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage,
-            wide_share,
+            wide,
         )  # fmt: skip
 
 
 def fit_defended(
     z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: ProposalFamily, keys: Tensor,
-    seed: int, stage: str, wide_share: float = WIDE_SHARE,
+    seed: int, stage: str, wide: Wide = WIDE,
 ) -> LatentProposal:  # fmt: skip
     """Fit to the target, and for a small share of the draws to its square root.
 
@@ -331,16 +331,15 @@ def fit_defended(
     keys : Tensor of int64, shape (B,)
     seed, stage
         Of the randomness.
-    wide_share : float
-        Of the draws that come from the fit to the square root.
+    wide : Wide
     """
     wanted = family.wanted_ess(*z.shape[1:])
     close = family.fit(z, _flattened(log_weights, wanted, z), keys, seed, stage)
     if family.wider is None:
         return close
     flat = _flattened(flat_log_weights, wanted, z)
-    wide = family.wider.fit(z, flat, keys, seed, stage + " wide")
-    return Blend((close, wide), (1 - wide_share, wide_share))
+    far = family.wider.fit(z, flat, keys, seed, stage + " wide").wider(wide.stretch)
+    return Blend((close, far), (1 - wide.share, wide.share))
 
 
 def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
@@ -379,7 +378,7 @@ def adapt(
 
 def best_fit(
     pair: Pair, families: tuple[ProposalFamily, ...], keys: Tensor, seed: int, stage: str,
-    wide_share: float = WIDE_SHARE,
+    wide: Wide = WIDE,
 ) -> tuple[ProposalFamily, tuple[LatentProposal, LatentProposal]]:  # fmt: skip
     """Return the family, and its proposals for both streams, that fits the streams best.
 
@@ -387,12 +386,12 @@ def best_fit(
     its twin, summed over the objects.
     """
     if len(families) == 1:
-        return families[0], pair.fit(families[0], keys, seed, stage, wide_share)
+        return families[0], pair.fit(families[0], keys, seed, stage, wide)
 
     def score(proposals: tuple[LatentProposal, LatentProposal]) -> float:
         each = zip((pair.a, pair.b), proposals, strict=True)
         gains = [(normalise(own.log_weights) * q.log_prob(own.z)).sum() for own, q in each]
         return float(sum(gains))
 
-    fits = [(family, pair.fit(family, keys, seed, stage, wide_share)) for family in families]
+    fits = [(family, pair.fit(family, keys, seed, stage, wide)) for family in families]
     return max(fits, key=lambda fit: score(fit[1]))

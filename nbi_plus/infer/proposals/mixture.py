@@ -72,11 +72,31 @@ class StudentMixture:
         """Return the mixtures of some of the objects."""
         return StudentMixture(self.log_shares[rows], self.means[rows], self.factors[rows], self.dof)
 
+    def wider(self, by: float) -> StudentMixture:
+        """Return mixtures whose components are wider by a factor."""
+        return replace(self, factors=by * self.factors)
+
     def _stretch(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
         """Return sqrt(nu / chi^2_nu) (B, n): what makes a t of a normal."""
         whole = round(self.dof)
         normals = keyed_normal(seed, stage + " stretch", keys, (n, whole))
         return (whole / normals.square().sum(-1)).sqrt()
+
+
+@dataclass(frozen=True)
+class Wide:
+    """The part of a proposal that is fitted to the square root of the target.
+
+    Attributes
+    ----------
+    share : float
+        Of all draws.
+    stretch : float
+        How much wider it is than what was fitted.
+    """
+
+    share: float = 0.1
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True)

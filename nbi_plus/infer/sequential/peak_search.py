@@ -30,6 +30,7 @@ _LEAST = 4  # whatever the budget
 _STEPS = 20  # of a way up, when the budget is shared among starts
 _MOST_STEPS = 20  # of a way up, for each parameter; a cusp has no end
 _MAX_PEAKS, _DEPTH = 10, 15.0
+_PILOT = 5  # of all draws around the peaks, one part says whether these are of any use
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class PeakSearch:
         known, used = Summits.none(pair.a.z), pair.a.z[0, :0]
         for i, n_starts in enumerate(self._batches(n_dim, most)):
             if i > 0:
-                pair = self._with_scouts(pair, most - known.n_looked, f"{stage} scouts {i}")
+                n = self.work.config.n_scouts
+                pair = self.with_scouts(pair, min(n, most - known.n_looked), f"{stage} scouts {i}")
             starts = _starts(pair, n_starts, used, known.z[0])
             if len(starts):
                 make = partial(self._ascend, starts, most - known.n_looked, f"{stage} {i}")
@@ -70,10 +72,14 @@ class PeakSearch:
                 break
         return pair, known
 
-    def draws(self, known: Summits, n: int, stage: str) -> Step:
-        """Return ``n`` draws of a Laplace mixture around the peaks."""
+    def draws(self, known: Summits, n: int, stage: str) -> Iterator[Step]:
+        """Yield a few draws of a Laplace mixture around the peaks, and the rest of ``n``."""
         proposal = laplace_mixture(known.z, known.factor, known.log_mass, self.circles)
-        return self.work.drawn((proposal,), n, stage)._replace(family="mixture")
+        n_pilot = max(n // _PILOT, 2)
+        for name, n_own in ((f"{stage} pilot", n_pilot), (stage, n - n_pilot)):
+            if n_own > 0:
+                make = partial(self.work.drawn, (proposal,), n_own, name)
+                yield self.work.journal.step(name, make)._replace(family="mixture")
 
     def _batches(self, n_dim: int, most: int) -> Iterator[int]:
         """Yield how many ways up are gone, one batch after the other."""
@@ -87,16 +93,15 @@ class PeakSearch:
     def _slope(self, n_dim: int) -> int:
         return 1 if self.work.ledger.target.differentiable else 2 * n_dim + 1
 
-    def _with_scouts(self, pair: Pair, n_most: int, stage: str) -> Pair:
-        """Return the streams with more draws of the prior, where a round has room for them."""
-        work, proposals = self.work, pair.a.proposals
-        if len(proposals) > 1 or not isinstance(proposals[0], PriorProposal):
+    def with_scouts(self, pair: Pair, n: int, stage: str) -> Pair:
+        """Return the streams with ``n`` more draws of the prior, up to a round in all."""
+        work, first = self.work, pair.a.proposals[0]
+        left = min(work.config.n_per_round - 2 * pair.a.counts[0], work.left(work.reserve))
+        n = min(n, left) // 2 * 2
+        if n < 2 or not isinstance(first, PriorProposal):
             return pair
-        n = min(work.config.n_scouts, work.config.n_per_round - pair.n_draws, n_most) // 2 * 2
-        if n < 2:
-            return pair
-        step = work.journal.step(stage, partial(work.drawn, proposals, n, stage))
-        return pair.share(proposals[0], step.z, work.evaluate(step.z, keep=True))
+        step = work.journal.step(stage, partial(work.drawn, (first,), n, stage))
+        return pair.share(first, step.z, work.evaluate(step.z, keep=True))
 
     def _ascend(self, starts: Tensor, most: int, stage: str) -> Step:
         """Return the peaks uphill from starts (n, D), as the state of a step without draws."""

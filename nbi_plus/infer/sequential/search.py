@@ -11,16 +11,16 @@ from torch import Tensor
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
-from nbi_plus.infer.proposals.circles import circular_columns, unwrapped
+from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import (
-    WIDE_SHARE,
+    WIDE,
     FlowFamily,
     MixtureFamily,
     OnCircles,
     Pair,
     best_fit,
 )
-from nbi_plus.infer.proposals.mixture import MixtureConfig, temper
+from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
@@ -32,11 +32,12 @@ from nbi_plus.infer.sequential.peak_search import PeakSearch
 from nbi_plus.infer.sequential.reasons import may_be_luck, why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
-from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of, summarise
+from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
-_WIDE_FIRST, _N_WIDE = 0.5, 2  # share of the wide part in the first rounds after peaks
+# what is fitted to draws around a peak knows nothing of bent tails, and no weight says so
+_WIDE_FIRST, _N_WIDE, _WIDE_LATER = Wide(0.5, stretch=2.0), 2, Wide(stretch=2.0)
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
 _POOR = 0.1  # efficiency of proposals that do not know where the posterior is
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
@@ -90,25 +91,26 @@ class Search:
         if self._pair is None:
             raise TimeoutError("max_seconds must allow for one round, but it is over before that.")
         outcome = self._climbed if self._climbed is not None else self._outcome()
-        if stop is not Stop.ESS_REACHED and self._reached(outcome):
+        if outcome.passed and float(outcome.summary.ess) >= self._work.config.ess_target:
             stop = Stop.ESS_REACHED  # the budget ended with the last draw that was wanted
-        frozen = self._pair.a.proposals[-1] if self._fresh is None else self._fresh.proposals[-1]
-        frozen = self._summit if self._climbed is not None else frozen
+        frozen = self._summit or (self._fresh or self._pair.a).proposals[-1]
         rounds = Rounds(tuple(self._work.rows), stop)
         return SequentialOutcome(outcome, frozen, rounds, self._network)
 
     def _run(self, first: RoundZero) -> Stop:
         self._start(first)
         self._locate()
-        n_families = 1  # a flow is tried only for what mixtures cannot follow
+        mixtures, families = self._families[:1], self._families[:1]
         for attempt in range(self._work.config.max_attempts):
-            if self._adapt(n_families):
+            worth = self._adapt(families)
+            if worth:
                 self._certify()
                 if self._outcome().passed and self._top_up():
                     return Stop.ESS_REACHED
-            if attempt > 0 and self._climb():
+            if families != mixtures and self._climb():
                 return Stop.NO_PROGRESS
-            n_families = len(self._families)
+            # better mixtures may pass where good ones failed; flows do what mixtures cannot follow
+            families = mixtures if worth and attempt == 0 else self._families
         return Stop.NO_PROGRESS
 
     # --- phases ----------------------------------------------------------------------------------
@@ -138,6 +140,9 @@ class Search:
         uphill = work.config.goes_uphill(differentiable=work.ledger.target.differentiable)
         if uphill and not self._is_located():
             self._look_for_peaks()
+            if self._floor is None:  # of the whole round of the prior a network learns more
+                search, n = PeakSearch(work, self._circles), work.config.n_per_round
+                self._adopt(search.with_scouts(self._pair, n, "prior"))
         if self._floor is None or work.config.locate == "network":
             self._train_networks()
         work.ledger.forget()
@@ -149,25 +154,31 @@ class Search:
     def _look_for_peaks(self) -> None:
         """Draw around the peaks that are uphill from the best draws, if there are any."""
         work, stage = self._work, f"peaks {len(self._work.rows)}"
-        search, n_before = PeakSearch(work, self._circles), self._pair.n_draws
-        self._pair, known = search(self._pair, stage)
-        if self._pair.n_draws > n_before:  # scouts are one round, however many were asked for
-            work.rows.pop()
-            self._note("prior", self._pair.n_draws)
+        search = PeakSearch(work, self._circles)
+        pair, known = search(self._pair, stage)
+        self._adopt(pair)
         spent = known.n_looked
         work.ledger.spend(*((0, spent) if work.ledger.target.differentiable else (spent, 0)))
-        self._seen = float(self._pair.highest)
+        self._seen = max([float(self._pair.highest), *known.log_prob[0].tolist()])
         self._note("peaks", spent, f"{len(known)} found" if len(known) else "none found")
         if not len(known):
             return
         n = max(min(work.config.n_per_round // 2, work.left() // _PILOT), 2)
-        step = work.journal.step(stage, partial(search.draws, known, n, stage))
-        judged = Stream.start(step.proposals[0], step.z, self._share("laplace", step))
-        efficiency = float(effective_sample_size(judged.log_weights)) / step.z.shape[1]
-        if efficiency < _POOR and not self._is_located():
+        steps = search.draws(known, n, stage)
+        pilot = next(steps)
+        judged = Stream.start(pilot.proposals[0], pilot.z, self._share("laplace", pilot))
+        if _efficiency(judged) < _POOR and not self._is_located():
             return  # normal shapes tell little of this posterior: a network may tell more
-        found = Floor.of(step.proposals[0], self._circles)
-        self._floor, self._fresh, self._family = found, judged, step.family
+        for step in steps:
+            judged = judged.add(step.proposals[0], step.z, self._share("laplace", step))
+        self._floor = Floor.of(pilot.proposals[0], self._circles)
+        self._fresh, self._family = judged, pilot.family
+
+    def _adopt(self, pair: Pair) -> None:
+        """Go on with streams that hold more draws of the prior, perhaps."""
+        n_new, self._pair = pair.n_draws - self._pair.n_draws, pair
+        if n_new > 0:
+            self._note("prior", n_new)
 
     def _train_networks(self) -> None:
         """Train networks on the pool until enough of all draws are effective."""
@@ -189,15 +200,15 @@ class Search:
             self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
 
-    def _adapt(self, n_families: int) -> bool:
+    def _adapt(self, families: tuple[OnCircles, ...]) -> bool:
         """Fit to each stream what its twin knows, while the efficiency grows.
 
         Returned is whether what came of it is worth a certificate.
         """
         work, c = self._work, self._work.config
-        if self._fresh is not None and not self._tried and self._fresh_efficiency() >= _GOOD:
+        if self._fresh is not None and not self._tried and _efficiency(self._fresh) >= _GOOD:
             return True
-        best, stale = 0.0, 0
+        best, stale = _efficiency(self._fresh) if self._tried else 0.0, 0
         for _ in range(c.max_adapt):
             work.reserve = self._reserve()
             end = work.end_of_rounds()
@@ -209,7 +220,7 @@ class Search:
             if self._now_or_never():
                 return True
             stage, half = f"adapt {len(work.rows)}", work.affordable(c.n_per_round) // 2
-            step = work.journal.step(stage, partial(self._adapted, stage, half, n_families))
+            step = work.journal.step(stage, partial(self._adapted, stage, half, families))
             self._family, self._fresh, self._tried = step.family, None, False
             self._pair = self._pair.extend(step.proposals, step.z, work.evaluate(step.z))
             self._note(f"adapt ({self._family})", step.z.shape[1], self._reshare())
@@ -255,8 +266,10 @@ class Search:
         """
         n = self._work.config.certify_draws
         self._draw_fresh(n)
-        hopeful = self._fresh_efficiency() >= self._rules.efficiency_min
-        if hopeful and not self._outcome().passed and self._may_be_luck():
+        hopeful = _efficiency(self._fresh) >= self._rules.efficiency_min
+        if self._outcome().passed or not hopeful:
+            return
+        if may_be_luck(self._fresh, self._rules, self._circles):
             self._draw_fresh(2 * n)
 
     def _top_up(self) -> bool:
@@ -268,7 +281,7 @@ class Search:
         c = self._work.config
         for last in (False, True):
             while self._short() > 0:
-                self._draw_fresh(math.ceil(c.spare * self._short() / self._fresh_efficiency()))
+                self._draw_fresh(math.ceil(c.spare * self._short() / _efficiency(self._fresh)))
             if self._outcome().passed or last:
                 break
             self._draw_fresh(c.certify_draws)
@@ -288,16 +301,19 @@ class Search:
         trained = work.locator.train(rows, weights, n_rows, self._network, name)
         return work.drawn((work.proposal(trained),), n, name, trained)
 
-    def _adapted(self, stage: str, n_each: int, n_families: int) -> Step:
-        work, families = self._work, self._families[:n_families]
-        # normal shapes know nothing of bent tails: look for these before anything is narrow
-        n_before = sum(row.phase.startswith("adapt") for row in work.rows)
-        wide = _WIDE_FIRST if self._floor is not None and n_before < _N_WIDE else WIDE_SHARE
-        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage, wide)
+    def _adapted(self, stage: str, n_each: int, families: tuple[OnCircles, ...]) -> Step:
+        work = self._work
+        family, proposals = best_fit(self._pair, families, work.key, work.seed, stage, self._wide())
         if self._floor is not None:
             proposals = tuple(map(self._floor.under, proposals))
         step = work.drawn(proposals, 2 * n_each, stage)
         return step._replace(family=family.name)
+
+    def _wide(self) -> Wide:
+        if self._floor is None:
+            return WIDE
+        n_before = sum(row.phase.startswith("adapt") for row in self._work.rows)
+        return _WIDE_FIRST if n_before < _N_WIDE else _WIDE_LATER
 
     def _reshare(self) -> str:
         """Give starved peaks a larger share of what comes next; return what is to be said."""
@@ -331,28 +347,17 @@ class Search:
         """The gate of the last proposals."""
         return gate_of(self._family, self._gate)
 
-    def _fresh_efficiency(self) -> float:
-        log_weights = self._fresh.log_weights
-        return float(effective_sample_size(log_weights)) / log_weights.shape[1]
-
     def _short(self) -> float:
         return max(self._work.config.ess_target - float(self._pair.ess), 0.0)
 
     def _enough(self) -> bool:
         """Say whether the pool would pass already, so that a certificate is all that is missing."""
-        if self._short() > 0:
-            return False
-        z = torch.cat([self._pair.a.z, self._pair.b.z], 1)
-        z = unwrapped(z, self._pair.log_weights, self._circles)
-        return int(self._rules.grade(summarise(self._pair.log_weights, z))) == Grade.A
+        return self._short() == 0 and int(self._rules.grade(self._outcome().summary)) == Grade.A
 
     def _why_not(self) -> str:
         """Return which rules of the gate the answer does not meet yet."""
         outcome = self._outcome()
         return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
-
-    def _may_be_luck(self) -> bool:
-        return may_be_luck(self._fresh, self._rules, self._circles)
 
     def _needed(self, efficiency: float, effective: float = 0.0) -> float:
         """Return how many draws a certificate takes at an efficiency, some being effective."""
@@ -368,17 +373,13 @@ class Search:
         """Say whether draws of the present proposals can pass, and none would after a round."""
         if self._fresh is None or self._tried:
             return False
-        work, efficiency = self._work, self._fresh_efficiency()
+        work, efficiency = self._work, _efficiency(self._fresh)
         hopeful = efficiency >= self._rules.efficiency_min
         now = self._needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
         # a fit to fewer effective draws than it wants is worse than what it is fitted to
         wanted = self._families[0].wanted_ess(self._pair.n_draws, self._pair.a.z.shape[-1])
         to_learn = max(work.config.n_per_round, wanted / max(efficiency, 1e-9))
         return hopeful and now <= work.left() < self._needed(efficiency) + to_learn
-
-    def _reached(self, outcome: Outcome) -> bool:
-        wanted = self._work.config.ess_target
-        return bool(outcome.passed) and float(outcome.summary.ess) >= wanted
 
     def _outcome(self) -> Outcome:
         return outcome_of(
@@ -393,3 +394,7 @@ class Search:
 
     def _note(self, phase: str, n: int, reason: str = "") -> None:
         self._work.note_pair(phase, n, self._pair, self._fresh, reason)
+
+
+def _efficiency(stream: Stream) -> float:
+    return float(effective_sample_size(stream.log_weights)) / stream.z.shape[1]
