@@ -13,13 +13,8 @@ from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import (
-    WIDE,
-    FlowFamily,
-    MixtureFamily,
-    OnCircles,
-    Pair,
-    best_fit,
-)
+    FlowFamily, MixtureFamily, OnCircles, Pair, best_fit,
+)  # fmt: skip
 from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
@@ -36,10 +31,12 @@ from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, g
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
-# what is fitted to draws around a peak knows nothing of bent tails, and no weight says so
-_WIDE_FIRST, _N_WIDE, _WIDE_LATER = Wide(0.5, stretch=2.0), 2, Wide(stretch=2.0)
+# What is fitted to draws of few places knows little of bent tails, and no weight says so: least
+# where these were peaks, in the first rounds.
+_WIDE, _WIDE_AT_PEAKS = Wide(stretch=1.5), Wide(stretch=2.0)
+_WIDE_FIRST, _N_FIRST = Wide(share=0.3, stretch=2.0), 2
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
-_POOR = 0.1  # efficiency of proposals that do not know where the posterior is
+_POOR, _VAGUE = 0.1, 0.15  # efficiency of what does not know a posterior's place, or its shape
 _HOPELESS = 3  # rounds of adapting without any gain, far from what passes
 _PILOT = 5  # of the calls that are left, one part for draws that say how good the peaks are
 _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
@@ -109,7 +106,7 @@ class Search:
                     return Stop.ESS_REACHED
             if families != mixtures and self._climb():
                 return Stop.NO_PROGRESS
-            # better mixtures may pass where good ones failed; flows do what mixtures cannot follow
+            # where good mixtures failed better ones may pass; flows do what mixtures cannot follow
             families = mixtures if worth and attempt == 0 else self._families
         return Stop.NO_PROGRESS
 
@@ -167,8 +164,8 @@ class Search:
         steps = search.draws(known, n, stage)
         pilot = next(steps)
         judged = Stream.start(pilot.proposals[0], pilot.z, self._share("laplace", pilot))
-        if _efficiency(judged) < _POOR and not self._is_located():
-            return  # normal shapes tell little of this posterior: a network may tell more
+        if _efficiency(judged) < _VAGUE and not self._is_located():
+            return  # a network may tell more
         for step in steps:
             judged = judged.add(step.proposals[0], step.z, self._share("laplace", step))
         self._floor = Floor.of(pilot.proposals[0], self._circles)
@@ -311,9 +308,9 @@ class Search:
 
     def _wide(self) -> Wide:
         if self._floor is None:
-            return WIDE
+            return _WIDE
         n_before = sum(row.phase.startswith("adapt") for row in self._work.rows)
-        return _WIDE_FIRST if n_before < _N_WIDE else _WIDE_LATER
+        return _WIDE_FIRST if n_before < _N_FIRST else _WIDE_AT_PEAKS
 
     def _reshare(self) -> str:
         """Give starved peaks a larger share of what comes next; return what is to be said."""
