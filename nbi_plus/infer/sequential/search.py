@@ -13,7 +13,11 @@ from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import (
-    FlowFamily, MixtureFamily, OnCircles, Pair, best_fit,
+    FlowFamily,
+    MixtureFamily,
+    OnCircles,
+    Pair,
+    best_fit,
 )  # fmt: skip
 from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, temper
 from nbi_plus.infer.proposals.streams import Stream
@@ -31,8 +35,7 @@ from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, g
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
-# What is fitted to draws of few places knows little of bent tails, and no weight says so: least
-# where these were peaks, in the first rounds.
+# fits to draws of few places know little of bent tails, and no weight says so; least after peaks
 _WIDE, _WIDE_AT_PEAKS = Wide(stretch=1.5), Wide(stretch=2.0)
 _WIDE_FIRST, _N_FIRST = Wide(share=0.3, stretch=2.0), 2
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
