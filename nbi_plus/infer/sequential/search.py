@@ -18,7 +18,7 @@ from nbi_plus.infer.proposals.cross_fit import (
     OnCircles,
     Pair,
     best_fit,
-)  # fmt: skip
+)
 from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
