@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import nbi_plus as nbi
+from nbi_plus.learn.flows import Flow
 
 SMALL = {"n_sims": 2000, "n_epochs": 6, "batch_size": 64}
 
@@ -267,6 +268,28 @@ def test_no_likelihood_means_amortized_and_uncorrected():
     assert posterior.status is nbi.Status.AMORTIZED
     assert not posterior.certified
     np.testing.assert_allclose(posterior.weights, 1 / len(posterior))
+
+
+def test_unweighted_answers_hold_as_many_draws_as_were_asked_for(linear, tmp_path, monkeypatch):
+    problem, engine = linear
+    engine.save(tmp_path / "engine.nbi")
+    bare = nbi.Engine.load(tmp_path / "engine.nbi")
+    observations = nbi.Observations.from_arrays(problem.observe(3)[1])
+    whole = bare.predict_many(observations, n_samples=50)
+    some = bare.predict_many(observations, n_samples=50, keep=7)
+    for all_draws, first in zip(whole, some, strict=True):
+        assert len(all_draws) == 50
+        np.testing.assert_array_equal(first.samples, all_draws.samples[:7])
+        np.testing.assert_allclose(first.log_q, all_draws.log_q[:7], rtol=1e-12)
+        np.testing.assert_allclose(first.weights, 1 / 7)
+    assert len(bare.predict_many(observations, n_samples=5, keep=9)[0]) == 9
+    assert np.isfinite(bare.predict_many(observations, n_samples=1).mean).all()
+
+    seen = []
+    monkeypatch.setattr(Flow, "log_prob", lambda _, z, __: seen.append(z.shape[1]) or z[..., 0])
+    summaries = bare.predict_many(observations, n_samples=50, keep=0)
+    np.testing.assert_array_equal(summaries.mean, whole.mean)
+    assert not any(seen)  # no density is made that nobody keeps
 
 
 def test_nbi_noise_function_is_weighted_where_errors_are_known():

@@ -30,7 +30,7 @@ from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.accounts import Meter, ReportLog
-from nbi_plus.infer.posterior.certificate import unweighted_outcome
+from nbi_plus.infer.posterior.certificate import unweighted_pool
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
@@ -119,7 +119,9 @@ class Amortized:
                 "posterior.reweight(prior)."
             )
         proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
-        step = max(1, launch.of(self.device).batch_draws // ladder.n_draws)
+        # without weights a draw more makes no answer better than was asked for
+        n_draws = ladder.n_draws if weighted else max(n_samples, keep or 0)
+        step = max(1, launch.of(self.device).batch_draws // n_draws)
         by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
         pieces = (by_length[i : i + step] for i in range(0, len(by_length), step))
         with preserved_random_state():
@@ -130,8 +132,9 @@ class Amortized:
             for rows in pieces:
                 objects, _, features = self._see(observations[rows])
                 own = Conditioned(proposal, features)
-                z = own.draw(objects.keys, ladder.n_draws, seed, "predict")
-                answer = verdict.amortized(unweighted_outcome(own, z), objects, request, reason)
+                z = own.draw(objects.keys, n_draws, seed, "predict")
+                pool = unweighted_pool(own, z[:, :keep])
+                answer = verdict.amortized(pool, z, objects, request, reason)
                 parts.append(Answered(answer, rows))
             return in_order(parts)
 

@@ -62,6 +62,10 @@ class Change:
             torch.where(inside[..., None], moved, nowhere), torch.where(inside, density, 0.0)
         )
 
+    def places(self, z: Tensor) -> Tensor:
+        """Return draws (B, S, D) without their density."""
+        return self.draws(z, torch.zeros_like(z[..., 0])).z
+
     def log_prob(self, z: Tensor, density: Callable[[Tensor], Tensor]) -> Tensor:
         """Return log-densities (B, S) of z of the new prior, from that of z of the old one."""
         theta = _turned(self.new.from_latent(z), self.old)
@@ -100,6 +104,10 @@ class TranslatedFlow:
         """Return n draws of each object; see `FlowProposal.draw`."""
         return self.change.draws(*self.inner.draw(features, keys, n, seed, stage))
 
+    def places(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return them without their density."""
+        return self.change.places(self.inner.places(features, keys, n, seed, stage))
+
     def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D)."""
         return self.change.log_prob(z, lambda own: self.inner.log_prob(own, features))
@@ -118,8 +126,7 @@ class Translated:
 
     def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
         """Return draws (B, n, D)."""
-        z = self.inner.draw(keys, n, seed, stage)
-        return self.change.draws(z, torch.zeros_like(z[..., 0])).z
+        return self.change.places(self.inner.draw(keys, n, seed, stage))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities (B, S) of draws z (B, S, D); 0 for draws that are nowhere."""

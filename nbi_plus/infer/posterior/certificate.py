@@ -126,12 +126,17 @@ def fresh_outcome(
 
 def unweighted_outcome(proposal: LatentProposal, z: Tensor) -> Outcome:
     """Return the outcome of draws z (B, S, D) of a proposal that no likelihood can weigh."""
+    pool = unweighted_pool(proposal, z)
+    equal, none = torch.zeros_like(pool.log_q), torch.zeros_like(pool.index)
+    nothing, failure = pool.failed, none.to(torch.uint8)
+    cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
+    return Outcome(AMORTIZED, "network", pool, cleaned, summarise(equal), failure)
+
+
+def unweighted_pool(proposal: LatentProposal, z: Tensor) -> Pool:
+    """Return draws z (B, S, D) with their densities, but without likelihoods."""
     log_q = proposal.log_prob(z)
     log_prior = PriorProposal(z.shape[-1]).log_prob(z)
     index = torch.arange(len(z), device=z.device)
     nothing = torch.zeros_like(log_q, dtype=torch.bool)
-    pool = Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)
-    equal, none = torch.zeros_like(log_q), torch.zeros_like(index)
-    failure = none.to(torch.uint8)
-    cleaned = CleanWeights(equal, none + z.shape[1], none, nothing.any(1), nothing, failure)
-    return Outcome(AMORTIZED, "network", pool, cleaned, summarise(equal), failure)
+    return Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)

@@ -17,6 +17,15 @@ from nbi_plus.problem.target import Z_MAX
 _RIM, _RIM_MASS = 0.5, 0.01
 
 
+def bounded(z: Tensor) -> Tensor:
+    """Return draws (b, S, D) as they are translated to theta.
+
+    Those beyond the latent bound have weight zero; there, theta need not be finite. They stand on
+    the bound, for they count among the draws.
+    """
+    return z.nan_to_num(nan=Z_MAX).clamp(-Z_MAX, Z_MAX)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Everything known of the draws of b objects, each (b, S); z is (b, S, D).
@@ -41,12 +50,8 @@ class Pool:
 
     @property
     def bounded(self) -> Tensor:
-        """The draws (b, S, D) as they are translated to theta.
-
-        Those beyond the latent bound have weight zero; there, theta need not be finite. They stand
-        on the bound, for they count among the draws.
-        """
-        return self.z.nan_to_num(nan=Z_MAX).clamp(-Z_MAX, Z_MAX)
+        """The draws (b, S, D) as they are translated to theta."""
+        return bounded(self.z)
 
     def select(self, rows: Tensor) -> Pool:
         """Return some of the objects."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from nbi_plus.infer.posterior.accounts import ReportLog
 from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, NUMBERS, WEIGHT_NUMBERS
 from nbi_plus.infer.posterior.flags import raised, weight_rules
-from nbi_plus.infer.posterior.outcome import Outcome, Pool
+from nbi_plus.infer.posterior.outcome import Outcome, Pool, bounded
 from nbi_plus.infer.posterior.posterior import Parameters, Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
@@ -109,11 +109,21 @@ def corrected(
     return Posteriors.concatenate([_weighted(o, objects, request, report) for o in outcomes])
 
 
-def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str) -> Posteriors:
-    """Return the network's own posteriors, status AMORTIZED, with the reason in the report."""
-    pool = outcome.pool
-    n, n_draws = pool.log_q.shape
-    weights = torch.full_like(pool.log_q, 1.0 / n_draws)
+def amortized(pool: Pool, z: Tensor, objects: Objects, request: Request, reason: str) -> Posteriors:
+    """Return the network's own posteriors, status AMORTIZED, with the reason in the report.
+
+    Parameters
+    ----------
+    pool : Pool
+        The draws that are kept.
+    z : Tensor, shape (B, S, D)
+        Those that are summed up: the density of what is not kept is nobody's business.
+    objects : Objects
+    request : Request
+    reason : str
+        Why nothing weighs them.
+    """
+    n, n_draws, _ = z.shape
     valid = objects.usable
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
     flags = tuple(
@@ -126,10 +136,16 @@ def amortized(outcome: Outcome, objects: Objects, request: Request, reason: str)
     numbers["ess"] = np.full(n, float(n_draws))
     line = RungReport("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason)
     rungs = tuple((replace(line, reason=own or reason),) for own in objects.refusals.tolist())
+    theta = request.prior.from_latent(bounded(z))
+    weights = torch.full_like(z[..., 0], 1.0 / n_draws)
     verdicts = status, flags, rungs
-    return _collect(
-        outcome, torch.zeros_like(weights), weights, numbers, verdicts, objects, request
-    )
+    result = _collect(pool.index, theta, weights, numbers, verdicts, objects, request)
+    if request.keep == 0:
+        return result
+    theta = theta[:, : pool.log_q.shape[1]]
+    equal = torch.full_like(pool.log_q, 1.0 / pool.log_q.shape[1])
+    columns = _columns(pool, theta, torch.zeros_like(equal), equal, request.prior)
+    return replace(result, draws=_draws(result, columns, [None] * n, "network", request))
 
 
 def _weighted(
@@ -163,8 +179,18 @@ def _weighted(
     valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
     weights = torch.where(valid, s.weights, 0.0)
     log_weights = torch.where(valid, cleaned.log_weights, -torch.inf)
+    pool, chains = outcome.pool, [None] * len(rows)
+    theta = request.prior.from_latent(pool.bounded)
     verdicts = status, flags, rungs
-    return _collect(outcome, log_weights, weights, numbers, verdicts, objects, request)
+    result = _collect(pool.index, theta, weights, numbers, verdicts, objects, request)
+    if request.keep == 0:
+        return result
+    columns = _columns(pool, theta, log_weights, weights, request.prior)
+    if request.keep is not None:
+        columns = _resampled(columns, objects.keys[pool.index], request)
+    elif outcome.chains is not None:
+        chains = _numpy(request.prior.from_latent(outcome.chains.z))
+    return replace(result, draws=_draws(result, columns, chains, outcome.family, request))
 
 
 def _one_line(
@@ -214,8 +240,8 @@ def _flags(
 
 
 def _collect(
-    outcome: Outcome,
-    log_weights: Tensor,
+    index: Tensor,
+    theta: Tensor,
     weights: Tensor,
     numbers: dict[str, NDArray],
     verdicts: tuple[
@@ -224,39 +250,33 @@ def _collect(
     objects: Objects,
     request: Request,
 ) -> Posteriors:
-    """Translate draws to parameters, take moments, and keep as many draws as are wanted."""
-    pool = outcome.pool
-    rows = pool.index.cpu().numpy()
-    theta = request.prior.from_latent(pool.bounded)
+    """Return posteriors without draws: verdicts, figures, and moments of theta (b, S, D)."""
+    rows = index.cpu().numpy()
     status, flags, rungs = verdicts
     mean, std, quantiles = (_numpy(v) for v in moments(theta, weights))
     # a failed object has no moments, not those of whatever draws came last
     failed = np.array([s is Status.FAILED for s in status])[:, None]
-    result = Posteriors(
+    return Posteriors(
         parameters=Parameters.of(request.prior), ids=objects.ids[rows],
         data_hash=objects.hashes[rows], status=status, flags=flags, rungs=rungs,
-        **numbers, ood_p_value=_numpy(objects.p_value[pool.index]), n_masked=objects.n_masked[rows],
+        **numbers, ood_p_value=_numpy(objects.p_value[index]), n_masked=objects.n_masked[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
     )  # fmt: skip
-    if request.keep == 0:
-        return result
-    draws = _draws(result, outcome, theta, log_weights, weights, objects, request)
-    return replace(result, draws=draws)
+
+
+def _columns(
+    pool: Pool, theta: Tensor, log_weights: Tensor, weights: Tensor, prior: Prior
+) -> list[Tensor]:
+    """Return what a Posterior holds of each draw."""
+    log_prior, log_q = _in_theta(pool, theta, prior)
+    return [theta, log_weights, weights, log_q, log_prior, pool.log_likelihood]
 
 
 def _draws(
-    result: Posteriors, outcome: Outcome, theta: Tensor, log_weights: Tensor, weights: Tensor,
-    objects: Objects, request: Request,
-) -> tuple[Posterior, ...]:  # fmt: skip
-    """Return one Posterior for each object, of all draws or of ``keep`` resampled ones."""
-    pool, chains = outcome.pool, [None] * len(theta)
-    log_prior, log_q = _in_theta(pool, theta, request.prior)
-    columns = [theta, log_weights, weights, log_q, log_prior, pool.log_likelihood]
-    if request.keep is not None:
-        columns = _resampled(columns, objects.keys[pool.index], request)
-    elif outcome.chains is not None:
-        chains = _numpy(request.prior.from_latent(outcome.chains.z))
+    result: Posteriors, columns: list[Tensor], chains: Sequence, family: str, request: Request
+) -> tuple[Posterior, ...]:
+    """Return one Posterior for each object, of its `_columns` and chains."""
     samples, log_w, w, log_q, log_prior, log_like = (_numpy(c) for c in columns)
     return tuple(  # results are one object each: the only loop over objects
         Posterior(
@@ -264,7 +284,7 @@ def _draws(
             result.status[i], result.flags[i], rungs=result.rungs[i], id=str(result.ids[i]),
             # one object at a time: a derived curve for every draw of all would fill the memory
             derived=request.prior.derive(samples[i]), chains=chains[i],
-            support=request.prior.support, gate=gate_of(outcome.family, request.gate),
+            support=request.prior.support, gate=gate_of(family, request.gate),
             data_hash=str(result.data_hash[i]),
             **{k: getattr(result, k)[i].item() for k in NUMBERS},
         )

@@ -56,9 +56,15 @@ class FlowProposal:
     share: float = 0.2
     width: float = 2.0
 
-    @torch.no_grad()
     def draw(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Draws:
-        """Draw n for each object; the draws of one depend on its key alone.
+        """Return `places` and their density."""
+        z = self.places(features, keys, n, seed, stage)
+        # the share that was really drawn, which n may not divide into
+        return Draws(z, self._log_prob(z, features, round(self.share * n) / n))
+
+    @torch.no_grad()
+    def places(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return n draws z (B, n, D) for each object; those of one depend on its key alone.
 
         Parameters
         ----------
@@ -76,16 +82,13 @@ class FlowProposal:
         choice = None
         if self.flow.config.n_mog > 1:
             choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
-        z = torch.cat(
+        return torch.cat(
             [
                 self.flow.sample(noise[i], features[i], None if choice is None else choice[i])
                 for i in _pieces(noise)
             ]
         )
-        # the share that was really drawn, which n may not divide into
-        return Draws(z, self._log_prob(z, features, n_wide / n))
 
-    @torch.no_grad()
     def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
         return self._log_prob(z, features, self.share)
@@ -93,6 +96,7 @@ class FlowProposal:
     def ends_inside(self, z: Tensor, weights: Tensor, ess: Tensor) -> None:  # noqa: ARG002
         """Say nothing: these draws reach wherever their prior does."""
 
+    @torch.no_grad()
     def _log_prob(self, z: Tensor, features: Tensor, share: float) -> Tensor:
         if not share:
             return torch.cat([self.exact.log_prob(z[i], features[i]) for i in _pieces(z)])
@@ -116,7 +120,7 @@ class Conditioned:
 
     def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
         """Return draws (B, n, D)."""
-        return self.proposal.draw(self.features, keys, n, seed, stage).z
+        return self.proposal.places(self.features, keys, n, seed, stage)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities (B, S) of draws z (B, S, D)."""

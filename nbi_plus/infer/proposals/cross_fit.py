@@ -338,7 +338,7 @@ def fit_defended(
     if family.wider is None:
         return close
     flat = _flattened(flat_log_weights, wanted, z)
-    far = family.wider.fit(z, flat, keys, seed, stage + " wide").wider(wide.stretch)
+    far = family.wider.fit(z, flat, keys, seed, stage + " wide").wider(wide.factor(z.shape[-1]))
     return Blend((close, far), (1 - wide.share, wide.share))
 
 

@@ -323,7 +323,8 @@ def _posterior(
     )
     request = verdict.Request(prior, None, gate, seed)
     if outcome.rung == AMORTIZED:
-        return verdict.amortized(outcome, objects, request, "no likelihood was given")[0]
+        pool = outcome.pool
+        return verdict.amortized(pool, pool.z, objects, request, "no likelihood was given")[0]
     return verdict.corrected([outcome], objects, request)[0]
 
 

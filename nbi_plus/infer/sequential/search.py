@@ -233,7 +233,7 @@ class Search:
             best = max(best, efficiency)
             # what cannot pass the gate is not worth a certificate
             hopeful = efficiency >= self._rules.efficiency_min
-            if hopeful and (stale >= 2 or self._enough()):
+            if hopeful and (stale >= 2 or self._enough() or self._is_last(efficiency)):
                 return True
             if stale >= _HOPELESS:
                 return False
@@ -354,19 +354,19 @@ class Search:
         """Say whether the pool would pass already, so that a certificate is all that is missing."""
         return self._short() == 0 and int(self._rules.grade(self._outcome().summary)) == Grade.A
 
+    def _is_last(self, efficiency: float) -> bool:
+        """Say whether another half of a round would leave too little for a certificate."""
+        n, left = self._rules.needed(efficiency), self._work.left()
+        return n <= left < n + self._work.config.n_per_round // 2
+
     def _why_not(self) -> str:
         """Return which rules of the gate the answer does not meet yet."""
         outcome = self._outcome()
         return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
 
-    def _needed(self, efficiency: float, effective: float = 0.0) -> float:
-        """Return how many draws a certificate takes at an efficiency, some being effective."""
-        least = max(self._rules.ess_min - effective, 0.0)
-        return math.ceil(least / max(efficiency, self._rules.efficiency_min))
-
     def _reserve(self) -> int:
         """Return what rounds must leave for a certificate; nothing where none could pass."""
-        n = self._needed(float(self._pair.efficiency()))
+        n = self._rules.needed(float(self._pair.efficiency()))
         return min(self._work.config.certify_draws, n) if n <= self._work.left() else 0
 
     def _now_or_never(self) -> bool:
@@ -375,11 +375,11 @@ class Search:
             return False
         work, efficiency = self._work, _efficiency(self._fresh)
         hopeful = efficiency >= self._rules.efficiency_min
-        now = self._needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
+        now = self._rules.needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
         # a fit to fewer effective draws than it wants is worse than what it is fitted to
         wanted = self._families[0].wanted_ess(self._pair.n_draws, self._pair.a.z.shape[-1])
         to_learn = max(work.config.n_per_round, wanted / max(efficiency, 1e-9))
-        return hopeful and now <= work.left() < self._needed(efficiency) + to_learn
+        return hopeful and now <= work.left() < self._rules.needed(efficiency) + to_learn
 
     def _outcome(self) -> Outcome:
         return outcome_of(

@@ -22,7 +22,8 @@ def moments(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     right = torch.searchsorted(middle, levels.expand(*ordered.shape[:2], -1).contiguous())
     right = right.clamp(1, ordered.shape[-1] - 1)
-    low, high = ordered.gather(-1, right - 1), ordered.gather(-1, right)
-    a, b = middle.gather(-1, right - 1), middle.gather(-1, right)
+    left = (right - 1).clamp(min=0)  # of one draw there is nothing to the left
+    low, high = ordered.gather(-1, left), ordered.gather(-1, right)
+    a, b = middle.gather(-1, left), middle.gather(-1, right)
     share = ((levels - a) / (b - a).clamp(min=1e-300)).clamp(0.0, 1.0)
     return mean, var.sqrt(), (low + share * (high - low)).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
@@ -257,6 +258,11 @@ class Gate:
     def efficiency_min(self) -> float:
         """The least efficiency that grade A asks of this family."""
         return max(self.eff_min, self.eff_min_mix) if self.fitted else self.eff_min
+
+    def needed(self, efficiency: float, effective: float = 0.0) -> int:
+        """Return how many draws grade A takes at an efficiency, some being effective already."""
+        least = max(self.ess_min - effective, 0.0)
+        return math.ceil(least / max(efficiency, self.efficiency_min))
 
     def moment_max(self, efficiency: Tensor) -> Tensor:
         """Return the largest k-hat of the second moments that draws may have, shape (B,).
