@@ -33,6 +33,7 @@ from nbi_plus import (
 )
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting, sources, training
+from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
@@ -682,3 +683,72 @@ def test_fingerprint_names_all_that_a_run_depends_on():
     rows = fitting.from_arrays(columns(301), parts)
     assert fitting._fingerprint(parts, rows) not in names
     assert fitting._fingerprint(copy.deepcopy(parts), copy.deepcopy(material)) == names[0]
+
+
+def _small_networks():
+    layers = (
+        torch.nn.Linear(7, 33),
+        torch.nn.LayerNorm(33),
+        torch.nn.GELU(),
+        torch.nn.Linear(33, 3),
+    )
+    network = torch.nn.Sequential(*layers).double()
+    x = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)).double()
+    return network, copy.deepcopy(network), lambda net: (net(x) - x[:, :3].sin()).square().mean()
+
+
+def test_steps_on_one_buffer_are_those_of_torch():
+    network, average, loss_of = _small_networks()
+    other = copy.deepcopy(network)
+    optimizer = FlatAdamW(network, average, weight_decay=0.1, clip=0.5)
+    groups = [{"params": [p for p in other.parameters() if (p.ndim > 1) == many],
+               "weight_decay": 0.1 * many} for many in (True, False)]  # fmt: skip
+    reference = torch.optim.AdamW(groups)
+    follower = [p.detach().clone() for p in other.parameters()]
+    for step in range(30):
+        lr = 0.01 * (1 - step / 40)
+        loss = loss_of(network)
+        optimizer.backward(loss)
+        assert bool(optimizer.step(lr, loss))
+        optimizer.follow(0.2)
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.zero_grad()
+        loss_of(other).backward()
+        torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+        reference.step()
+        pairs = zip(follower, other.parameters(), strict=True)
+        follower = [old.lerp(own.detach(), 0.2) for old, own in pairs]
+    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    for mine, theirs in zip(average.parameters(), follower, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=0, atol=1e-12)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_void():
+    network, average, loss_of = _small_networks()
+    optimizer = FlatAdamW(network, average, weight_decay=0.1, clip=0.5)
+    for broken in (False, True, False, True):
+        before = optimizer.flat.clone(), optimizer.mean.clone(), optimizer.square.clone()
+        loss = loss_of(network) * (torch.nan if broken else 1.0)
+        optimizer.backward(loss)
+        assert bool(optimizer.step(0.01, loss)) != broken
+        after = optimizer.flat, optimizer.mean, optimizer.square
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) == broken
+
+
+def test_an_optimizer_goes_on_from_its_state():
+    straight, average, loss_of = _small_networks()
+    first = FlatAdamW(straight, average, 0.1, 0.5)
+    for _ in range(3):
+        loss = loss_of(straight)
+        first.backward(loss)
+        first.step(0.01, loss)
+    again = copy.deepcopy(straight)
+    second = FlatAdamW(again, copy.deepcopy(again), 0.1, 0.5)
+    second.restore(copy.deepcopy(first.state()))
+    for network, optimizer in ((straight, first), (again, second)):
+        loss = loss_of(network)
+        optimizer.backward(loss)
+        optimizer.step(0.01, loss)
+    assert torch.equal(first.flat, second.flat)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nbi_plus.io.archive import read_archive, write_archive
 from nbi_plus.io.parts import joined, split
+from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.network import PosteriorNetwork
 
 History = list[dict[str, float]]
@@ -25,24 +26,18 @@ class TrainingState:
     ----------
     network, average : PosteriorNetwork
         The one that is trained, and the running average of its weights.
-    optimizer : torch.optim.Optimizer
+    optimizer : FlatAdamW
     best : dict of Tensor
         State of the average after its best epoch.
     history : list of dict
         Figures of every epoch.
-    weights, average_weights : list of Tensor
-        Parameters of both networks, in one order.
     """
 
     network: PosteriorNetwork
     average: PosteriorNetwork
-    optimizer: torch.optim.Optimizer
+    optimizer: FlatAdamW
     best: dict[str, Tensor]
     history: History = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.weights = list(self.network.parameters())
-        self.average_weights = list(self.average.parameters())
 
     @property
     def best_epoch(self) -> int:
@@ -58,7 +53,7 @@ def save(run: TrainingState, path: Path) -> None:
         "network": run.network.state_dict(),
         "average": run.average.state_dict(),
         "best": run.best,
-        "optimizer": joined(run.optimizer.state_dict()["state"]),
+        "optimizer": joined(run.optimizer.state()),
     }
     numbers = {k: v.detach().cpu().numpy() for k, v in joined(parts).items()}
     history = {k: np.array([h[k] for h in run.history]) for k in run.history[0]}
@@ -71,9 +66,7 @@ def restore(run: TrainingState, path: Path) -> None:
     run.network.load_state_dict(_tensors(parts["network"]))
     run.average.load_state_dict(_tensors(parts["average"]))
     run.best = _tensors(parts["best"])
-    state = {int(i): _tensors(own) for i, own in split(parts["optimizer"]).items()}
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    run.optimizer.restore({int(i): _tensors(o) for i, o in split(parts["optimizer"]).items()})
     keys, columns = list(parts["history"]), parts["history"].values()
     run.history = [
         dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)

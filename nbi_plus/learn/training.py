@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nbi_plus.data.batch import Batch
+from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
@@ -211,14 +212,9 @@ def train(
 
 def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
     network.train()
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
-    # fused: one kernel for all weights, which can skip a step without asking the device
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    average = copy.deepcopy(network).requires_grad_(False).eval()
+    average = copy.deepcopy(network).eval()
+    optimizer = FlatAdamW(network, average, config.weight_decay, config.clip)
+    average.requires_grad_(False)
     return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 
 
@@ -261,13 +257,13 @@ def _epoch(
     n_steps = 0
     for rows in task.source.batches(epoch, size, rng):
         rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
         loss, n_out = loss_of(rows.z, task.observe(rows, rng))
-        good = _step(run, loss, config)
+        run.optimizer.backward(loss)
+        good = run.optimizer.step(rate, loss)
         total, n_good = total + torch.where(good, loss.detach(), 0.0), n_good + good
         n_bad = n_bad + torch.where(good, n_out, len(rows.z))
-        _average(run, config, epoch * n_batches + n_steps)
+        done = epoch * n_batches + n_steps
+        run.optimizer.follow(1 - min(config.ema, (1 + done) / (10 + done)))  # faster at first
         n_steps += 1
     if n_good == 0:
         raise TrainingError(
@@ -310,27 +306,6 @@ def _loss(
 def _finite(z: Tensor, batch: Batch) -> Tensor:
     """Say which rows have finite parameters and data, bool (n,)."""
     return torch.isfinite(z).all(-1) & torch.isfinite(batch.x).flatten(1).all(-1)
-
-
-def _step(run: TrainingState, loss: Tensor, config: TrainConfig) -> Tensor:
-    """Take one optimizer step, or none where the loss is not finite; say which it was.
-
-    The choice is made on the device: asking for its value would wait for the GPU at each step.
-    """
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(run.weights, config.clip)
-    good = torch.isfinite(norm) & torch.isfinite(loss)
-    run.optimizer.found_inf = (~good).to(torch.float32)  # as torch's GradScaler does
-    run.optimizer.step()
-    return good
-
-
-@torch.no_grad()
-def _average(run: TrainingState, config: TrainConfig, step: int) -> None:
-    """Move the averaged weights towards the present ones, faster in the beginning."""
-    decay = min(config.ema, (1 + step) / (10 + step))
-    torch._foreach_lerp_(run.average_weights, run.weights, 1 - decay)
 
 
 def _rate(config: TrainConfig, done: float) -> float:

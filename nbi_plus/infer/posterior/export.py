@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy import units
-from astropy.table import QTable
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, MOMENTS, Figure
@@ -14,6 +12,9 @@ from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.weights.moments import LEVELS
 
 if TYPE_CHECKING:
+    from astropy.table import QTable
+    from astropy.units import Quantity
+
     from nbi_plus.infer.posterior.posterior import Posterior
     from nbi_plus.infer.posterior.posteriors import Posteriors
 
@@ -22,7 +23,7 @@ _LEVELS = dict(zip(MOMENTS[2:], LEVELS, strict=True))
 
 def parameter_table(posterior: Posterior) -> QTable:
     """Return one row per parameter of one posterior."""
-    table = QTable({"parameter": list(posterior.names)})
+    table = _table({"parameter": list(posterior.names)})
     rows = (posterior.mean(), posterior.std(), *posterior.quantile(list(_LEVELS.values())))
     for name, row in zip(MOMENTS, rows, strict=True):
         _add(table, name, row, BY_NAME[name])
@@ -37,7 +38,7 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
         raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
     hide = ~posteriors.certified & (uncertified == "nan")
     plain = _words(posteriors) | {k: getattr(posteriors, k) for k in ALL_NUMBERS}
-    table = QTable()
+    table = _table()
     for name, values in plain.items():
         _add(table, name, values, BY_NAME[name], hide)
     moments = _moments(posteriors)
@@ -52,7 +53,7 @@ def long_table(posteriors: Posteriors) -> QTable:
     """Return one row per object and parameter; moments of uncertified objects are NaN."""
     names, n = posteriors.parameters.names, len(posteriors)
     hide = ~posteriors.certified
-    table = QTable()
+    table = _table()
     _add(table, "id", np.repeat(posteriors.ids, len(names)), BY_NAME["id"])
     table["parameter"] = list(names) * n
     for kind, values in _moments(posteriors).items():
@@ -89,10 +90,16 @@ def _add(
     table[name].info.description = figure.sentence
 
 
-def _with_unit(
-    values: NDArray[np.float64], unit: str | None
-) -> NDArray[np.float64] | units.Quantity:
-    return values if unit is None else values * units.Unit(unit)
+def _with_unit(values: NDArray[np.float64], unit: str | None) -> NDArray[np.float64] | Quantity:
+    from astropy.units import Unit
+
+    return values if unit is None else values * Unit(unit)
+
+
+def _table(*columns: dict[str, Any], **options: Any) -> QTable:  # noqa: ANN401 - as QTable
+    from astropy.table import QTable  # half a second, which only tables are worth
+
+    return QTable(*columns, **options)
 
 
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arviz is optional
@@ -130,4 +137,4 @@ def _named(posterior: Posterior, draws: NDArray[np.float64]) -> dict[str, NDArra
 
 def plain_table(names: list[str], rows: list[dict[str, Any]], stop_reason: str) -> QTable:
     """Return a table of rows of numbers and words."""
-    return QTable({k: [row[k] for row in rows] for k in names}, meta={"stop_reason": stop_reason})
+    return _table({k: [row[k] for row in rows] for k in names}, meta={"stop_reason": stop_reason})

@@ -7,19 +7,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.prior.inversion import solve_increasing
 from nbi_plus.problem.prior.marginals import LATENT_MAX, normal_log_density
 from nbi_plus.problem.prior.transport import Transport
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 Array = NDArray[np.float64]
 _LOG_P_MIN = -690.0  # of a tail probability: beyond |z| = 37
@@ -267,6 +268,9 @@ def _cholesky(samples: Array) -> Array:
 
 
 def _fit_one(w: Array, size: int, seed: int) -> GaussianMixture:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     mixture = GaussianMixture(size, random_state=seed, max_iter=300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a slow tail of EM is still a density

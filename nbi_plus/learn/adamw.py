@@ -1,0 +1,110 @@
+"""AdamW on one buffer: clipping, step and running average of all weights in a few kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
+_ALIGNED = 16  # numbers: a weight that begins at the start of a cache line is multiplied faster
+
+
+class FlatAdamW:
+    r"""AdamW (Loshchilov & Hutter 2019) of a network whose weights are views of one tensor.
+
+    A step of many small weights is mostly the cost of its launches, and these are no more than for
+    one weight. Nothing is asked of the device: where a gradient is not finite, the step is void.
+
+    Parameters
+    ----------
+    network : Module
+        Its weights are moved into the buffer; they stay what they are.
+    average : Module
+        A copy of it, whose weights follow.
+    weight_decay : float
+        Of weights with more than one dimension.
+    clip : float
+        Largest norm of the gradient.
+    """
+
+    def __init__(
+        self, network: nn.Module, average: nn.Module, weight_decay: float, clip: float
+    ) -> None:
+        self.weight_decay, self.clip = weight_decay, clip
+        pairs = list(zip(network.parameters(), average.parameters(), strict=True))
+        pairs = [pair for pair in pairs if pair[0].requires_grad]
+        pairs.sort(key=lambda pair: pair[0].ndim <= 1)  # what decays comes first
+        self._weights = [own for own, _ in pairs]
+        kinds = {own.dtype for own in self._weights}
+        if len(kinds) != 1:
+            raise ValueError(
+                "the weights of a network must all be of one type, but these are of "
+                f"{sorted(map(str, kinds))}. Convert your featurizer with featurizer.float()."
+            )
+        self.flat = _gathered(self._weights)
+        self.average = _gathered([copy for _, copy in pairs])
+        self.grad, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
+        for own, grad in zip(self._weights, self._views(self.grad), strict=True):
+            own.grad = grad
+        self._n_decaying = sum(_room(own) for own in self._weights if own.ndim > 1)
+        self._n_steps = torch.zeros((), dtype=self.flat.dtype, device=self.flat.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradient of a loss."""
+        self.grad.zero_()
+        loss.backward()
+
+    @torch.no_grad()
+    def step(self, lr: float, loss: Tensor) -> Tensor:
+        """Move the weights by the gradient of a loss, and say whether it was finite."""
+        norm = torch.linalg.vector_norm(self.grad)
+        good = torch.isfinite(norm) & torch.isfinite(loss)
+        one = good.to(self.flat.dtype)
+        grad = torch.where(good, self.grad * (self.clip / (norm + 1e-6)).clamp(max=1.0), 0.0)
+        self._n_steps += one
+        n = self._n_steps.clamp(min=1.0)
+        self.mean.lerp_(grad, (1 - _BETA_1) * one)
+        self.square.lerp_(grad.square(), (1 - _BETA_2) * one)
+        self.flat[: self._n_decaying] *= 1 - lr * self.weight_decay * one
+        size = (self.square / (1 - _BETA_2**n)).sqrt_().add_(_EPS)
+        self.flat -= (lr * one / (1 - _BETA_1**n)) * self.mean / size
+        return good
+
+    @torch.no_grad()
+    def follow(self, share: float) -> None:
+        """Move the average a share of the way to the weights."""
+        self.average.lerp_(self.flat, share)
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """Return what a checkpoint must bring back, for each weight, as torch's AdamW names it."""
+        each = zip(self._views(self.mean), self._views(self.square), strict=True)
+        return {
+            i: {"step": self._n_steps, "exp_avg": mean, "exp_avg_sq": square}
+            for i, (mean, square) in enumerate(each)
+        }
+
+    def restore(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """Bring back what `state` gave."""
+        for i, own in self.state().items():
+            for name, value in own.items():
+                value.copy_(state[i][name])
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([_room(own) for own in self._weights])
+        return [p[: w.numel()].view_as(w) for p, w in zip(parts, self._weights, strict=True)]
+
+
+def _room(weight: Tensor) -> int:
+    return -(-weight.numel() // _ALIGNED) * _ALIGNED
+
+
+def _gathered(weights: Sequence[nn.Parameter]) -> Tensor:
+    """Return one tensor that holds all weights, which become views of it."""
+    flat = weights[0].new_zeros(sum(map(_room, weights)), requires_grad=False)
+    for weight, part in zip(weights, flat.split([_room(w) for w in weights]), strict=True):
+        view = part[: weight.numel()].view_as(weight)
+        view.copy_(weight.detach())
+        weight.data = view
+    return flat
