@@ -19,7 +19,7 @@ _BISECTIONS = 40
 _SIZES = (1, 2, 4, 8, 16)
 MANY_DIMS = 10  # above, a second full covariance costs more draws than it saves
 MANY_DIMS_DOF = 15  # heavy tails in every direction leave little in the middle
-_MOST_VOLUME = 64.0  # times that of a fit: of wider draws hardly any would count
+_FEW_DIMS = 6  # of more, hardly any draw of what is stretched counts
 _FOLDS = 5
 _RACE = 6  # steps after which the likeliest of several starts goes on alone
 _MODE_SCALES = (1e-5, 0.003, 0.03, 0.3)  # latent widths around a place whose width nobody knows
@@ -100,8 +100,8 @@ class Wide:
     stretch: float = 1.0
 
     def factor(self, n_dim: int) -> float:
-        """Return the stretch, or less where the volume of many parameters would grow too much."""
-        return min(self.stretch, _MOST_VOLUME ** (1 / n_dim))
+        """Return the stretch, which is none in many dimensions."""
+        return self.stretch if n_dim <= _FEW_DIMS else 1.0
 
 
 @dataclass(frozen=True)

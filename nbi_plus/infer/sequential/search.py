@@ -275,17 +275,19 @@ class Search:
     def _top_up(self) -> bool:
         """Draw on from the frozen proposals until the answer is as precise as was wanted.
 
-        Where the pool's tail fails the gate then, a few more draws of them are worth a try.
-        Returned is whether it passed.
+        The pool at most doubles each time. Where its tail fails the gate, a few more draws are
+        worth a try; after that, other proposals are. Returned is whether it passed.
         """
-        c = self._work.config
-        for last in (False, True):
-            while self._short() > 0:
-                self._draw_fresh(math.ceil(c.spare * self._short() / _efficiency(self._fresh)))
-            if self._outcome().passed or last:
-                break
-            self._draw_fresh(c.certify_draws)
-        return bool(self._outcome().passed)
+        c, tried = self._work.config, False
+        while not (passed := bool(self._outcome().passed)) or self._short() > 0:
+            n = c.certify_draws
+            if passed:
+                n = math.ceil(c.spare * self._short() / _efficiency(self._fresh))
+            elif tried:
+                return False
+            tried |= not passed
+            self._draw_fresh(min(n, self._pair.n_draws))
+        return True
 
     # --- steps -----------------------------------------------------------------------------------
 
@@ -338,7 +340,9 @@ class Search:
         found = work.evaluate(step.z)
         self._pair, self._fresh = self._pair.judged(step.z, found, self._fresh)
         self._tried = True
-        self._note("certify", step.z.shape[1], self._why_not())
+        outcome, own = self._outcome(), (self._fresh, self._rules, self._circles)
+        told = "" if outcome.passed else why_not(outcome, *own)
+        self._note("certify", step.z.shape[1], told)
 
     # --- judgements ------------------------------------------------------------------------------
 
@@ -358,11 +362,6 @@ class Search:
         """Say whether another half of a round would leave too little for a certificate."""
         n, left = self._rules.needed(efficiency), self._work.left()
         return n <= left < n + self._work.config.n_per_round // 2
-
-    def _why_not(self) -> str:
-        """Return which rules of the gate the answer does not meet yet."""
-        outcome = self._outcome()
-        return "" if outcome.passed else why_not(outcome, self._fresh, self._rules, self._circles)
 
     def _reserve(self) -> int:
         """Return what rounds must leave for a certificate; nothing where none could pass."""
