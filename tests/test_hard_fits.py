@@ -15,6 +15,7 @@ import torch
 from scipy.stats import loguniform, norm, uniform
 
 import nbi_plus as nbi
+from benchmarks.ours_sequential import fit
 from benchmarks.sequential_gradients import in_torch
 from benchmarks.single_problems import load
 from nbi_plus.models import kepler
@@ -146,3 +147,15 @@ def test_a_nearly_circular_orbit_is_certified(seed):
 def test_two_eccentric_planets_are_certified(seed):
     posterior = fitted(two_planets(), seed, 15)
     check_evidence(posterior, -492.344, 0.004)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_orbit_without_its_period_is_not_certified(seed):
+    """The first fit finds nothing but an alias: the audit's many ways up meet the period."""
+    problem = load("kepler")
+    posterior = fit(problem, seed, 1000, 2000, 30_000, gradients=True).posterior_
+    print(posterior.report)
+    held = problem.masses(posterior.samples, posterior.weights)["true_period"]
+    assert not posterior.certified or held > 0.8
+    if not posterior.certified:
+        assert nbi.Flag.MODE_MISSED in posterior.flags

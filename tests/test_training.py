@@ -685,21 +685,24 @@ def test_fingerprint_names_all_that_a_run_depends_on():
     assert fitting._fingerprint(copy.deepcopy(parts), copy.deepcopy(material)) == names[0]
 
 
-def _small_networks():
-    layers = (
-        torch.nn.Linear(7, 33),
-        torch.nn.LayerNorm(33),
-        torch.nn.GELU(),
-        torch.nn.Linear(33, 3),
-    )
-    network = torch.nn.Sequential(*layers).double()
-    x = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)).double()
-    return network, copy.deepcopy(network), lambda net: (net(x) - x[:, :3].sin()).square().mean()
+class TwoTypes(nn.Module):
+    """A small network; one of its layers may be in single precision."""
+
+    def __init__(self, *, single=False):
+        super().__init__()
+        self.first = nn.Linear(7, 33, dtype=torch.float32 if single else torch.float64)
+        self.rest = nn.Sequential(nn.LayerNorm(33), nn.GELU(), nn.Linear(33, 3)).double()
+        rng = torch.Generator().manual_seed(0)
+        self.x = torch.randn(20, 7, generator=rng).to(self.first.weight.dtype)
+
+    def loss(self):
+        y = self.rest(self.first(self.x).double())
+        return (y - self.x[:, :3].sin()).square().mean()
 
 
 def test_steps_on_one_buffer_are_those_of_torch():
-    network, average, loss_of = _small_networks()
-    other = copy.deepcopy(network)
+    network = TwoTypes()
+    average, other = copy.deepcopy(network), copy.deepcopy(network)
     optimizer = FlatAdamW(network, average, weight_decay=0.1, clip=0.5)
     groups = [{"params": [p for p in other.parameters() if (p.ndim > 1) == many],
                "weight_decay": 0.1 * many} for many in (True, False)]  # fmt: skip
@@ -707,14 +710,14 @@ def test_steps_on_one_buffer_are_those_of_torch():
     follower = [p.detach().clone() for p in other.parameters()]
     for step in range(30):
         lr = 0.01 * (1 - step / 40)
-        loss = loss_of(network)
+        loss = network.loss()
         optimizer.backward(loss)
         assert bool(optimizer.step(lr, loss))
         optimizer.follow(0.2)
         for group in reference.param_groups:
             group["lr"] = lr
         reference.zero_grad()
-        loss_of(other).backward()
+        other.loss().backward()
         torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
         reference.step()
         pairs = zip(follower, other.parameters(), strict=True)
@@ -726,29 +729,31 @@ def test_steps_on_one_buffer_are_those_of_torch():
 
 
 def test_a_step_whose_gradient_is_not_finite_is_void():
-    network, average, loss_of = _small_networks()
-    optimizer = FlatAdamW(network, average, weight_decay=0.1, clip=0.5)
+    network = TwoTypes(single=True)
+    optimizer = FlatAdamW(network, copy.deepcopy(network), weight_decay=0.1, clip=0.5)
     for broken in (False, True, False, True):
-        before = optimizer.flat.clone(), optimizer.mean.clone(), optimizer.square.clone()
-        loss = loss_of(network) * (torch.nan if broken else 1.0)
+        before = [p.detach().clone() for p in network.parameters()]
+        before += [v.clone() for own in optimizer.state().values() for v in own.values()]
+        loss = network.loss() * (torch.nan if broken else 1.0)
         optimizer.backward(loss)
         assert bool(optimizer.step(0.01, loss)) != broken
-        after = optimizer.flat, optimizer.mean, optimizer.square
+        after = list(network.parameters())
+        after += [v for own in optimizer.state().values() for v in own.values()]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) == broken
 
 
 def test_an_optimizer_goes_on_from_its_state():
-    straight, average, loss_of = _small_networks()
-    first = FlatAdamW(straight, average, 0.1, 0.5)
+    straight = TwoTypes(single=True)
+    first = FlatAdamW(straight, copy.deepcopy(straight), 0.1, 0.5)
     for _ in range(3):
-        loss = loss_of(straight)
+        loss = straight.loss()
         first.backward(loss)
         first.step(0.01, loss)
     again = copy.deepcopy(straight)
     second = FlatAdamW(again, copy.deepcopy(again), 0.1, 0.5)
     second.restore(copy.deepcopy(first.state()))
     for network, optimizer in ((straight, first), (again, second)):
-        loss = loss_of(network)
+        loss = network.loss()
         optimizer.backward(loss)
         optimizer.step(0.01, loss)
-    assert torch.equal(first.flat, second.flat)
+    assert all(map(torch.equal, straight.parameters(), again.parameters()))

@@ -20,7 +20,7 @@ class FlatAdamW:
     Parameters
     ----------
     network : Module
-        Its weights are moved into the buffer; they stay what they are.
+        Its weights are moved into a buffer, one for each of their types; they stay what they are.
     average : Module
         A copy of it, whose weights follow.
     weight_decay : float
@@ -36,53 +36,41 @@ class FlatAdamW:
         pairs = list(zip(network.parameters(), average.parameters(), strict=True))
         pairs = [pair for pair in pairs if pair[0].requires_grad]
         pairs.sort(key=lambda pair: pair[0].ndim <= 1)  # what decays comes first
-        self._weights = [own for own, _ in pairs]
-        kinds = {own.dtype for own in self._weights}
-        if len(kinds) != 1:
-            raise ValueError(
-                "the weights of a network must all be of one type, but these are of "
-                f"{sorted(map(str, kinds))}. Convert your featurizer with featurizer.float()."
-            )
-        self.flat = _gathered(self._weights)
-        self.average = _gathered([copy for _, copy in pairs])
-        self.grad, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
-        for own, grad in zip(self._weights, self._views(self.grad), strict=True):
-            own.grad = grad
-        self._n_decaying = sum(_room(own) for own in self._weights if own.ndim > 1)
-        self._n_steps = torch.zeros((), dtype=self.flat.dtype, device=self.flat.device)
+        self._order = [own for own, _ in pairs]
+        kinds = dict.fromkeys(own.dtype for own in self._order)
+        self._buffers = [_Buffer([pair for pair in pairs if pair[0].dtype == k]) for k in kinds]
+        self._n_steps = torch.zeros((), device=self._order[0].device)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradient of a loss."""
-        self.grad.zero_()
+        for buffer in self._buffers:
+            buffer.grad.zero_()
         loss.backward()
 
     @torch.no_grad()
     def step(self, lr: float, loss: Tensor) -> Tensor:
         """Move the weights by the gradient of a loss, and say whether it was finite."""
-        norm = torch.linalg.vector_norm(self.grad)
+        norms = [torch.linalg.vector_norm(buffer.grad).double() for buffer in self._buffers]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         good = torch.isfinite(norm) & torch.isfinite(loss)
-        one = good.to(self.flat.dtype)
-        grad = torch.where(good, self.grad * (self.clip / (norm + 1e-6)).clamp(max=1.0), 0.0)
-        self._n_steps += one
-        n = self._n_steps.clamp(min=1.0)
-        self.mean.lerp_(grad, (1 - _BETA_1) * one)
-        self.square.lerp_(grad.square(), (1 - _BETA_2) * one)
-        self.flat[: self._n_decaying] *= 1 - lr * self.weight_decay * one
-        size = (self.square / (1 - _BETA_2**n)).sqrt_().add_(_EPS)
-        self.flat -= (lr * one / (1 - _BETA_1**n)) * self.mean / size
+        self._n_steps += good
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        for buffer in self._buffers:
+            buffer.step(lr, self.weight_decay, scale, good, self._n_steps)
         return good
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
         """Move the average a share of the way to the weights."""
-        self.average.lerp_(self.flat, share)
+        for buffer in self._buffers:
+            buffer.average.lerp_(buffer.flat, share)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         """Return what a checkpoint must bring back, for each weight, as torch's AdamW names it."""
-        each = zip(self._views(self.mean), self._views(self.square), strict=True)
+        moments = {k: v for buffer in self._buffers for k, v in buffer.moments().items()}
         return {
-            i: {"step": self._n_steps, "exp_avg": mean, "exp_avg_sq": square}
-            for i, (mean, square) in enumerate(each)
+            i: {"step": self._n_steps, "exp_avg": moments[own][0], "exp_avg_sq": moments[own][1]}
+            for i, own in enumerate(self._order)
         }
 
     def restore(self, state: dict[int, dict[str, Tensor]]) -> None:
@@ -90,6 +78,34 @@ class FlatAdamW:
         for i, own in self.state().items():
             for name, value in own.items():
                 value.copy_(state[i][name])
+
+
+class _Buffer:
+    """The weights of one type, their average, their gradient and its moments: a tensor each."""
+
+    def __init__(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        self._weights = [own for own, _ in pairs]
+        self.flat, self.average = (_gathered(own) for own in zip(*pairs, strict=True))
+        self.grad, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
+        for own, grad in zip(self._weights, self._views(self.grad), strict=True):
+            own.grad = grad
+        self._n_decaying = sum(_room(own) for own in self._weights if own.ndim > 1)
+
+    def step(self, lr: float, decay: float, scale: Tensor, good: Tensor, n_steps: Tensor) -> None:
+        """Move the weights by the scaled gradient, or not at all where it is not good."""
+        kind = self.flat.dtype
+        one, n = good.to(kind), n_steps.to(kind).clamp(min=1.0)
+        grad = torch.where(good, self.grad * scale.to(kind), 0.0)
+        self.mean.lerp_(grad, (1 - _BETA_1) * one)
+        self.square.lerp_(grad.square(), (1 - _BETA_2) * one)
+        self.flat[: self._n_decaying] *= 1 - lr * decay * one
+        size = (self.square / (1 - _BETA_2**n)).sqrt_().add_(_EPS)
+        self.flat -= (lr * one / (1 - _BETA_1**n)) * self.mean / size
+
+    def moments(self) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
+        """Return both moments of the gradient of each weight."""
+        each = zip(self._views(self.mean), self._views(self.square), strict=True)
+        return dict(zip(self._weights, each, strict=True))
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         parts = flat.split([_room(own) for own in self._weights])

@@ -27,6 +27,7 @@ _STAGE = "audit"
 _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
 _FEWEST = 64
+_OF_ONE = 16  # times the starts of one of many
 _TOLD = 4  # peaks of an object that its report names
 
 
@@ -78,7 +79,18 @@ class PeakAudit:
 
     def doubled(self) -> PeakAudit:
         """Return the same with twice the starts, for answers that there is reason to doubt."""
-        return replace(self, n_starts=2 * self.n_starts, n_tried=2 * self.n_tried)
+        return self._times(2)
+
+    def of_one(self, target: Target) -> PeakAudit:
+        """Return the same for one object alone, which is worth many more starts if these are cheap.
+
+        A second of them finds periods that 32 starts never come near.
+        """
+        cheap = target.simulator.seconds_per_row <= _CHEAP
+        return self._times(_OF_ONE) if cheap else self
+
+    def _times(self, n: int) -> PeakAudit:
+        return replace(self, n_starts=n * self.n_starts, n_tried=n * self.n_tried)
 
     def n_scouts_of(self, target: Target) -> int:
         """Return how many scouts each object of a target gets."""

@@ -303,7 +303,8 @@ def _audited(
     accounts = Earlier.nothing(1, device).accounts(ladder.gate)
     context = RungContext(target, *accounts, ladder.gate, ladder.budget, seed)
     context.report.note(outcome)
-    looked = ladder.audit(outcome, _key(observations).to(device), context)
+    audit = ladder.audit.of_one(target)
+    looked = audit(outcome, _key(observations).to(device), context)
     return looked, context.report.lines[0][-1]
 
 
