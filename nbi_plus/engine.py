@@ -342,7 +342,8 @@ class Engine(BaseEstimator):
         n_samples : int
             Draws wanted of each object.
         keep : int, optional
-            None keeps all draws, n keeps n resampled ones, 0 only the summaries.
+            None keeps all draws, n keeps n of them (resampled where they have weights), 0 only the
+            summaries.
         modes : array_like, shape (N, M, D), dict or callable, optional
             Places in theta that are worth a look, or ``modes(observations)``, as the peaks of a
             periodogram; NaN where a coordinate is not known. A dict has ``points`` with ``std``

@@ -229,9 +229,8 @@ class SequentialAnswers:
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:  # noqa: ARG002
         """Return the posterior of fresh draws."""
-        ladder = self.how.ladder
-        n = max(n_samples, ladder.n_draws)
-        return self.fit.predict(n, ladder.gate, seed, self.how.n_jobs, self.how.client, self.change)
+        how = self.how
+        return self.fit.predict(n_samples, how.ladder, seed, how.n_jobs, how.client, self.change)
 
     def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
         """Return draws (n, D) of the frozen proposal."""

@@ -196,6 +196,8 @@ def test_import_changes_no_global_state():
         "import nbi_plus, featurizers\n"
         "assert state() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert 'astropy' not in sys.modules\n"
+        "assert 'sklearn.mixture' not in sys.modules\n"
         "assert 'nflows.flows' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

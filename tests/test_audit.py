@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,6 +166,13 @@ def test_chains_and_black_boxes_are_looked_at_too(engine):
     told = [r.audit for rungs in seen.rungs for r in rungs if r.n_apart]
     assert told
     assert all("mass" in text for text in told)
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 16), (1e-4, 16), (1e-3, 1)])
+def test_one_object_is_worth_more_starts_where_these_are_cheap(seconds, times):
+    audit = PeakAudit()
+    target = SimpleNamespace(simulator=SimpleNamespace(seconds_per_row=seconds))
+    assert audit.of_one(target).n_starts == times * audit.n_starts
 
 
 def test_options_out_of_range_are_refused():

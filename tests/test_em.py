@@ -31,7 +31,7 @@ def resampled(z, weights, n_points):
     return FeaturedDraws.resampled(z, weights, n_points, uniforms(9, len(z)))
 
 
-def same(found, expected, rtol=1e-8):
+def check_same(found, expected, rtol=1e-8):
     for name, value in zip(("shares", "means", "cov"), expected, strict=True):
         torch.testing.assert_close(getattr(found, name), value, rtol=rtol, atol=1e-9)
 
@@ -50,7 +50,7 @@ def test_products_give_the_numbers_of_the_formula(d, k):
     ess = 1 / weights.square().sum(1)
     found, _ = maximise(draws, NormalMixtures.around(start), 25, NEVER)
     expected = direct_em(repeated, start[:, 0], ess, 25)
-    same(found, [v[:, None] for v in expected])
+    check_same(found, [v[:, None] for v in expected])
     assert all(v.dtype == torch.float64 for v in vars(found).values())
 
 
@@ -87,7 +87,7 @@ def test_objects_end_when_they_like_and_do_not_see_each_other():
     for i in range(12):
         own = torch.tensor([i])
         alone, own_height = maximise(pick(draws, own), pick(start, own), 60, 1e-4)
-        same(alone, vars(pick(together, own)).values(), rtol=1e-9)
+        check_same(alone, vars(pick(together, own)).values(), rtol=1e-9)
         torch.testing.assert_close(own_height, height[own])
     _, highest = maximise(draws, start, 60, NEVER)
     assert ((highest - height) < 0.02).all()  # what ended early had little to gain
@@ -143,7 +143,7 @@ def test_a_needle_far_away_is_described_as_by_the_formula():
     start = torch.stack([z[:, 5], z[:, 500]], 1)[:, None]
     found, _ = maximise(draws, NormalMixtures.around(start), 15, NEVER)
     expected = direct_em(z, start[:, 0], torch.tensor([1000.0]).double(), 15)
-    same(found, [v[:, None] for v in expected], rtol=1e-7)
+    check_same(found, [v[:, None] for v in expected], rtol=1e-7)
 
 
 # --- many objects, and sizes ----------------------------------------------------------------------

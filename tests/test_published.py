@@ -257,7 +257,10 @@ def check_amortized(engine):
     assert np.abs(ratio - 1).max() < 0.2
     assert np.isnan(engine.posterior_.log_likelihood).all()
     with pytest.warns(nbi.UncertifiedWarning, match="AMORTIZED"):
-        again = engine.predict(X)
+        again = engine.predict(X, n_samples=2500)
+    assert len(again) == 2500  # a draw more makes no answer better that nothing weighs
+    with pytest.warns(nbi.UncertifiedWarning, match="AMORTIZED"):
+        assert len(engine.predict(X, n_samples=50)) == 50
     assert again.status is nbi.Status.AMORTIZED
     assert np.abs(again.mean() - engine.posterior_.mean()).max() < 0.2 * again.std().min()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class FlatAdamW:
         self._order = [own for own, _ in pairs]
         kinds = dict.fromkeys(own.dtype for own in self._order)
         self._buffers = [_Buffer([pair for pair in pairs if pair[0].dtype == k]) for k in kinds]
+        self._widest = reduce(torch.promote_types, kinds)
         self._n_steps = torch.zeros((), device=self._order[0].device)
 
     def backward(self, loss: Tensor) -> None:
@@ -50,7 +52,7 @@ class FlatAdamW:
     @torch.no_grad()
     def step(self, lr: float, loss: Tensor) -> Tensor:
         """Move the weights by the gradient of a loss, and say whether it was finite."""
-        norms = [torch.linalg.vector_norm(buffer.grad).double() for buffer in self._buffers]
+        norms = [torch.linalg.vector_norm(buffer.grad).to(self._widest) for buffer in self._buffers]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         good = torch.isfinite(norm) & torch.isfinite(loss)
         self._n_steps += good

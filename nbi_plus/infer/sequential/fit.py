@@ -101,13 +101,15 @@ class SequentialFit:
         return _key(self.observations).to(self.device)
 
     def predict(
-        self, n: int, gate: Gate, seed: int, n_jobs: int | None, client: object | None,
+        self, n_samples: int, ladder: Ladder, seed: int, n_jobs: int | None, client: object | None,
         change: Change | None = None,
     ) -> Posterior:  # fmt: skip
-        """Return the posterior of ``n`` fresh draws of the frozen proposal.
+        """Return the posterior of fresh draws of the frozen proposal.
 
-        ``change`` leads to another prior.
+        As of a network these are at least those of the ladder where they are weighed, and as many
+        as were asked for where nothing weighs them. ``change`` leads to another prior.
         """
+        gate, n = ladder.gate, max(n_samples, ladder.n_draws)
         key, data = self._key, self.observations.batch().to(self.device)
         if not self.noise.has_likelihood(data.x_err is not None):
             if change is not None:
@@ -115,7 +117,8 @@ class SequentialFit:
                     "predict with another prior must weigh its draws, but no likelihood was "
                     "given. Use posterior.reweight(prior)."
                 )
-            outcome = unweighted_outcome(self.frozen, self.frozen.draw(key, n, seed, "predict"))
+            z = self.frozen.draw(key, n_samples, seed, "predict")
+            outcome = unweighted_outcome(self.frozen, z)
             return _posterior(outcome, self.observations, self.prior, gate, seed)
         if self.simulator is None:
             raise ValueError(

@@ -96,7 +96,9 @@ class PeakSearch:
     def with_scouts(self, pair: Pair, n: int, stage: str) -> Pair:
         """Return the streams with ``n`` more draws of the prior, up to a round in all."""
         work, first = self.work, pair.a.proposals[0]
-        left = min(work.config.n_per_round - 2 * pair.a.counts[0], work.left(work.reserve))
+        each = zip(pair.a.proposals, pair.a.counts, strict=True)
+        so_far = 2 * sum(n_own for own, n_own in each if own is first)
+        left = min(work.config.n_per_round - so_far, work.left(work.reserve))
         n = min(n, left) // 2 * 2
         if n < 2 or not isinstance(first, PriorProposal):
             return pair
