@@ -82,10 +82,7 @@ class PeakAudit:
         return self._times(2)
 
     def of_one(self, target: Target) -> PeakAudit:
-        """Return the same for one object alone, which is worth many more starts if these are cheap.
-
-        A second of them finds periods that 32 starts never come near.
-        """
+        """Return the same for one object alone, which is worth many more starts if these are cheap."""
         cheap = target.simulator.seconds_per_row <= _CHEAP
         return self._times(_OF_ONE) if cheap else self
 
