@@ -82,7 +82,7 @@ class PeakAudit:
         return self._times(2)
 
     def of_one(self, target: Target) -> PeakAudit:
-        """Return the same for one object alone, which is worth many more starts if these are cheap."""
+        """Return the same for one object alone: many more starts, if these are cheap."""
         cheap = target.simulator.seconds_per_row <= _CHEAP
         return self._times(_OF_ONE) if cheap else self
 
