@@ -116,7 +116,7 @@ def in_search_and_predict(family, monkeypatch):
                         ladder=nbi.Ladder(gate=STRICT))  # fmt: skip
     engine.fit(n_sims=1000, n_rounds=4, x_obs=x, ess_target=500)
     assert engine.sequential_.family == family
-    again = engine.sequential_.predict(2048, STRICT, 0, None, None)
+    again = engine.sequential_.predict(2048, engine.ladder, 0, None, None)
     assert engine.posterior_.certified == again.certified
     return again.certified
 
