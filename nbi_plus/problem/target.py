@@ -74,6 +74,11 @@ class Target:
     n_jobs: int | None = 1
     client: object | None = None
 
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers one simulation has."""
+        return math.prod(self.data.x.shape[1:])
+
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """Return the unnormalised log posterior density in the latent space.
 
@@ -166,7 +171,7 @@ class Target:
     def _rows_per_launch(self) -> int:
         most = launch.of(self.data.x.device)
         copies = most.target_copies + self.noise.n_copies
-        rows = most.target_bytes // (8 * copies * math.prod(self.data.x.shape[1:]))
+        rows = most.target_bytes // (8 * copies * self.n_numbers)
         return max(1, min(rows, most.target_rows))
 
     def _launches(self, n_objects: int, n_each: int) -> list[tuple[slice, slice]]:

@@ -6,7 +6,6 @@ the neighbourhood of every peak by draws of its own, and compares with the answe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,10 +88,10 @@ class PeakAudit:
     def _times(self, n: int) -> PeakAudit:
         return replace(self, n_starts=n * self.n_starts, n_tried=n * self.n_tried)
 
-    def n_scouts_of(self, target: Target) -> int:
-        """Return how many scouts each object of a target gets."""
-        n = min(self.n_scouts, self.scout_numbers // math.prod(target.data.x.shape[1:]))
-        cost = target.simulator.seconds_per_row
+    def n_scouts_of(self, context: RungContext) -> int:
+        """Return how many scouts each object gets."""
+        n = min(self.n_scouts, self.scout_numbers // context.target.n_numbers)
+        cost = context.target.simulator.seconds_per_row
         if cost > _CHEAP:  # what is cheap is not timed, so that nothing depends on the clock
             n = min(n, int(_SCOUTING / cost))
         return max(n, _FEWEST)
@@ -119,7 +118,7 @@ class PeakAudit:
             missed |= outcome.missed
             found.put(torch.arange(len(missed), device=missed.device), outcome.peaks)
         passed = outcome.passed.nonzero()[:, 0]
-        each = self.n_scouts_of(context.target) + outcome.pool.z.shape[1]
+        each = self.n_scouts_of(context) + outcome.pool.z.shape[1]
         at_once = max(1, launch.of(passed.device).batch_draws // each)
         for rows in passed.split(at_once) if len(passed) else ():
             own = _Audited(outcome.select(rows), keys[rows], context, self)
@@ -203,7 +202,7 @@ class _Audited:
     def _scouts(self) -> Landscape:
         """Return draws of the prior, and as many around the answer."""
         context, stage = self._context, f"{self._stage} scouts"
-        n = self._config.n_scouts_of(context.target)
+        n = self._config.n_scouts_of(context)
         prior = PriorProposal(self._land.z.shape[-1])
         z = torch.cat([
             prior.draw(self._keys, n // 2, context.seed, stage),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,24 @@ class Rung(Protocol):
         Those it tried come back with one more `Outcome` (`OpenObjects.after`) and a line in
         ``context.report``; those it cannot help come back as they were.
         """
+
+
+class OptionalRung:
+    """A rung that can be switched off, and may be of no use without gradients.
+
+    Attributes
+    ----------
+    wanted : bool
+        Whether its chosen state leaves it anything to do.
+    needs_gradients : bool
+    """
+
+    wanted: bool
+    needs_gradients: ClassVar[bool] = False
+
+    def applies(self, target: Target) -> bool:
+        """Say whether it is wanted, and torch can differentiate the target if it must."""
+        return self.wanted and (target.differentiable or not self.needs_gradients)
 
 
 @dataclass(frozen=True)
@@ -98,9 +116,8 @@ class RungContext:
     @property
     def gradient_rows(self) -> int:
         """How many rows of one gradient fit into the cache of a CPU, or a GPU's memory."""
-        data = self.target.data.x
-        numbers = launch.of(data.device).gradient_numbers
-        return max(64, numbers // math.prod(data.shape[1:]))
+        numbers = launch.of(self.target.data.x.device).gradient_numbers
+        return max(64, numbers // self.target.n_numbers)
 
     def applying(self, rungs: Iterable[Rung]) -> list[Rung]:
         """Return the rungs that can do anything for objects of this target."""

@@ -13,17 +13,16 @@ from torch import Tensor
 from nbi_plus.batched import join
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.samplers import ensemble
 from nbi_plus.problem.random import stage_key
-from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
-class EnsembleRung:
+class EnsembleRung(OptionalRung):
     """Chosen state of the rung.
 
     Attributes
@@ -42,8 +41,9 @@ class EnsembleRung:
     name: ClassVar[str] = "ensemble"
     status: ClassVar[Status] = Status.ENSEMBLE
 
-    def applies(self, target: Target) -> bool:  # noqa: ARG002 - walkers need no gradients
-        """Say whether walkers are wanted."""
+    @property
+    def wanted(self) -> bool:
+        """Whether there are walkers."""
         return self.sampler.n_walkers > 0
 
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
 from nbi_plus.infer.posterior.outcome import Chains
 from nbi_plus.infer.posterior.status import Status
@@ -20,7 +20,6 @@ from nbi_plus.infer.samplers import hmc
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import stage_key
-from nbi_plus.problem.target import Target
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -30,7 +29,7 @@ _SLOPE = 0.05  # relative error of its gradient
 
 
 @dataclass(frozen=True)
-class HmcRung:
+class HmcRung(OptionalRung):
     """Chosen state of the rung.
 
     Attributes
@@ -57,10 +56,12 @@ class HmcRung:
     weights: LayeredConfig = field(default_factory=LayeredConfig)
     name: ClassVar[str] = "hmc"
     status: ClassVar[Status] = Status.HMC
+    needs_gradients: ClassVar[bool] = True
 
-    def applies(self, target: Target) -> bool:
-        """Say whether chains are wanted, and torch can differentiate the target."""
-        return self.n_super > 0 and target.differentiable
+    @property
+    def wanted(self) -> bool:
+        """Whether there are chains."""
+        return self.n_super > 0
 
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
         """Yield objects that together hold every object once, after this rung.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.rung_refine import RefineRung
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -23,11 +23,10 @@ from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.samplers.peaks import PeaksConfig
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size
-from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
-class PeaksRung:
+class PeaksRung(OptionalRung):
     """Chosen state of the rung.
 
     Attributes
@@ -62,10 +61,12 @@ class PeaksRung:
     search: PeaksConfig = PeaksConfig(max_peaks=8, depth=15.0)
     name: ClassVar[str] = "peaks"
     status: ClassVar[Status] = Status.REFINED
+    needs_gradients: ClassVar[bool] = True
 
-    def applies(self, target: Target) -> bool:
-        """Say whether ascents are wanted, and torch can differentiate the target."""
-        return self.n_starts > 0 and target.differentiable
+    @property
+    def wanted(self) -> bool:
+        """Whether there are ascents."""
+        return self.n_starts > 0
 
     @torch.no_grad()
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.infer.ladder.open_objects import OpenObjects
-from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import PriorProposal
@@ -25,11 +25,10 @@ from nbi_plus.infer.proposals.cross_fit import (
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
 from nbi_plus.infer.weights.summary import Gate, summarise
-from nbi_plus.problem.target import Target
 
 
 @dataclass(frozen=True)
-class RefineRung:
+class RefineRung(OptionalRung):
     """Chosen state of the rung.
 
     Attributes
@@ -60,8 +59,9 @@ class RefineRung:
     name: ClassVar[str] = "refine"
     status: ClassVar[Status] = Status.REFINED
 
-    def applies(self, target: Target) -> bool:  # noqa: ARG002 - any target will do
-        """Say whether rounds are wanted."""
+    @property
+    def wanted(self) -> bool:
+        """Whether there are rounds."""
         return self.n_rounds > 0
 
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
@@ -74,7 +74,7 @@ class RefineRung:
 
 
 @dataclass(frozen=True)
-class FlowRung:
+class FlowRung(OptionalRung):
     """Chosen state of the rung that adapts flows: for shapes that no mixture follows.
 
     Attributes
@@ -95,8 +95,9 @@ class FlowRung:
     name: ClassVar[str] = "flow"
     status: ClassVar[Status] = Status.REFINED
 
-    def applies(self, target: Target) -> bool:  # noqa: ARG002 - any target will do
-        """Say whether rounds are wanted."""
+    @property
+    def wanted(self) -> bool:
+        """Whether there are rounds."""
         return self.n_rounds > 0
 
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:

@@ -45,7 +45,7 @@ def checked(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> Outcom
     pool, weights = outcome.pool, outcome.summary.weights
     tails = torch.full((len(weights), 2), math.nan, dtype=torch.float64, device=weights.device)
     alive = (weights.sum(1) > 0).nonzero()[:, 0]
-    step = max(1, _NUMBERS // (_N_DRAWS * math.prod(target.data.x.shape[1:])))
+    step = max(1, _NUMBERS // (_N_DRAWS * target.n_numbers))
     for rows in alive.split(step) if len(alive) else ():
         comb = keyed_uniform(seed, "fit draws", keys[rows], (1,))[:, 0]
         pick = systematic_resample(weights[rows], _N_DRAWS, comb)
