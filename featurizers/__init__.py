@@ -23,9 +23,10 @@ from featurizers.resnet import ResNet, ResNetGRU, ResNetGRUOptions, ResNetOption
 from featurizers.size import Size, default_size
 from featurizers.spectrum import Spectrum, SpectrumOptions
 from featurizers.transformer import Transformer, TransformerOptions
-from featurizers.vocabulary import from_nbi
+from featurizers.vocabulary import NBI_TYPES, from_nbi
 
 __all__ = [
+    "NBI_TYPES",
     "GRU",
     "Featurizer",
     "GRUOptions",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from featurizers.checks import check_at_least, check_keys, check_name
 
-_TYPES = ("resnet-gru", "resnet", "gru", "transformer")
+NBI_TYPES = ("resnet-gru", "resnet", "gru", "transformer")
 _RESNET = {
     "dim_out": "n_features",
     "dim_conv_min": "width_first",
@@ -55,6 +55,8 @@ def from_nbi(
     ``dim_hidden``                 size of the recurrent state; channels of a transformer
     ============================== ==============================================================
 
+    Types that nbi does not have have no such dictionary: `make` takes their own options.
+
     A known key that has no meaning for the type is ignored, as nbi does. What is not given is our
     default, but for the cap of 256 that goes with ``dim_conv_min``.
 
@@ -101,8 +103,8 @@ def from_nbi(
 
 def _name(given: dict[str, object]) -> str:
     """Return our name of the type, in which a ResNet-GRU without recurrent layer is a ResNet."""
-    name = str(given.get("type", _TYPES[0])).lower().replace("_", "-")
-    check_name("type", name, _TYPES)
+    name = str(given.get("type", NBI_TYPES[0])).lower().replace("_", "-")
+    check_name("type", name, NBI_TYPES)
     return "resnet" if name == "resnet-gru" and given.get("n_rnn") == 0 else name
 
 

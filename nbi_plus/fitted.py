@@ -19,8 +19,8 @@ from nbi_plus.data.packing import coordinate
 from nbi_plus.infer.ladder.amortized import Amortized
 from nbi_plus.infer.ladder.hints import Hints
 from nbi_plus.infer.ladder.ladder import Ladder
-from nbi_plus.infer.ladder.translated import Change
 from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.translated import Change
 from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.model import TrainedModel

@@ -166,9 +166,12 @@ def _name_and_options(
     wishes = {} if isinstance(featurizer, str) else dict(featurizer)
     is_transformer = str(wishes.get("type", featurizer)).lower() == "transformer"
     time = wishes.pop("time", None) if is_transformer else None
-    name, options = (
-        (featurizer, {}) if isinstance(featurizer, str) else featurizers.from_nbi(wishes)
-    )
+    if isinstance(featurizer, str):
+        name, options = featurizer, {}
+    elif wishes.get("type") in set(featurizers.available()) - set(featurizers.NBI_TYPES):
+        name, options = wishes.pop("type"), wishes  # nbi has no words for those: they are ours
+    else:
+        name, options = featurizers.from_nbi(wishes)
     if name not in featurizers.available():
         raise ValueError(
             f"featurizer must be one of {list(featurizers.available())}, a dict, a list of one for "

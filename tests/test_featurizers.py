@@ -247,7 +247,7 @@ def test_options_are_taken_and_none_means_ours():
         (
             "resnet50",
             {},
-            "'resnet-gru', 'resnet', 'gru', 'spectrum', 'transformer', but is 'resnet50'",
+            ", ".join(map(repr, featurizers.available())) + ", but is 'resnet50'",
         ),
         ("gru", {"kernel": 3}, "n_features, n_rnn, pool, width, but has kernel"),
         ("resnet", {"kernel": 4}, "kernel must be odd, but is 4"),

@@ -230,3 +230,12 @@ def test_observations_of_one_object_are_recognised_after_its_fit_in_rounds():
     own = survey(1, t=T)
     engine = make(line).fit(n_sims=200, n_rounds=3, x_obs=own, n_epochs=2, ess_target=200)
     assert engine.predict(own).id == engine.posterior_.id
+
+
+def test_a_featurizer_that_nbi_does_not_have_takes_its_own_options():
+    batch = survey(3).batch()
+    spec = doors.featurizer_spec({"type": "spectrum", "n_features": 8, "n_dilated": 1}, batch, 2)[0]
+    assert spec.build().n_features == 8
+    assert spec.options == {"n_features": 8, "n_dilated": 1}
+    with pytest.raises(ValueError, match="options of spectrum must be among .*, but has dim_out"):
+        doors.featurizer_spec({"type": "spectrum", "dim_out": 8}, batch, 2)[0].build()

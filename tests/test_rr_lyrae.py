@@ -93,6 +93,9 @@ def test_published_periods_are_modes_of_the_posteriors(reference_folder, tmp_pat
     assert posteriors.certified.mean() >= 0.85
     engine = nbi.Engine(EXAMPLE["curve"], EXAMPLE["PRIOR"], noise=EXAMPLE["NOISE"])
     for i in np.flatnonzero(posteriors.certified & ~found):
-        # the template prefers an alias, then; a sampler that missed the mode would be wrong
-        there = EXAMPLE["best_at"](engine, survey[i], period[i])
-        assert posteriors[i].log_likelihood.max() > there + 3
+        # the template prefers an alias, then, or its prior does: a draw at the mode says so; a
+        # sampler that missed the mode would be wrong
+        there, own = EXAMPLE["best_at"](engine, survey[i], period[i]), posteriors[i]
+        near = np.abs(own.samples[:, 0] - period[i]) < EXAMPLE["CLOSE"]
+        seen = own.log_likelihood[near].max(initial=-np.inf) > there - 3
+        assert seen or own.log_likelihood.max() > there + 3

@@ -27,13 +27,13 @@ from nbi_plus.infer.ladder.escalation import (
 from nbi_plus.infer.ladder.hints import Hints, hints_for
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, reweight
 from nbi_plus.infer.ladder.rung import RungContext
-from nbi_plus.infer.ladder.translated import Change, TranslatedFlow
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.accounts import Meter, ReportLog
 from nbi_plus.infer.posterior.certificate import unweighted_pool
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.translated import Change, TranslatedFlow
 from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise.points import Noise

@@ -21,11 +21,11 @@ from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
 from nbi_plus.infer.ladder.rung_peaks import PeaksRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
-from nbi_plus.infer.ladder.translated import TranslatedFlow
 from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.posterior.translated import TranslatedFlow
 from nbi_plus.infer.proposals.base import Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair, take
 from nbi_plus.infer.weights.clean import log_mixture

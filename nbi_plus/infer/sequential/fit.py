@@ -19,13 +19,13 @@ from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.hints import Hints, Look
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.ladder.rung import RungContext
-from nbi_plus.infer.ladder.translated import Change, Translated
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.predictive import averaged, checked, with_tails
 from nbi_plus.infer.posterior.status import RungReport
+from nbi_plus.infer.posterior.translated import Change, Translated
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero
