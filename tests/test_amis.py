@@ -10,7 +10,6 @@ from densities import (
     Normal,
     efficiency,
     evaluation,
-    evaluator,
     normals,
     uniforms,
 )
@@ -19,7 +18,7 @@ from nbi_plus import Gate
 from nbi_plus.infer.ladder import MixtureConfig
 from nbi_plus.infer.posterior.certificate import evidence_of, outcome_of
 from nbi_plus.infer.proposals.base import Blend
-from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, Pair, adapt
+from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, Pair
 from nbi_plus.infer.proposals.mixture import temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
@@ -41,7 +40,9 @@ def begun(target, proposal, keys, n):
 def adapted(pair, target, family, keys, n_each, n_rounds):
     for _ in range(n_rounds):
         stage = f"round {len(pair.a.proposals)}"
-        pair = adapt(pair, evaluator(target), family, keys, keys, n_each, 0, stage)
+        proposals = pair.fit(family, keys, 0, stage)
+        z = Blend(proposals, (0.5, 0.5)).draw(keys, 2 * n_each, 0, stage)
+        pair = pair.extend(proposals, z, evaluation(target, z))
     return pair
 
 
@@ -265,7 +266,7 @@ def test_flows_follow_what_mixtures_cannot():
     pair = begun(target, defended(Normal(0.5 * normals(1, 2, 1, 4), sd)), keys, 2000)
     pair = adapted(pair, target, MixtureFamily(), keys, 500, 4)
     flows, mixtures = (
-        adapted(pair, target, family, keys, 500, 3) for family in (FlowFamily(), MixtureFamily())
+        adapted(pair, target, family, keys, 500, 5) for family in (FlowFamily(), MixtureFamily())
     )
     reached = [efficiency(p.frozen, target, keys, 20_000) for p in (flows, mixtures)]
     assert (reached[0] > 1.5 * reached[1]).all()

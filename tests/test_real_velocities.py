@@ -22,7 +22,7 @@ def moments(samples, weights=None):
 
 
 def sd_errors(samples, weights, ess):
-    """Return the relative Monte-Carlo errors (D,) of sds: a small mode far away makes them large."""
+    """Return relative Monte-Carlo errors (D,) of sds: a small mode far away makes them large."""
     z = (samples - np.average(samples, 0, weights)) ** 2
     kurtosis = np.average(z**2, 0, weights) / np.average(z, 0, weights) ** 2
     return np.sqrt((kurtosis - 1) / (4 * ess))

@@ -81,13 +81,11 @@ def test_more_draws_of_the_last_proposal_are_as_if_drawn_at_once():
     first = Stream.start(batch(WIDE, 300), *drawn(WIDE, 30, "a"))
     at_once = first.add(aside, z, found)
     parts = (slice(0, 20), slice(20, None))
-    in_two = first
-    for part in parts:
-        in_two = in_two.add(aside, z[:, part], take(found, part))
+    one, two = ((z[:, part], take(found, part)) for part in parts)
+    in_two = first.add(aside, *one).more(*two)
     assert_same_stream(at_once, in_two)
     assert len(in_two.proposals) == 2
-    from_start = Stream.start(aside, z[:, parts[0]], take(found, parts[0]))
-    assert from_start.add(aside, z[:, parts[1]], take(found, parts[1])).counts == (50,)
+    assert Stream.start(aside, *one).more(*two).counts == (50,)
 
 
 def test_since_leaves_the_later_draws_as_if_alone():
@@ -100,9 +98,6 @@ def test_since_leaves_the_later_draws_as_if_alone():
 def test_select_equals_the_objects_alone():
     stream, rows = two_proposals(n=(30, 50)), torch.tensor([7, 2])
     assert_same_stream(stream.select(rows), two_proposals((30, 50), KEYS[rows]), 1e-12)
-    more = stream.select(rows)
-    z, found = drawn(ASIDE, 10, "c", KEYS[rows])
-    assert more.add(more.proposals[-1], z, found).counts == (30, 60)
 
 
 # --- special values -----------------------------------------------------------------------------
@@ -195,6 +190,29 @@ def test_a_selected_pair_is_the_pair_of_the_selected():
     alone = Pair.start(batch(WIDE, 2), *drawn(WIDE, 11, "a", KEYS[rows]))
     assert_same_stream(pair.a, alone.a, 1e-12)
     assert_same_stream(pair.b, alone.b, 1e-12)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_fresh_draws_of_some_objects_are_those_of_the_last_proposals(crossed):
+    """Streams that are selected hold copies of their proposals, each its own."""
+    rows, pair = torch.tensor([5, 3]), some_pair(10)
+    if crossed:
+        z, found = drawn(ASIDE, 6, "b")
+        pair = pair.extend((batch(ASIDE, 300), batch(ASIDE, 300)), z, found)
+    else:
+        pair = pair.share(batch(ASIDE, 300), *drawn(ASIDE, 6, "b"))
+    fresh = pair.latest
+    for n, stage in ((4, "c"), (8, "d")):
+        pair, fresh = pair.select(rows), fresh.select(rows)
+        rows = torch.tensor([1, 0])
+        keys = KEYS[torch.tensor([5, 3] if stage == "c" else [3, 5])]
+        pair, fresh = pair.judged(*drawn(ASIDE, n, stage, keys), fresh)
+    assert pair.a.counts == pair.b.counts == (5, 9)
+    assert fresh.z.shape[1] == 18
+    torch.testing.assert_close(pair.latest.z.sort(1).values, fresh.z.sort(1).values)
+    z, found = drawn(WIDE, 20, "e", keys)
+    after = pair.extend((batch(WIDE, 2), batch(WIDE, 2)), z, found)
+    torch.testing.assert_close(after.latest.z, z)
 
 
 def test_the_frozen_proposal_is_both_last_ones_in_equal_shares():

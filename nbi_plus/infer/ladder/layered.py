@@ -18,10 +18,15 @@ from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.posterior.outcome import Chains, Outcome, Pool
-from nbi_plus.infer.proposals.base import Blend, LatentProposal
+from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import Cut
-from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles, fit_defended
-from nbi_plus.infer.proposals.laplace import laplace_mixture
+from nbi_plus.infer.proposals.cross_fit import (
+    PEAKS_SHARE,
+    MixtureFamily,
+    OnCircles,
+    fit_defended,
+    with_share,
+)
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
 from nbi_plus.infer.weights.clean import CleanWeights
 from nbi_plus.infer.weights.summary import Grade, summarise
@@ -45,7 +50,7 @@ class LayeredConfig:
     """
 
     n_certify: int = 4096
-    peaks_share: float = 0.15
+    peaks_share: float = PEAKS_SHARE
     mixture: MixtureConfig = MixtureConfig(
         n_components=8, n_points=1500, n_steps=15, n_starts=1, dof=5, wide_share=0.05
     )
@@ -126,11 +131,10 @@ def _weigh(
     flat = torch.where(usable, -0.5 * log_target, -torch.inf)
     family = OnCircles(config.family(objects.n_dim), context.circles)
     proposal = fit_defended(z, equal, flat, family, keys, seed, stage)
-    if objects.peaks is not None:
+    around = objects.around_peaks(context.circles)
+    if around is not None:
         # chains that never crossed to a mode must not be the only ones to say what it weighs
-        p = objects.peaks
-        around = laplace_mixture(p.z, p.factor, p.log_mass, context.circles)
-        proposal = Blend((proposal, around), (1 - config.peaks_share, config.peaks_share))
+        proposal = with_share(proposal, around, config.peaks_share)
     fresh = proposal.draw(keys, config.n_certify, seed, stage)
     found = context.evaluate(fresh, objects.index)
     outcome = fresh_outcome(

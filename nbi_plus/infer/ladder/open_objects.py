@@ -11,7 +11,9 @@ from torch import Tensor
 
 from nbi_plus.batched import pick
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
+from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.laplace import laplace_mixture
 from nbi_plus.infer.samplers.landscape import Landscape
 from nbi_plus.infer.samplers.peaks import Peaks
 
@@ -73,6 +75,17 @@ class OpenObjects:
         failed = torch.cat([s.failed for s in streams], 1)
         height = torch.where(height.isfinite() & ~failed, height, -math.inf)
         return Landscape(self.z, height, self.pair.log_weights, self.index, self.keys)
+
+    def around_peaks(self, circles: tuple[int, ...]) -> LatentProposal | None:
+        """Return a proposal that gives all known peaks the same share, if any were looked for.
+
+        What is fitted to draws gives a peak as many as it seems to weigh, and a light one too few
+        to say what it weighs.
+        """
+        if self.peaks is None:
+            return None
+        alike = torch.where(self.peaks.found, 0.0, -math.inf).to(self.peaks.log_mass)
+        return laplace_mixture(self.peaks.z, self.peaks.factor, alike, circles)
 
     def select(self, rows: Tensor) -> OpenObjects:
         """Return some of the objects."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -14,7 +14,9 @@ from nbi_plus import launch
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.posterior.accounts import Budget, Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.proposals.base import Blend
 from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.proposals.cross_fit import PEAKS_SHARE, ProposalFamily, with_share
 from nbi_plus.infer.samplers.gradients import LogProb
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.problem.target import Evaluation, Target
@@ -105,6 +107,24 @@ class RungContext:
         found = self.target.evaluate(z, index)
         self.meter.add_calls(index, (found.log_prior > -math.inf).sum(1))
         return found
+
+    def adapted(
+        self, objects: OpenObjects, family: ProposalFamily, n_each: int, name: str
+    ) -> OpenObjects:
+        """Return the objects after one round of both streams: fitted, drawn from and evaluated.
+
+        Peaks that are known keep a share of the draws. ``n_each`` are drawn for each stream;
+        ``name`` is of this use of randomness.
+        """
+        index, keys, stage = objects.index, objects.keys, self.stage(name)
+        with self.meter.timed(index):
+            proposals = objects.pair.fit(family, keys, self.seed, stage)
+            around = objects.around_peaks(self.circles)
+            if around is not None:
+                proposals = tuple(with_share(own, around, PEAKS_SHARE) for own in proposals)
+            z = Blend(proposals, (0.5, 0.5)).draw(keys, 2 * n_each, self.seed, stage)
+            pair = objects.pair.extend(proposals, z, self.evaluate(z, index))
+        return replace(objects, pair=pair)
 
     def density(self, index: Tensor) -> LogProb:
         """Return the log-density of some objects, of which ``log_prob(z, i)`` takes the rows i.

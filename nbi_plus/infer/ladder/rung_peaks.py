@@ -16,7 +16,7 @@ from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import Blend
-from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles, adapt
+from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles
 from nbi_plus.infer.proposals.laplace import laplace_mixture
 from nbi_plus.infer.proposals.mixture import MixtureConfig
 from nbi_plus.infer.proposals.streams import Stream
@@ -156,14 +156,10 @@ class PeaksRung(OptionalRung):
 
     def _refitted(self, trial: _Trial, context: RungContext) -> _Trial:
         """Draw from mixtures fitted to all weighted draws, in two streams."""
-        objects, n = trial.objects, trial.n_refits + 1
-        with context.meter.timed(objects.index):
-            pair = adapt(
-                objects.pair, context.evaluate, self._family(objects, context), objects.index,
-                objects.keys, self.n_refit_draws // 2, context.seed,
-                context.stage(f"{self.name} refit {n}"),
-            )  # fmt: skip
-            return _Trial(replace(objects, pair=pair), pair.latest, n)
+        n, family = trial.n_refits + 1, self._family(trial.objects, context)
+        stage = f"{self.name} refit {n}"
+        objects = context.adapted(trial.objects, family, self.n_refit_draws // 2, stage)
+        return _Trial(objects, objects.pair.latest, n)
 
     def _family(self, objects: OpenObjects, context: RungContext) -> OnCircles:
         n_dim = objects.n_dim

@@ -20,7 +20,6 @@ from nbi_plus.infer.proposals.cross_fit import (
     OnCircles,
     Pair,
     ProposalFamily,
-    adapt,
 )
 from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
@@ -188,13 +187,9 @@ def _scouted(
 def _adapted(
     group: _Open, context: RungContext, family: ProposalFamily, rung: RefineRung | FlowRung
 ) -> _Open:
-    n, own = group.n_rounds + 1, group.objects
-    with context.meter.timed(own.index):
-        pair = adapt(
-            own.pair, context.evaluate, family, own.index, own.keys, rung.n_each,
-            context.seed, context.stage(f"{rung.name} {n}"),
-        )  # fmt: skip
-    return replace(group, objects=replace(own, pair=pair), n_rounds=n)
+    n = group.n_rounds + 1
+    objects = context.adapted(group.objects, family, rung.n_each, f"{rung.name} {n}")
+    return replace(group, objects=objects, n_rounds=n)
 
 
 def _looks_good(pair: Pair, gate: Gate) -> Tensor:

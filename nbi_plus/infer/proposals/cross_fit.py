@@ -17,11 +17,12 @@ from nbi_plus.infer.proposals.base import Blend, LatentProposal, Separate, free_
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.flow_fit import DensityConfig, fit_density
 from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, fit_mixture, temper
-from nbi_plus.infer.proposals.streams import Evaluate, Stream, take
+from nbi_plus.infer.proposals.streams import Stream, take
 from nbi_plus.infer.weights.summary import Gate, effective_sample_size, gate_of, normalise
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
 WIDE = Wide()
+PEAKS_SHARE = 0.15  # of the draws: around places that were found, whatever they seem to weigh
 
 
 class ProposalFamily(Protocol):
@@ -182,21 +183,21 @@ class Pair:
 
     def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
         """Return streams that take turns in the draws of a proposal that was fitted to both."""
-        (za, fa), (zb, fb) = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
-        a, b = self.a.add(proposal, za, fa), self.b.add(proposal, zb, fb)
+        turns = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
+        each = zip((self.a, self.b), turns, strict=True)
+        crossed = self.n_shared < len(self.a.proposals)
+        if proposal is self.a.proposals[-1] and not crossed:
+            a, b = (stream.more(*own) for stream, own in each)
+        else:
+            a, b = (stream.add(proposal, *own) for stream, own in each)
         return Pair(a, b, len(a.proposals))
 
     def extend(
         self, proposals: tuple[LatentProposal, LatentProposal], z: Tensor, found: Evaluation
     ) -> Pair:
         """Return streams with draws z: the first half of proposal A, the second of proposal B."""
-        half = z.shape[1] // 2
-        first, second = slice(0, half), slice(half, None)
-        return Pair(
-            self.a.add(proposals[0], z[:, first], take(found, first)),
-            self.b.add(proposals[1], z[:, second], take(found, second)),
-            self.n_shared,
-        )
+        (za, fa), (zb, fb) = _halves(z, found)
+        return replace(self, a=self.a.add(proposals[0], za, fa), b=self.b.add(proposals[1], zb, fb))
 
     def fit(
         self, family: ProposalFamily, keys: Tensor, seed: int, stage: str,
@@ -231,13 +232,12 @@ class Pair:
 
         ``fresh`` are those that were drawn before.
         """
+        fresh = Stream.start(self.frozen, z, found) if fresh is None else fresh.more(z, found)
         last = self.to_judge
-        if fresh is None:
-            fresh = Stream.start(self.frozen, z, found)
-        else:
-            fresh = fresh.add(fresh.proposals[-1], z, found)
-        pair = self.share(last[0], z, found) if len(last) == 1 else self.extend(last, z, found)
-        return pair, fresh
+        if len(last) == 1:
+            return self.share(last[0], z, found), fresh
+        first, second = _halves(z, found)
+        return replace(self, a=self.a.more(*first), b=self.b.more(*second)), fresh
 
     @property
     def latest(self) -> Stream:
@@ -314,6 +314,12 @@ class Pair:
         )  # fmt: skip
 
 
+def _halves(z: Tensor, found: Evaluation) -> list[tuple[Tensor, Evaluation]]:
+    """Return the draws of stream A, and those of stream B."""
+    half = z.shape[1] // 2
+    return [(z[:, own], take(found, own)) for own in (slice(0, half), slice(half, None))]
+
+
 def fit_defended(
     z: Tensor, log_weights: Tensor, flat_log_weights: Tensor, family: ProposalFamily, keys: Tensor,
     seed: int, stage: str, wide: Wide = WIDE,
@@ -351,29 +357,9 @@ def _flattened(log_weights: Tensor, wanted: float, z: Tensor) -> Tensor:
     return torch.where(weights.sum(1, keepdim=True) > 0, weights, alike)
 
 
-def adapt(
-    pair: Pair, evaluate: Evaluate, family: ProposalFamily, index: Tensor, keys: Tensor,
-    n_each: int, seed: int, stage: str,
-) -> Pair:  # fmt: skip
-    """Return the streams after one round: fit, draw ``n_each`` for each stream, evaluate.
-
-    Parameters
-    ----------
-    pair : Pair
-        Of B objects.
-    evaluate : callable
-        The target: ``evaluate(z, index)``.
-    family : ProposalFamily
-    index, keys : Tensor of int64, shape (B,)
-        Which objects of the target they are, and what their randomness is keyed by.
-    n_each : int
-    seed, stage
-        Of the randomness; another stage for each round.
-    """
-    proposals = pair.fit(family, keys, seed, stage)
-    blend = Blend(proposals, (0.5, 0.5))
-    z = blend.draw(keys, 2 * n_each, seed, stage)
-    return pair.extend(proposals, z, evaluate(z, index))
+def with_share(proposal: LatentProposal, around: LatentProposal, share: float) -> LatentProposal:
+    """Return a proposal of which another one has a share."""
+    return Blend((proposal, around), (1 - share, share))
 
 
 def best_fit(

@@ -53,19 +53,24 @@ class Stream:
                    (proposal,), (z.shape[1],))  # fmt: skip
 
     def add(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Stream:
-        """Return the stream with the draws of one more proposal, or more draws of its last one."""
+        """Return the stream with the draws of one more proposal."""
+        own = proposal.log_prob(self.z)
+        knows = replace(
+            self, log_q=torch.cat([self.log_q, own[None]]), proposals=(*self.proposals, proposal),
+            counts=(*self.counts, 0),
+        )  # fmt: skip
+        return knows.more(z, found)
+
+    def more(self, z: Tensor, found: Evaluation) -> Stream:
+        """Return the stream with more draws of its last proposal."""
         fresh = torch.stack([q.log_prob(z) for q in self.proposals])
-        log_q, proposals, counts = torch.cat([self.log_q, fresh], 2), self.proposals, self.counts
-        if proposal is proposals[-1]:
-            counts = (*counts[:-1], counts[-1] + z.shape[1])
-        else:
-            own = torch.cat([proposal.log_prob(self.z), proposal.log_prob(z)], 1)
-            log_q = torch.cat([log_q, own[None]])
-            proposals, counts = (*proposals, proposal), (*counts, z.shape[1])
         new = {"z": z, "log_prior": found.log_prior, "log_likelihood": found.log_likelihood,
                "failed": found.failed}  # fmt: skip
-        joined = {k: torch.cat([getattr(self, k), new[k]], 1) for k in _COLUMNS}
-        return Stream(**joined, log_q=log_q, proposals=proposals, counts=counts)
+        return replace(
+            self, **{k: torch.cat([getattr(self, k), new[k]], 1) for k in _COLUMNS},
+            log_q=torch.cat([self.log_q, fresh], 2),
+            counts=(*self.counts[:-1], self.counts[-1] + z.shape[1]),
+        )  # fmt: skip
 
     def since(self, first: int) -> Stream:
         """Return the draws of the proposals from number ``first`` on, weighted among themselves."""

@@ -170,7 +170,7 @@ class Search:
         if _efficiency(judged) < _VAGUE and not self._is_located():
             return  # a network may tell more
         for step in steps:
-            judged = judged.add(step.proposals[0], step.z, self._share("laplace", step))
+            judged = judged.more(step.z, self._share("laplace", step))
         self._floor = Floor.of(pilot.proposals[0], self._circles)
         self._fresh, self._family = judged, pilot.family
 
