@@ -198,6 +198,7 @@ class LatentTarget:
     prior: SimpleNamespace = field(init=False)
     simulator = SimpleNamespace(seconds_per_row=0.0)
     differentiable = False
+    n_numbers = 64
 
     def __post_init__(self):
         object.__setattr__(self, "data", Data(torch.zeros(self.n, 1, 64).double()))

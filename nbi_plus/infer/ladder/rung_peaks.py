@@ -12,7 +12,7 @@ from torch import Tensor
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.rung_refine import RefineRung
-from nbi_plus.infer.posterior.certificate import outcome_of
+from nbi_plus.infer.posterior.certificate import MISSING, outcome_of, summary_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import Blend
@@ -121,7 +121,9 @@ class PeaksRung(OptionalRung):
             done = ~short & ~near
             if done.any():
                 rows = done.nonzero()[:, 0]
-                context.report.note(outcome.select(rows))
+                judged = summary_of(trial.fresh.select(rows), context.circles)
+                why = [f"fresh draws: {own}" if own else MISSING for own in gate.reasons(judged)]
+                context.report.note(outcome.select(rows), otherwise=why)
                 yield trial.objects.select(rows).after(outcome.select(rows))
             if short.any():
                 waiting.append(self._more(trial.where(short), context))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -139,17 +139,19 @@ class ReportLog:
         cost = self.meter.read(rows.to(self.meter.calls.device))
         return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
 
-    def note(self, outcome: Outcome, *, otherwise: str = "") -> None:
+    def note(self, outcome: Outcome, *, otherwise: str | Sequence[str] = "") -> None:
         """Write a line for every object of an outcome of weighted draws.
 
-        ``otherwise`` is the reason where the weights themselves show none.
+        ``otherwise`` is the reason, or that of each object, where all weights show none.
         """
         s = outcome.summary
         reasons = gate_of(outcome.family, self.gate).reasons(s)
-        each = zip(outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, strict=True)
-        why = [
-            "" if good else CUT_OFF if cut else reason or otherwise for good, cut, reason in each
-        ]
+        if isinstance(otherwise, str):
+            otherwise = [otherwise] * len(reasons)
+        each = zip(
+            outcome.passed.tolist(), outcome.cut_off.tolist(), reasons, otherwise, strict=True
+        )
+        why = ["" if good else CUT_OFF if cut else own or other for good, cut, own, other in each]
         nan = torch.full_like(s.ess, torch.nan)
         columns = (s.n_draws, s.ess, s.efficiency, s.k_hat, outcome.passed)
         self._write(outcome.rung, outcome.pool.index, columns, why, nan)

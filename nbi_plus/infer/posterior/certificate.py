@@ -26,6 +26,7 @@ from nbi_plus.problem.target import Evaluation
 
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
 _MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
+MISSING = "fresh draws miss mass that earlier ones hold"
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
@@ -75,7 +76,7 @@ def outcome_of(
     cleaned, summary = weigh(pool, circles, seed)
     grade = torch.zeros_like(cleaned.failure)
     if fresh is not None:
-        judged = _fresh_summary(fresh, circles)
+        judged = summary_of(fresh, circles)
         # a pool whose own tail is too heavy is no answer, however good its last draws are
         sound = ~summary.heavy_tail & (summary.ess >= gate.ess_min)
         sound &= (summary.k_hat_moment <= gate.moment_max(judged.efficiency)) & ~_missed(
@@ -98,10 +99,11 @@ def weigh(pool: Pool, circles: tuple[int, ...], seed: int) -> tuple[CleanWeights
 
 def grade_fresh(fresh: Stream, gate: Gate, *, circles: tuple[int, ...]) -> Tensor:
     """Return the grades (B,) of fresh draws."""
-    return gate.grade(_fresh_summary(fresh, circles))
+    return gate.grade(summary_of(fresh, circles))
 
 
-def _fresh_summary(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
+def summary_of(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
+    """Return what fresh draws are worth, torn apart by no circle."""
     z = unwrapped(fresh.z, fresh.log_weights, circles)
     return summarise(fresh.log_weights, z, ~fresh.failed)
 

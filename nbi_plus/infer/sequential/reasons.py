@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nbi_plus.infer.posterior.accounts import CUT_OFF
+from nbi_plus.infer.posterior.certificate import MISSING, summary_of
 from nbi_plus.infer.posterior.outcome import Outcome
-from nbi_plus.infer.proposals.circles import unwrapped
 from nbi_plus.infer.proposals.streams import Stream
-from nbi_plus.infer.weights.summary import Gate, WeightSummary, summarise
+from nbi_plus.infer.weights.summary import Gate
 
 _SCATTER = 0.25  # of the k-hat of a thousand draws
 
@@ -27,7 +27,7 @@ def why_not(outcome: Outcome, fresh: Stream, gate: Gate, circles: tuple[int, ...
     """
     if outcome.cut_off.any():
         return CUT_OFF
-    judged = _judged(fresh, circles)
+    judged = summary_of(fresh, circles)
     own = gate.reasons(judged)[0]
     if own:
         return f"fresh draws: {own}"
@@ -38,17 +38,12 @@ def why_not(outcome: Outcome, fresh: Stream, gate: Gate, circles: tuple[int, ...
         "k_hat of the moments too high": pooled.k_hat_moment > most,
     }
     told = "; ".join(words for words, broken in rules.items() if broken.any())
-    return f"all draws: {told}" if told else "fresh draws miss mass that earlier ones hold"
+    return f"all draws: {told}" if told else MISSING
 
 
 def may_be_luck(fresh: Stream, gate: Gate, circles: tuple[int, ...]) -> bool:
     """Say whether tails of fresh draws are too heavy by so little that more of them may pass."""
-    judged = _judged(fresh, circles)
+    judged = summary_of(fresh, circles)
     by_weight = (judged.k_hat - judged.k_hat_threshold) * judged.heavy_tail
     by_moment = judged.k_hat_moment - gate.moment_max(judged.efficiency)
     return bool(max(by_weight, by_moment) < _SCATTER)
-
-
-def _judged(fresh: Stream, circles: tuple[int, ...]) -> WeightSummary:
-    z = unwrapped(fresh.z, fresh.log_weights, circles)
-    return summarise(fresh.log_weights, z, ~fresh.failed)
