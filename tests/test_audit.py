@@ -44,10 +44,12 @@ def needles(n, seed):
     return x, 1 / (1 + np.exp(logs[0] - logs[1])), (x - SHIFT) / (1 + NARROW**2)
 
 
+PRIOR = {f"p{i}": norm(0, 1) for i in range(N_DIM)}
+
+
 @pytest.fixture(scope="module")
 def engine():
-    prior = {f"p{i}": norm(0, 1) for i in range(N_DIM)}
-    engine = nbi.Engine(identity, prior, noise=needle_noise(), featurizer="gru", seed=1)
+    engine = nbi.Engine(identity, PRIOR, noise=needle_noise(), featurizer="gru", seed=1)
     objects = nbi.Observations.from_arrays(np.zeros((4, N_DIM)))
     return engine.fit(
         n_sims=1000, n_epochs=4, observations=objects, perturb=False, truth_test=False
@@ -178,3 +180,28 @@ def test_one_object_is_worth_more_starts_where_these_are_cheap(seconds, times):
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="n_starts"):
         PeakAudit(n_starts=2)
+
+
+@pytest.mark.parametrize("i", [0, 9])
+def test_a_fit_in_rounds_goes_on_with_what_its_audit_found(i, tmp_path):
+    x, mass, place = needles(12, 7)
+    fits = [
+        nbi.Engine(identity, PRIOR, noise=needle_noise(), seed=i, path=tmp_path).fit(
+            x_obs=x[i], n_sims=500, n_rounds=10, ess_target=1000, max_sims=8000
+        )
+        for _ in range(2)
+    ]
+    rounds, posterior = fits[0].rounds_, fits[0].posterior_
+    assert [row.phase for row in rounds].count("audit") == 1
+    assert posterior.certified
+    assert rounds.stop_reason == "ess_reached"
+    near = np.linalg.norm(posterior.samples - place[i], axis=1) < 10 * NARROW
+    held, error = posterior.weights[near].sum(), np.sqrt(mass[i] * (1 - mass[i]) / posterior.ess)
+    assert abs(held - mass[i]) < 4.5 * error
+    log_z = np.logaddexp(*(
+        np.log(p) + norm.logpdf(x[i], at, np.hypot(1, sd)).sum()
+        for p, at, sd in ((1 - SHARE, 0.0, BROAD), (SHARE, SHIFT, NARROW))
+    ))  # fmt: skip
+    assert abs(posterior.log_evidence - log_z) < 4.5 * posterior.log_evidence_err
+    # the second fit finds all simulations of the first one, and the audit says the same of them
+    np.testing.assert_allclose(fits[1].posterior_.weights, posterior.weights, rtol=1e-6)

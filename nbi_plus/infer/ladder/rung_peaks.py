@@ -22,7 +22,7 @@ from nbi_plus.infer.proposals.mixture import MixtureConfig
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.samplers.peaks import PeaksConfig
-from nbi_plus.infer.weights.summary import Gate, effective_sample_size
+from nbi_plus.infer.weights.summary import Gate
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class PeaksRung(OptionalRung):
         while waiting:
             trial = waiting.pop()
             outcome = trial.outcome(gate, self.name, context)
-            short = ~outcome.passed & (trial.efficiency >= gate.efficiency_min)
+            short = ~outcome.passed & (trial.fresh.efficiency >= gate.efficiency_min)
             short &= trial.n_more < self.n_more
-            near = ~outcome.passed & ~short & (trial.efficiency >= self.near)
+            near = ~outcome.passed & ~short & (trial.fresh.efficiency >= self.near)
             near &= (trial.n_refits < self.n_refits) & context.can_afford(
                 trial.objects.index, "calls"
             )
@@ -177,12 +177,6 @@ class _Trial:
     fresh: Stream
     n_refits: int = 0
     n_more: int = 0
-
-    @property
-    def efficiency(self) -> Tensor:
-        """Effective share of the fresh draws, shape (b,)."""
-        log_weights = self.fresh.log_weights
-        return effective_sample_size(log_weights) / log_weights.shape[1]
 
     def outcome(self, gate: Gate, rung: str, context: RungContext) -> Outcome:
         """Return what all draws come to, judged by the fresh ones."""

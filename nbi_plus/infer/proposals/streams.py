@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.weights.clean import log_mixture
+from nbi_plus.infer.weights.summary import effective_sample_size
 from nbi_plus.problem.target import Evaluation
 
 Evaluate = Callable[[Tensor, Tensor], Evaluation]  # z (b, n, D), index (b,) -> (b, n)
@@ -89,6 +90,11 @@ class Stream:
         """Raw log-weights (B, S) to learn from; what has no finite target counts for nothing."""
         value = self.log_likelihood + self.log_prior - self.log_mixture
         return torch.where(value.isfinite() & ~self.failed, value, -torch.inf)
+
+    @property
+    def efficiency(self) -> Tensor:
+        """Effective share of the draws, shape (B,)."""
+        return effective_sample_size(self.log_weights) / self.z.shape[1]
 
     @property
     def flat_log_weights(self) -> Tensor:

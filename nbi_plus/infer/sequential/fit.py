@@ -28,7 +28,7 @@ from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.posterior.translated import Change, Translated
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
 from nbi_plus.infer.sequential.journal import Journal
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
@@ -189,7 +189,7 @@ class SequentialRun:
             ledger = Ledger(target, store, run.progress)
             ledger.check_reuse()
             search = Search if self.method == "amis" else partial(Classic, self.method)
-            answer = search(
+            fit = search(
                 ledger,
                 Locator(recipe, run.callback),
                 Journal(folder, recipe.device),
@@ -197,9 +197,14 @@ class SequentialRun:
                 self.ladder.gate,
                 _key(observations).to(recipe.device),
                 recipe.seed,
-            )(first)
-        outcome = _checked(answer.outcome, ledger, observations, recipe.seed)
-        outcome, told = _audited(outcome, target, self.ladder, observations, recipe.seed)
+            )
+            answer = fit(first)
+            outcome, told = self._judged(answer, ledger, observations, recipe.seed)
+            left = self.config.budget - ledger.n_calls
+            missing = outcome.missed is not None and bool(outcome.missed.any())
+            if missing and left > self.config.certify_draws:
+                answer = fit.again(outcome.peaks)
+                outcome, told = self._judged(answer, ledger, observations, recipe.seed)
         posterior = _posterior(outcome, observations, problem.prior, self.ladder.gate, recipe.seed)
         return SequentialFit(
             observations=observations,
@@ -212,6 +217,13 @@ class SequentialRun:
             simulator=problem.simulator,
             device=recipe.device,
         )
+
+    def _judged(
+        self, answer: SequentialOutcome, ledger: Ledger, observations: Observations, seed: int
+    ) -> tuple[Outcome, RungReport | None]:
+        """Return what the draws came to after all checks, and what the audit found."""
+        outcome = _checked(answer.outcome, ledger, observations, seed)
+        return _audited(outcome, ledger.target, self.ladder, observations, seed)
 
     def _n_first(self, target: Target) -> int:
         """Return how many draws of the prior round 0 has: gradients lead on from few."""

@@ -45,8 +45,9 @@ class Round:
     ----------
     phase : str
         "prior", "start", "modes", "peaks" (a search uphill), "laplace" (draws around what it
-        found), "locate" (draws of a network), "adapt (mixture)", "adapt (flow)", "certify" or
-        "hmc"; the name of another method.
+        found), "locate" (draws of a network), "adapt (mixture)", "adapt (flow)", "certify", "hmc"
+        or "audit" (peaks that an answer missed, which are drawn around next); the name of another
+        method.
     n_sims, n_total : int
         Calls of this round, with or without a gradient, and of all until now.
     ess : float

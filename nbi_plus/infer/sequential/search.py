@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,15 +13,10 @@ from nbi_plus.infer.posterior.certificate import outcome_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.proposals.cross_fit import (
-    FlowFamily,
-    MixtureFamily,
-    OnCircles,
-    Pair,
-    best_fit,
-)
-from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide, temper
+from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, OnCircles, Pair, best_fit
+from nbi_plus.infer.proposals.mixture import MixtureConfig, Wide
 from nbi_plus.infer.proposals.streams import Stream
+from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.infer.sequential.climb import LEAST_CALLS, climb
 from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
 from nbi_plus.infer.sequential.floor import Floor
@@ -30,6 +26,7 @@ from nbi_plus.infer.sequential.locator import Locator
 from nbi_plus.infer.sequential.peak_search import PeakSearch
 from nbi_plus.infer.sequential.reasons import may_be_luck, why_not
 from nbi_plus.infer.sequential.rounds import Rounds, Stop
+from nbi_plus.infer.sequential.summits import Summits
 from nbi_plus.infer.sequential.workspace import Halt, Workspace
 from nbi_plus.infer.weights.summary import Gate, Grade, effective_sample_size, gate_of
 from nbi_plus.learn.network import PosteriorNetwork
@@ -46,7 +43,7 @@ _GOOD = 0.7  # of a Laplace mixture: a fit to its few draws would be worse
 
 
 class Search:
-    """One sequential fit; call it once.
+    """One sequential fit; call it once, and `again` with what an audit of its answer has found.
 
     Parameters
     ----------
@@ -84,8 +81,16 @@ class Search:
 
     def __call__(self, first: RoundZero) -> SequentialOutcome:
         """Return the answer: certified, or with the reason why not."""
+        return self._answer(partial(self._run, first))
+
+    def again(self, peaks: Peaks) -> SequentialOutcome:
+        """Return the answer after draws around peaks, some of which the last one missed."""
+        self._climbed = self._summit = None
+        return self._answer(partial(self._go_on, peaks))
+
+    def _answer(self, run: Callable[[], Stop]) -> SequentialOutcome:
         try:
-            stop = self._run(first)
+            stop = run()
         except Halt as halt:
             stop = halt.stop
         if self._pair is None:
@@ -100,6 +105,16 @@ class Search:
     def _run(self, first: RoundZero) -> Stop:
         self._start(first)
         self._locate()
+        return self._settle()
+
+    def _go_on(self, peaks: Peaks) -> Stop:
+        known = Summits.of(peaks)
+        self._note("audit", 0, f"{len(known)} found, of which the draws miss some")
+        self._draw_around(known, "missed")
+        return self._settle()
+
+    def _settle(self) -> Stop:
+        """Adapt and certify until the answer passes, or nothing more can be tried."""
         mixtures, families = self._families[:1], self._families[:1]
         for attempt in range(self._work.config.max_attempts):
             worth = self._adapt(families)
@@ -161,18 +176,22 @@ class Search:
         work.ledger.spend(*((0, spent) if work.ledger.target.differentiable else (spent, 0)))
         self._seen = max([float(self._pair.highest), *known.log_prob[0].tolist()])
         self._note("peaks", spent, f"{len(known)} found" if len(known) else "none found")
-        if not len(known):
-            return
+        if len(known):
+            self._draw_around(known, stage)
+
+    def _draw_around(self, known: Summits, stage: str) -> None:
+        """Draw around peaks; from now on they keep a share of all draws."""
+        work = self._work
         n = max(min(work.config.n_per_round // 2, work.left() // _PILOT), 2)
-        steps = search.draws(known, n, stage)
+        steps = PeakSearch(work, self._circles).draws(known, n, stage)
         pilot = next(steps)
         judged = Stream.start(pilot.proposals[0], pilot.z, self._share("laplace", pilot))
-        if _efficiency(judged) < _VAGUE and not self._is_located():
+        if float(judged.efficiency) < _VAGUE and not self._is_located():
             return  # a network may tell more
         for step in steps:
             judged = judged.more(step.z, self._share("laplace", step))
         self._floor = Floor.of(pilot.proposals[0], self._circles)
-        self._fresh, self._family = judged, pilot.family
+        self._fresh, self._family, self._tried = judged, pilot.family, False
 
     def _adopt(self, pair: Pair) -> None:
         """Go on with streams that hold more draws of the prior, perhaps."""
@@ -196,7 +215,8 @@ class Search:
                 break
             n += 1
             name, size = f"locate {n}", work.affordable(c.n_per_round)
-            step = work.journal.step(name, partial(self._located, name, size))
+            make = partial(work.located, self._pair, self._network, size, name)
+            step = work.journal.step(name, make)
             self._network, self._family = work.locator.rebuild(step.state), "flow"
             self._share("locate", step)
 
@@ -206,9 +226,9 @@ class Search:
         Returned is whether what came of it is worth a certificate.
         """
         work, c = self._work, self._work.config
-        if self._fresh is not None and not self._tried and _efficiency(self._fresh) >= _GOOD:
+        if self._fresh is not None and not self._tried and float(self._fresh.efficiency) >= _GOOD:
             return True
-        best, stale = _efficiency(self._fresh) if self._tried else 0.0, 0
+        best, stale = float(self._fresh.efficiency) if self._tried else 0.0, 0
         for _ in range(c.max_adapt):
             work.reserve = self._reserve()
             end = work.end_of_rounds()
@@ -266,7 +286,7 @@ class Search:
         """
         n = self._work.config.certify_draws
         self._draw_fresh(n)
-        hopeful = _efficiency(self._fresh) >= self._rules.efficiency_min
+        hopeful = float(self._fresh.efficiency) >= self._rules.efficiency_min
         if self._outcome().passed or not hopeful:
             return
         if may_be_luck(self._fresh, self._rules, self._circles):
@@ -282,7 +302,7 @@ class Search:
         while not (passed := bool(self._outcome().passed)) or self._short() > 0:
             n = c.certify_draws
             if passed:
-                n = math.ceil(c.spare * self._short() / _efficiency(self._fresh))
+                n = math.ceil(c.spare * self._short() / float(self._fresh.efficiency))
             elif tried:
                 return False
             tried |= not passed
@@ -290,18 +310,6 @@ class Search:
         return True
 
     # --- steps -----------------------------------------------------------------------------------
-
-    def _located(self, name: str, n: int) -> Step:
-        """Train on simulations drawn by tempered weight from all that there are."""
-        work, c = self._work, self._work.config
-        rows, usable = work.simulations()
-        tempered, _ = temper(self._pair.in_turns()[None], c.bootstrap_ess * c.n_per_round)
-        weights = torch.where(usable, tempered[0], 0.0)
-        if not weights.sum() > 0:
-            weights = usable.double()  # nothing is more likely than anything else, yet
-        n_rows = int(c.bootstrap * c.n_per_round)
-        trained = work.locator.train(rows, weights, n_rows, self._network, name)
-        return work.drawn((work.proposal(trained),), n, name, trained)
 
     def _adapted(self, stage: str, n_each: int, families: tuple[OnCircles, ...]) -> Step:
         work = self._work
@@ -372,7 +380,7 @@ class Search:
         """Say whether draws of the present proposals can pass, and none would after a round."""
         if self._fresh is None or self._tried:
             return False
-        work, efficiency = self._work, _efficiency(self._fresh)
+        work, efficiency = self._work, float(self._fresh.efficiency)
         hopeful = efficiency >= self._rules.efficiency_min
         now = self._rules.needed(efficiency, float(effective_sample_size(self._fresh.log_weights)))
         # a fit to fewer effective draws than it wants is worse than what it is fitted to
@@ -382,18 +390,9 @@ class Search:
 
     def _outcome(self) -> Outcome:
         return outcome_of(
-            self._pair,
-            self._fresh,
-            self._rules,
-            rung="sequential",
-            index=torch.zeros_like(self._work.key),
-            circles=self._circles,
-            seed=self._work.seed,
-        )
+            self._pair, self._fresh, self._rules, rung="sequential",
+            index=torch.zeros_like(self._work.key), circles=self._circles, seed=self._work.seed,
+        )  # fmt: skip
 
     def _note(self, phase: str, n: int, reason: str = "") -> None:
         self._work.note_pair(phase, n, self._pair, self._fresh, reason)
-
-
-def _efficiency(stream: Stream) -> float:
-    return float(effective_sample_size(stream.log_weights)) / stream.z.shape[1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.infer.sequential.journal import Step
 
 _SAME = 4.0  # squared distance of two places of one peak, in the shape of the higher one
@@ -36,6 +37,13 @@ class Summits:
         """Return no peak; ``like`` (..., D) is as places."""
         d, nothing = like.shape[-1], like.new_zeros(1, 0)
         return cls(like.new_zeros(1, 0, d), like.new_zeros(1, 0, d, d), nothing, nothing)
+
+    @classmethod
+    def of(cls, peaks: Peaks) -> Summits:
+        """Return the peaks that were found of one object."""
+        there = peaks.found[0]
+        names = ("z", "factor", "log_prob", "log_mass")
+        return cls(*(getattr(peaks, name)[:, there] for name in names))
 
     def __len__(self) -> int:
         return self.z.shape[1]

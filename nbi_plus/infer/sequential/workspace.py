@@ -15,6 +15,7 @@ from nbi_plus.infer.posterior.certificate import evidence_of
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import Blend, Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
+from nbi_plus.infer.proposals.mixture import temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.journal import Journal, Step
@@ -28,7 +29,7 @@ from nbi_plus.problem.target import Evaluation
 
 _LOG = logging.getLogger("nbi_plus")
 _LEAST_DRAWS = 100  # a round of fewer teaches nothing
-_NO_ROUNDS = ("peaks",)  # a search, whose draws are the next round
+_NO_ROUNDS = ("peaks", "audit")  # searches, whose draws are the next round
 
 
 class Halt(Exception):  # noqa: N818 - not an error
@@ -125,6 +126,17 @@ class Workspace:
         shares = (1.0 / len(proposals),) * len(proposals)
         z = Blend(proposals, shares).draw(self.key, n, self.seed, stage)
         return Step(proposals, z, {} if network is None else network.state_dict())
+
+    def located(self, pair: Pair, network: PosteriorNetwork | None, n: int, name: str) -> Step:
+        """Return a step of a network, trained on simulations drawn by tempered weight from all."""
+        c, (rows, usable) = self.config, self.simulations()
+        tempered, _ = temper(pair.in_turns()[None], c.bootstrap_ess * c.n_per_round)
+        weights = torch.where(usable, tempered[0], 0.0)
+        if not weights.sum() > 0:
+            weights = usable.double()  # nothing is more likely than anything else, yet
+        n_rows = int(c.bootstrap * c.n_per_round)
+        trained = self.locator.train(rows, weights, n_rows, network, name)
+        return self.drawn((self.proposal(trained),), n, name, trained)
 
     # --- budget ----------------------------------------------------------------------------------
 
