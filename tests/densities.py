@@ -160,11 +160,6 @@ def evaluation(target, z, failed=None):
     return Evaluation(*(v.masked_fill(outside, -math.inf) for v in (prior, likelihood)), failed)
 
 
-def evaluator(target):
-    """Return the target as `adapt` wants it; targets are batched over all objects."""
-    return lambda z, index: evaluation(target, z)
-
-
 def efficiency(proposal, target, keys, n=4000, seed=99):
     """Return the effective share (B,) of fresh draws of a proposal."""
     z = proposal.draw(keys, n, seed, "efficiency")

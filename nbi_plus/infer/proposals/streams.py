@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +12,6 @@ from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import effective_sample_size
 from nbi_plus.problem.target import Evaluation
 
-Evaluate = Callable[[Tensor, Tensor], Evaluation]  # z (b, n, D), index (b,) -> (b, n)
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
