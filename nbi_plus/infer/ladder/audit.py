@@ -38,8 +38,8 @@ class PeakAudit:
     ----------
     n_starts : int
         Ascents of each object: half from the steepest places, an eighth each from the heaviest
-        draws and the best of cells of the answer, a quarter from the best of cells of scouts. A
-        quarter of all without gradients, where no place is known to be steep.
+        draws, the best of cells of the answer, the best of cells of scouts and the highest scouts
+        of the prior. A quarter of all without gradients, where no place is known to be steep.
     n_tried : int
         Draws and scouts among which the steepest are looked for.
     n_scouts, scout_numbers : int
@@ -180,11 +180,11 @@ class _Audited:
 
     def _starts(self) -> Tensor:
         c, land, seed, stage = self._config, self._land, self._context.seed, self._stage
-        differentiable, scouts = self._context.target.differentiable, self._scouts()
+        differentiable, (scouts, prior) = self._context.target.differentiable, self._scouts()
         n = c.n_starts if differentiable else max(c.n_starts // 4, 8)
         parts = [
             land.heaviest(n // 8), land.best_of_cells(n // 8, seed, stage),
-            scouts.best_of_cells(n // 4, seed, stage),
+            scouts.best_of_cells(n // 8, seed, stage), prior.highest(n // 8),
         ]  # fmt: skip
         if differentiable:
             few, many = c.n_tried // 4, c.n_tried // 2
@@ -199,8 +199,8 @@ class _Audited:
         self.n_spent += places.shape[1]
         return self._land.steepest(n, places, self._gradients)
 
-    def _scouts(self) -> Landscape:
-        """Return draws of the prior, and as many around the answer."""
+    def _scouts(self) -> tuple[Landscape, Landscape]:
+        """Return draws of the prior and as many around the answer, and those of the prior alone."""
         context, stage = self._context, f"{self._stage} scouts"
         n = self._config.n_scouts_of(context)
         prior = PriorProposal(self._land.z.shape[-1])
@@ -210,7 +210,12 @@ class _Audited:
         ], 1)  # fmt: skip
         height = context.target.log_prob(z, self._land.index)
         self.n_spent += z.shape[1]
-        return Landscape(z, height, torch.zeros_like(height), self._land.index, self._keys)
+        nothing, whose = torch.zeros_like(height), (self._land.index, self._keys)
+        alone = slice(None, n // 2)
+        return (
+            Landscape(z, height, nothing, *whose),
+            Landscape(z[:, alone], height[:, alone], nothing[:, alone], *whose),
+        )
 
     def _climb(self, rows: Tensor, starts: Tensor) -> None:
         """Find the peaks of some objects, and what mass they have that the answer has not."""

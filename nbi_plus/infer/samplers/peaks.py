@@ -23,6 +23,7 @@ _JITTER = 1e-4  # of a start: none stands on a saddle
 _SAME = 4.0  # squared distance of two places of one peak, in the shape of the higher one
 _SAME_AT_FIRST = 1.0  # the same in a rougher shape
 _SAME_HEIGHT = 0.1
+_FAR_APART = 25.0  # as _SAME: ends on the flank of a peak must not crowd out lower peaks elsewhere
 _ROUNDS = 3  # of curvature at the ends, and of going on from there
 _FAR = 0.01  # what one more step would gain, by the curvature: such ends are no tops
 _THINNEST = 1e-13  # least curvature, of the largest: less is rounding, and no Cholesky factor
@@ -223,7 +224,9 @@ class _Search:
             # with the exact curvature fewer steps are enough, and a cusp has no end
             self._ascend(ascent, going, max(self.config.max_steps // (2 if i else 1), 1))
             rough = torch.linalg.cholesky_ex(ascent.inverse)[0]
-            first = self._distinct(ascent, rough, _SAME_AT_FIRST, _SAME_HEIGHT)
+            near = self._distinct(ascent, rough, _SAME_AT_FIRST, _SAME_HEIGHT)
+            far = self._distinct(ascent, rough, _FAR_APART, math.inf)
+            first = torch.cat([near, far], 1)
             among = torch.zeros_like(kept).index_fill(0, first[first >= 0], value=True)
             kept = torch.where(going, among, kept)
             rows = (kept & ~shaped).nonzero()[:, 0]
