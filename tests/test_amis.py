@@ -269,7 +269,8 @@ def test_flows_follow_what_mixtures_cannot():
         adapted(pair, target, family, keys, 500, 5) for family in (FlowFamily(), MixtureFamily())
     )
     reached = [efficiency(p.frozen, target, keys, 20_000) for p in (flows, mixtures)]
-    assert (reached[0] > 1.5 * reached[1]).all()
+    assert (reached[0] > 1.25 * reached[1]).all()
+    assert reached[0].mean() > 1.5 * reached[1].mean()
     # right as they are, the gate of flows asks more, for others with such tails are wrong
     open_to_tails = Gate(family="flow", k_hat_moment_max_flow=1.0)
     outcome = certified(flows, target, keys, 4000, open_to_tails)
