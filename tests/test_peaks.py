@@ -10,7 +10,8 @@ import torch
 from densities import normals
 
 from nbi_plus.infer import peaks
-from nbi_plus.infer.samplers.peaks import PeaksConfig
+from nbi_plus.infer.ladder import OpenObjects
+from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
 
 WAYS = pytest.mark.parametrize("differentiable", [True, False], ids=["gradients", "black box"])
 
@@ -207,3 +208,38 @@ def test_errors_of_the_density_are_raised_where_it_never_works():
         peaks.find(lambda z, index: z.sum(-1), torch.full((1, 4, 2), np.nan).double())
     with pytest.raises(ValueError, match="max_steps"):
         PeaksConfig(max_steps=0)
+
+
+@pytest.mark.parametrize("n_steps", [3, 10])
+@pytest.mark.parametrize("bend", [0.0, 0.3, 1.0])
+def test_ends_on_the_flank_of_one_peak_crowd_out_no_other(bend, n_steps):
+    """Of 202 ways up two lead to a lower peak, far away; the others are not yet over."""
+
+    def log_prob(z, index):  # noqa: ARG001
+        x, y = z.unbind(-1)
+        high = -0.5 * (x.square() + ((y - bend * x.square()) / 0.02).square())
+        low = -6.0 - 0.5 * (((x - 3.0) / 0.1).square() + ((y + 3.0) / 0.1).square())
+        return torch.logaddexp(high, low)
+
+    many = torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(0)).double()
+    two = torch.tensor([[[3.05, -3.05], [2.95, -2.95]]], dtype=torch.float64)
+    starts = torch.cat([many, two], 1)
+    found = peaks.find(log_prob, starts, config=PeaksConfig(max_steps=n_steps))
+    away = (found.z - torch.tensor([3.0, -3.0], dtype=torch.float64)).norm(dim=-1)
+    assert (away < 0.05).any()
+
+
+def test_rounds_of_the_ladder_draw_as_much_around_light_peaks_as_around_heavy_ones():
+    z = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]], [[2.0, 0.0], [math.nan, math.nan]]]).double()
+    factor = 0.1 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2, 2)
+    height = torch.tensor([[0.0, -9.0], [0.0, -math.inf]], dtype=torch.float64)
+    known = Peaks(
+        z=z, log_prob=height, factor=factor, n_gradients=torch.zeros(2, dtype=torch.int64),
+        settled=height > -math.inf,
+    )  # fmt: skip
+    keys = torch.arange(2)
+    objects = OpenObjects(keys, keys, None, (), peaks=known)
+    draws = objects.around_peaks(()).draw(keys, 4000, 0, "around")[..., 0]
+    assert ((draws[0] > 0).double().mean() - 0.5).abs() < 4 * 0.5 / 4000**0.5
+    assert (draws[1] - 2.0).abs().quantile(0.9) < 0.5
+    assert OpenObjects(keys, keys, None, ()).around_peaks(()) is None

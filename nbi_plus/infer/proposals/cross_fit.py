@@ -183,14 +183,14 @@ class Pair:
 
     def share(self, proposal: LatentProposal, z: Tensor, found: Evaluation) -> Pair:
         """Return streams that take turns in the draws of a proposal that was fitted to both."""
-        turns = [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
-        each = zip((self.a, self.b), turns, strict=True)
-        crossed = self.n_shared < len(self.a.proposals)
-        if proposal is self.a.proposals[-1] and not crossed:
-            a, b = (stream.more(*own) for stream, own in each)
-        else:
-            a, b = (stream.add(proposal, *own) for stream, own in each)
+        (za, fa), (zb, fb) = _turns(z, found)
+        a, b = self.a.add(proposal, za, fa), self.b.add(proposal, zb, fb)
         return Pair(a, b, len(a.proposals))
+
+    def more(self, z: Tensor, found: Evaluation) -> Pair:
+        """Return streams with more draws of `to_judge`: of both last proposals, or of the one."""
+        first, second = (_turns if len(self.to_judge) == 1 else _halves)(z, found)
+        return replace(self, a=self.a.more(*first), b=self.b.more(*second))
 
     def extend(
         self, proposals: tuple[LatentProposal, LatentProposal], z: Tensor, found: Evaluation
@@ -233,11 +233,7 @@ class Pair:
         ``fresh`` are those that were drawn before.
         """
         fresh = Stream.start(self.frozen, z, found) if fresh is None else fresh.more(z, found)
-        last = self.to_judge
-        if len(last) == 1:
-            return self.share(last[0], z, found), fresh
-        first, second = _halves(z, found)
-        return replace(self, a=self.a.more(*first), b=self.b.more(*second)), fresh
+        return self.more(z, found), fresh
 
     @property
     def latest(self) -> Stream:
@@ -312,6 +308,11 @@ class Pair:
             stream.z, stream.log_weights, stream.flat_log_weights, family, keys, seed, stage,
             wide,
         )  # fmt: skip
+
+
+def _turns(z: Tensor, found: Evaluation) -> list[tuple[Tensor, Evaluation]]:
+    """Return every second draw, for stream A, and the others for stream B."""
+    return [(z[:, i::2], take(found, slice(i, None, 2))) for i in (0, 1)]
 
 
 def _halves(z: Tensor, found: Evaluation) -> list[tuple[Tensor, Evaluation]]:

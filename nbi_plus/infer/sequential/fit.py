@@ -201,6 +201,7 @@ class SequentialRun:
             answer = fit(first)
             outcome, told = self._judged(answer, ledger, observations, recipe.seed)
             left = self.config.budget - ledger.n_calls
+            # of certified answers alone, which published methods never give
             missing = outcome.missed is not None and bool(outcome.missed.any())
             if missing and left > self.config.certify_draws:
                 answer = fit.again(outcome.peaks)

@@ -103,7 +103,9 @@ class PeakSearch:
         if n < 2 or not isinstance(first, PriorProposal):
             return pair
         step = work.journal.step(stage, partial(work.drawn, (first,), n, stage))
-        return pair.share(first, step.z, work.evaluate(step.z, keep=True))
+        found = work.evaluate(step.z, keep=True)
+        alone = len(pair.a.proposals) == 1
+        return pair.more(step.z, found) if alone else pair.share(first, step.z, found)
 
     def _ascend(self, starts: Tensor, most: int, stage: str) -> Step:
         """Return the peaks uphill from starts (n, D), as the state of a step without draws."""

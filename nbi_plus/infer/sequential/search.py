@@ -189,7 +189,7 @@ class Search:
         if float(judged.efficiency) < _VAGUE and not self._is_located():
             return  # a network may tell more
         for step in steps:
-            judged = judged.more(step.z, self._share("laplace", step))
+            judged = judged.more(step.z, self._share("laplace", step, more=True))
         self._floor = Floor.of(pilot.proposals[0], self._circles)
         self._fresh, self._family, self._tried = judged, pilot.family, False
 
@@ -332,11 +332,12 @@ class Search:
         self._floor, told = self._floor.after(self._pair)
         return told
 
-    def _share(self, phase: str, step: Step) -> Evaluation:
-        """Add the draws of a proposal that was fitted to both streams, or to none."""
+    def _share(self, phase: str, step: Step, *, more: bool = False) -> Evaluation:
+        """Add draws of a proposal that was fitted to both streams, or to none; of the last one."""
         proposal, found = step.proposals[0], self._work.evaluate(step.z, keep=True)
         pair = self._pair
-        self._pair = (Pair.start if pair is None else pair.share)(proposal, step.z, found)
+        add = Pair.start if pair is None else pair.share
+        self._pair = pair.more(step.z, found) if more else add(proposal, step.z, found)
         self._note(phase, step.z.shape[1])
         return found
 
