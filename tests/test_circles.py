@@ -91,7 +91,68 @@ def test_there_and_back_is_the_same():
     assert torch.equal(none.to(z), z)
 
 
+@dataclass(frozen=True)
+class KnownSums:
+    """Four circles: (0, 1) with a known sum, (2, 3) with a known difference; else uniform."""
+
+    mode: float
+    concentration: float = 100.0
+    n_dim: int = 4
+
+    def log_prob(self, z):
+        u = torch.special.ndtr(z)
+        off = torch.stack([u[..., 0] + u[..., 1] - self.mode, u[..., 2] - u[..., 3] - 0.9], -1)
+        height = self.concentration * ((2 * math.pi * off).cos() - 1).sum(-1)
+        return height - 0.5 * (z.square() + LOG_2PI).sum(-1)
+
+
+def test_sums_and_differences_that_are_known_take_the_place_of_loose_angles():
+    n, mode = 20_000, 0.97
+    u = torch.special.ndtr(normals(0, 3, n, 4))
+    narrow = 0.01 * normals(1, 3, n, 2)
+    u[..., 1], u[..., 3] = mode - u[..., 0] + narrow[..., 0], u[..., 2] + 0.9 + narrow[..., 1]
+    z = torch.special.ndtri((u - u.floor()).clamp(1e-12, 1 - 1e-12))
+    weights = torch.full((3, n), 1 / n).double()
+    cut = Cut.of(z, weights, (0, 1, 2, 3), sums=True)
+    moved = torch.special.ndtr(cut.to(z))
+    # two of four have become narrow, in the middle of their circles
+    assert (torch.sort(moved.std(1), 1).values[:, 1] < 0.02).all()
+    torch.testing.assert_close(cut.back(cut.to(z)), z, rtol=0, atol=1e-6)
+    row = torch.tensor([2])
+    assert torch.equal(cut.select(row).to(z[row]), cut.to(z)[row])
+    assert Cut.of(z, weights, (0, 1, 2, 3)).sums is None
+    own = Cut.of(torch.special.ndtri(0.5 + narrow), weights, (0, 1), sums=True)
+    assert own.sums is None or not own.sums.any(), "angles that are known must stay"
+
+
+def test_a_known_sum_of_angles_is_as_easy_as_a_known_angle():
+    keys = torch.arange(6)
+    family = OnCircles(MixtureFamily(MixtureConfig(n_components=(1, 2, 4))), (0, 1, 2, 3))
+    for mode in (0.0, 0.3, 0.5, 0.97):
+        target = KnownSums(mode)
+        proposal = family.fit(*learned(target, keys, 20_000), keys, 1, "fit")
+        assert efficiency(proposal, target, keys).mean() > 0.6
+
+
 STARTS = [0.0, 0.01, 0.4, 0.69, 0.99]  # 0.69 is where the mode of `narrow` lies
+
+
+def test_the_density_of_sums_is_that_of_the_draws():
+    sums = torch.tensor([[[0.0, 0.0], [-1.0, 0.0]]]).double()
+    proposal = CutProposal(narrow(1, 2), Cut((0, 1), torch.tensor([[0.2, 0.9]]).double(), sums))
+    grid = (torch.arange(400).double() + 0.5) / 400
+    u = torch.cartesian_prod(grid, grid)[None]
+    z = torch.special.ndtri(u)
+    density = (proposal.log_prob(z) - PriorProposal(2).log_prob(z)).exp()[0]
+    assert abs(density.mean() - 1) < 1e-3
+    n = 40_000
+    drawn = torch.special.ndtr(proposal.draw(torch.tensor([3]), n, 0, "draw")[0])
+    cell = (drawn * 8).long().clamp(0, 7) @ torch.tensor([8, 1])
+    expected = density.new_zeros(64).index_add_(
+        0, (u[0] * 8).long() @ torch.tensor([8, 1]), n * density / density.numel()
+    )
+    found = cell.bincount(minlength=64)
+    assert ((found - expected).abs() < 4.5 * expected.sqrt() + 1e-3 * n / 64).all()
 
 
 @pytest.mark.parametrize("start", STARTS)

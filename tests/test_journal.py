@@ -56,6 +56,9 @@ PROPOSALS = {
     "nsf": lambda: free_flow(random_flow(1, kind="nsf", n_bins=5), 0.2, 2.0),
     "blend": lambda: Blend((PriorProposal(N_DIM), mixture(3), conditioned()), (0.5, 0.2, 0.3)),
     "cut": lambda: CutProposal(mixture(4), Cut((0, 2), uniforms(5, 1, 2))),
+    "sum": lambda: CutProposal(
+        mixture(4), Cut((0, 2), uniforms(5, 1, 2), torch.tensor([[[0.0, 0], [1, 0]]]).double())
+    ),
     "blend of cuts": lambda: Blend(
         (
             CutProposal(mixture(4), Cut((1,), uniforms(5, 1, 1))),

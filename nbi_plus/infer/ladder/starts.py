@@ -66,7 +66,7 @@ class Start:
         height = [s.log_likelihood + s.log_prior for s in (objects.pair.a, objects.pair.b)]
         weights = _learning_weights(log_weights, finite, objects.n_dim)
         z = torch.where(weights[..., None] > 0, objects.z, 0.0)
-        cut = Cut.of(z, weights, context.circles)
+        cut = Cut.of(z, weights, context.circles, sums=True)
         height = torch.where(finite, torch.cat(height, 1), -torch.inf)
         z, stage = cut.to(z), context.stage("jumps")
         config = _JUMPS.in_dims(objects.n_dim)

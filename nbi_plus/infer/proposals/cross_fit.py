@@ -112,7 +112,7 @@ class FlowFamily:
 
 @dataclass(frozen=True)
 class OnCircles:
-    """Another family, in coordinates that cut every circle where an object has no mass.
+    """Another family, in coordinates that cut every circle, or sum of two, where it has no mass.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class OnCircles:
         """Return one proposal for each object."""
         if not self.circles:
             return self.inner.fit(z, weights, keys, seed, stage)
-        cut = Cut.of(z, weights, self.circles)
+        cut = Cut.of(z, weights, self.circles, sums=True)
         return CutProposal(self.inner.fit(cut.to(z), weights, keys, seed, stage), cut)
 
 

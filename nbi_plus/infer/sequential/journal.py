@@ -151,11 +151,14 @@ def _decode_mixture(
 
 def _encode_cut(q: CutProposal, prefix: str, arrays: Arrays) -> dict[str, Any]:
     _put(arrays, prefix, start=q.cut.start)
+    if q.cut.sums is not None:
+        _put(arrays, prefix, sums=q.cut.sums)
     return {"columns": list(q.cut.columns), "inner": encode(q.inner, prefix + "inner/", arrays)}
 
 
 def _decode_cut(meta: Mapping, prefix: str, arrays: Arrays, device: torch.device) -> CutProposal:
-    cut = Cut(tuple(meta["columns"]), _get(arrays, prefix + "start", device))
+    sums = _get(arrays, prefix + "sums", device) if prefix + "sums" in arrays else None
+    cut = Cut(tuple(meta["columns"]), _get(arrays, prefix + "start", device), sums)
     return CutProposal(decode(meta["inner"], prefix + "inner/", arrays, device), cut)
 
 
