@@ -70,7 +70,7 @@ class Ladder:
     flow : FlowRung
         The rung that adapts a flow to each object.
     ensemble : EnsembleRung
-        emcee, where there are no gradients.
+        emcee: without gradients the last rung, else for what chains did not settle.
     audit : PeakAudit or None
         Looks for places that certified answers do not hold.
     rungs : tuple of Rung, optional
@@ -111,10 +111,10 @@ class Ladder:
         if self.rungs is not None:
             return context.applying(self.rungs)
         peaks = self.peaks or (PeaksRung() if self.refine.n_rounds else PeaksRung(n_starts=0))
-        # walkers are for who has no chains of gradients
-        chains = context.applying([self.hmc])
-        return context.applying([peaks, self.refine, *(chains or ()), self.flow,
-                                 *(() if chains else (self.ensemble,))])  # fmt: skip
+        # walkers take more calls than a flow, and less time: those of gradients are cheap
+        last = (self.ensemble, self.flow) if self.hmc.applies(context.target) else (
+            self.flow, self.ensemble)  # fmt: skip
+        return context.applying([peaks, self.refine, self.hmc, *last])
 
     def goes_on(self, outcome: Outcome) -> Tensor:
         """Say which objects (b,) the network's own draws do not settle."""
@@ -216,14 +216,14 @@ def _with_hints(
 def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> Iterator[OpenObjects]:
     """Yield objects that together hold every object of the groups once, after their last rung.
 
-    Each rung runs on the objects that are still open; with ``escalate="always"`` chains run on all.
-    Who needs no further rung leaves at once, and takes the memory of its draws along.
+    Each rung runs on the objects that are still open; with ``escalate="always"`` the first chains
+    run on all. Who needs no further rung leaves at once, and takes the memory of its draws along.
     """
-    always = ladder.escalate == "always"
     rungs = ladder.rungs_for(context) if groups else []
+    chains = [i for i, rung in enumerate(rungs) if rung.status.from_chains]
+    check = chains[0] if chains and ladder.escalate == "always" else -1
     for i, rung in enumerate(rungs):
-        takes_all = always and rung.status.from_chains
-        checked_later = always and any(later.status.from_chains for later in rungs[i + 1 :])
+        takes_all, checked_later = i == check, i < check
         after: list[OpenObjects] = []
         while groups:
             group = groups.pop(0)

@@ -1,4 +1,4 @@
-"""Ensembles as a rung: the last one for black boxes, one object after the other."""
+"""Ensembles as a rung: for black boxes, and where chains stay in their modes; one by one."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class EnsembleRung(OptionalRung):
     ----------
     sampler : EnsembleConfig
         0 walkers leave the rung out.
+    calls_share : float
+        Of the calls that are left, which walkers may take: later rungs need some.
     jump_accept : float
         Walkers jump between modes where so large a share of such jumps should be accepted.
     weights : LayeredConfig
@@ -36,6 +38,7 @@ class EnsembleRung(OptionalRung):
     """
 
     sampler: ensemble.EnsembleConfig = field(default_factory=ensemble.EnsembleConfig)
+    calls_share: float = 0.9
     jump_accept: float = 0.02
     weights: LayeredConfig = field(default_factory=LayeredConfig)
     name: ClassVar[str] = "ensemble"
@@ -84,7 +87,8 @@ def _walk(
     left = context.left(objects.index)
     deadline = time.perf_counter() + float(left.seconds)
     found = ensemble.sample(
-        lambda z: density(z[None], own)[0], z0, jumps=jumps, max_calls=float(left.calls),
+        lambda z: density(z[None], own)[0], z0, jumps=jumps,
+        max_calls=config.calls_share * float(left.calls),
         seed=stage_key(context.seed, f"{context.stage('ensemble')} {int(objects.keys)}"),
         over=lambda: time.perf_counter() > deadline, config=config.sampler,
     )  # fmt: skip

@@ -49,7 +49,7 @@ class PeaksRung(OptionalRung):
     search : PeaksConfig
     """
 
-    n_starts: int = 6
+    n_starts: int = 16
     n_draws: int = 512
     n_more: int = 3
     n_refits: int = 2
@@ -58,7 +58,7 @@ class PeaksRung(OptionalRung):
     first_share: float = 0.1
     mixture: MixtureConfig = RefineRung.mixture
     wide: MixtureConfig = RefineRung.wide
-    search: PeaksConfig = PeaksConfig(max_peaks=8, depth=15.0)
+    search: PeaksConfig = PeaksConfig(depth=15.0)
     name: ClassVar[str] = "peaks"
     status: ClassVar[Status] = Status.REFINED
     needs_gradients: ClassVar[bool] = True
