@@ -66,7 +66,7 @@ class Launch:
 KINDS = {
     "cpu": Launch(
         target_rows=16_384,
-        target_bytes=2**28,
+        target_bytes=2**24,
         target_copies=6,
         gradient_numbers=2**17,
         gradient_rows=4096,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.batched import pick
 from nbi_plus.infer.ladder.peak_masses import weighed
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -27,6 +28,8 @@ _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
 _FEWEST = 64
 _OF_ONE = 16  # times the starts of one of many
+_MANY = 4  # peaks: where there are more of them, some others were not found ...
+_MORE = 4  # ... and so many times the starts follow
 _TOLD = 4  # peaks of an object that its report names
 
 
@@ -37,7 +40,7 @@ class PeakAudit:
     Attributes
     ----------
     n_starts : int
-        Ascents of each object: half from the steepest places, an eighth each from the heaviest
+        Ascents of each object, and four times as many where they find many peaks: half from the steepest places, an eighth each from the heaviest
         draws, the best of cells of the answer, the best of cells of scouts and the highest scouts
         of the prior. A quarter of all without gradients, where no place is known to be steep.
     n_tried : int
@@ -163,9 +166,16 @@ class _Audited:
         self.found = [""] * len(keys)
 
     def look(self) -> None:
-        """Look from all kinds of draws."""
+        """Look from all kinds of draws, and where there are many peaks from more of the prior."""
         every = torch.arange(len(self._keys), device=self._keys.device)
-        self._climb(every, self._starts())
+        scouts, prior = self._scouts()
+        starts = self._starts(scouts, prior)
+        self._climb(every, starts)
+        rows = (self.peaks.found.sum(1) > _MANY).nonzero()[:, 0]
+        if len(rows):
+            n, seed = _MORE * starts.shape[1], self._context.seed
+            more = pick(prior, rows).best_of_cells(n, seed, f"{self._stage} more")
+            self._climb(rows, torch.cat([self.peaks.z[rows], more], 1))
 
     def look_quickly(self) -> None:
         """Look from the steepest draws, where these are steep."""
@@ -178,9 +188,9 @@ class _Audited:
         if len(rows):
             self._climb(rows, starts[rows])
 
-    def _starts(self) -> Tensor:
+    def _starts(self, scouts: Landscape, prior: Landscape) -> Tensor:
         c, land, seed, stage = self._config, self._land, self._context.seed, self._stage
-        differentiable, (scouts, prior) = self._context.target.differentiable, self._scouts()
+        differentiable = self._context.target.differentiable
         n = c.n_starts if differentiable else max(c.n_starts // 4, 8)
         parts = [
             land.heaviest(n // 8), land.best_of_cells(n // 8, seed, stage),
