@@ -56,7 +56,7 @@ def to_and_from(flow, z, context):
     """Return z after the way to the base and back, through the blocks alone."""
     u, _ = flow._to_base(z, context)
     for block in reversed(flow.blocks):
-        u = block.inverse(u, context)
+        u = block.inverse(u, context)[0]
     return u @ flow.chol.T + flow.mean
 
 

@@ -147,22 +147,24 @@ class AffineBlock(AutoregressiveTransform):
         u, log_det = self._elementwise_forward(z, params)
         return u[..., self.restore], log_det.sum(-1)
 
-    def inverse(self, inputs: Tensor, context: Tensor) -> Tensor:
-        """Map (B, S, D) away from the base, at the cost of one forward pass."""
+    def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, S, D) away from the base, at the cost of one forward pass; also the log-det."""
         net = self.autoregressive_net
         terms, cache = net.terms(context), net.empty_cache(inputs)
-        u, known = inputs[..., self.order], inputs[..., :0]
+        u, known, total = inputs[..., self.order], inputs[..., :0], torch.zeros_like(inputs[..., 0])
         for d in range(net.n_dims):
             params = net.step(d, known, terms, cache)
-            known = torch.cat([known, self._elementwise_inverse(u[..., d], params)[..., None]], -1)
-        return known[..., self.restore]
+            value, log_det = self._elementwise_inverse(u[..., d], params)
+            known, total = torch.cat([known, value[..., None]], -1), total + log_det
+        return known[..., self.restore], total
 
     def _elementwise_forward(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = _bounded(params[..., 1])
         return (inputs - params[..., 0]) * torch.exp(-log_scale), -log_scale
 
-    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> Tensor:
-        return inputs * torch.exp(_bounded(params[..., 1])) + params[..., 0]
+    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = _bounded(params[..., 1])
+        return inputs * torch.exp(log_scale) + params[..., 0], log_scale
 
 
 class SplineBlock(AffineBlock):
@@ -186,8 +188,10 @@ class SplineBlock(AffineBlock):
         u, more = self._spline(u, params, inverse=False)
         return u, log_det + more
 
-    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> Tensor:
-        return super()._elementwise_inverse(self._spline(inputs, params, inverse=True)[0], params)
+    def _elementwise_inverse(self, inputs: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        u, log_det = self._spline(inputs, params, inverse=True)
+        z, more = super()._elementwise_inverse(u, params)
+        return z, log_det + more
 
     def _spline(self, u: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         widths, heights, slopes = params[..., 2:].split(
@@ -216,9 +220,11 @@ class NormalBase(nn.Module):
             -0.5 * square / scale**2 - n * (math.log(scale) + 0.5 * _LOG_2PI) for scale in scales
         )
 
-    def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the noise (B, S, D), already scaled, itself."""
-        return noise
+    def draw(
+        self, noise: Tensor, choice: Tensor | None, context: Tensor, scales: tuple[float, ...]  # noqa: ARG002
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """Return the noise (B, S, D), already scaled, itself, and its log-densities."""
+        return noise, self.log_probs(noise, context, scales)
 
 
 class MixtureBase(nn.Module):
@@ -235,29 +241,43 @@ class MixtureBase(nn.Module):
         self, u: Tensor, context: Tensor, scales: tuple[float, ...]
     ) -> tuple[Tensor, ...]:
         """Return log-densities, shape (B, S), with every component ``scale`` times wider."""
-        logits, mean, log_sd = self._components(self.net(u, self.net.terms(context)))
-        square = ((u[..., None] - mean) * torch.exp(-log_sd)).square()
-        height = logits.log_softmax(-1) - log_sd - 0.5 * _LOG_2PI
-        return tuple(
-            torch.logsumexp(height - 0.5 * square / scale**2, -1).sum(-1)
-            - u.shape[-1] * math.log(scale)
-            for scale in scales
-        )
+        log_share, mean, log_sd = self._components(self.net(u, self.net.terms(context)))
+        each = self._heights(u[..., None], log_share, mean, log_sd, scales)
+        return tuple(height.sum(-1) for height in each)
 
-    def sample(self, noise: Tensor, choice: Tensor | None, context: Tensor) -> Tensor:
-        """Return draws (B, S, D) made of scaled noise and uniforms that choose components."""
+    def draw(
+        self, noise: Tensor, choice: Tensor | None, context: Tensor, scales: tuple[float, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return draws (B, S, D) and their log-densities, as `log_probs` has them.
+
+        ``noise`` (B, S, D) is scaled already, ``choice`` are uniforms that choose components.
+        """
         terms, cache, known = self.net.terms(context), self.net.empty_cache(noise), noise[..., :0]
+        totals = [torch.zeros_like(noise[..., 0]) for _ in scales]
         for d in range(self.net.n_dims):
-            logits, mean, log_sd = self._components(self.net.step(d, known, terms, cache))
-            below = logits.softmax(-1).cumsum(-1)[..., :-1] < choice[..., d : d + 1]
+            log_share, mean, log_sd = self._components(self.net.step(d, known, terms, cache))
+            below = log_share.exp().cumsum(-1)[..., :-1] < choice[..., d : d + 1]
             k = below.sum(-1, keepdim=True)
             draw = mean.gather(-1, k) + noise[..., d : d + 1] * torch.exp(log_sd.gather(-1, k))
+            each = self._heights(draw, log_share, mean, log_sd, scales)
+            totals = [total + height for total, height in zip(totals, each, strict=True)]
             known = torch.cat([known, draw], -1)
-        return known
+        return known, tuple(totals)
 
     def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, mean, raw = params.chunk(3, -1)
-        return logits, mean, _bounded(raw)
+        return logits.log_softmax(-1), mean, _bounded(raw)
+
+    def _heights(
+        self, u: Tensor, log_share: Tensor, mean: Tensor, log_sd: Tensor, scales: tuple[float, ...]
+    ) -> list[Tensor]:
+        """Return log-densities (...) of u (..., 1) under components (..., K), for each scale."""
+        square = ((u - mean) * torch.exp(-log_sd)).square()
+        height = log_share - log_sd - 0.5 * _LOG_2PI
+        return [
+            torch.logsumexp(height - 0.5 * square / scale**2, -1) - math.log(scale)
+            for scale in scales
+        ]
 
 
 class Flow(nn.Module):
@@ -314,16 +334,34 @@ class Flow(nn.Module):
         return tuple(log_base + log_det for log_base in self.base.log_probs(u, context, scales))
 
     def sample(self, noise: Tensor, context: Tensor, choice: Tensor | None = None) -> Tensor:
-        """Return draws z (B, S, D), float64, of base noise (B, S, D).
+        """Return the draws of `draw` alone."""
+        return self.draw(noise, context, choice, (1.0,))[0]
 
-        ``noise`` is standard normal, or scaled for a wider base; ``choice`` is uniform noise, that
-        a mixture base needs.
+    def draw(
+        self, noise: Tensor, context: Tensor, choice: Tensor | None, scales: tuple[float, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return draws z (B, S, D), float64, of base noise (B, S, D), and their log q (B, S).
+
+        The densities, one for each scale of the base, cost nothing beside the draws. They are in
+        the flow's own precision: exact for the unrounded draw.
+
+        Parameters
+        ----------
+        noise : Tensor, shape (B, S, D)
+            Standard normal, or scaled for a wider base.
+        context : Tensor, shape (B, F)
+        choice : Tensor or None, shape (B, S, D)
+            Uniform noise, which a mixture base needs.
+        scales : tuple of float
         """
         context = context.to(self.dtype)
-        u = self.base.sample(noise.to(self.dtype), choice, context)
+        u, heights = self.base.draw(noise.to(self.dtype), choice, context, scales)
+        total = self.chol.diagonal().log().sum().to(self.dtype)
         for block in reversed(self.blocks):
-            u = block.inverse(u, context)
-        return u.to(torch.float64) @ self.chol.T + self.mean
+            u, log_det = block.inverse(u, context)
+            total = total + log_det
+        z = u.to(torch.float64) @ self.chol.T + self.mean
+        return z, tuple(height - total for height in heights)
 
     def exact(self) -> Flow:
         """Return a float64 copy, for densities that become weights."""

@@ -40,9 +40,10 @@ class PeakAudit:
     Attributes
     ----------
     n_starts : int
-        Ascents of each object, and four times as many where they find many peaks: half from the steepest places, an eighth each from the heaviest
+        Ascents of each object: half from the steepest places, an eighth each from the heaviest
         draws, the best of cells of the answer, the best of cells of scouts and the highest scouts
-        of the prior. A quarter of all without gradients, where no place is known to be steep.
+        of the prior. A quarter of all without gradients, where no place is known to be steep. Four
+        times as many follow, from cells of the prior, where these find many peaks.
     n_tried : int
         Draws and scouts among which the steepest are looked for.
     n_scouts, scout_numbers : int

@@ -15,6 +15,9 @@ from nbi_plus.infer.weights.clean import defensive_log_prob, log_mixture
 from nbi_plus.learn.flows import Flow
 from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
+_N_PROBES = 64  # draws of each object that tell what single precision costs
+_PROBE_MAX = 1e-3  # of a log-weight: far below what a few thousand draws can see
+
 
 class LatentProposal(Protocol):
     """A density of latent draws for each of B objects, that can be drawn from."""
@@ -43,10 +46,10 @@ class FlowProposal:
     Attributes
     ----------
     flow : Flow
-        Draws; float32 is enough, since it moves them by 1e-5 of a posterior's width or so, and
-        densities are evaluated afresh.
+        Draws, in float32, and knows their density from the same pass.
     exact : Flow
-        The same flow in float64: the density of a stored draw is always this forward pass.
+        The same flow in float64. It says what that density is worth, by some draws of each object,
+        and takes its place where rounding moved draws by too much of a posterior's width.
     share, width : float
         Of the defensive part. A share of 0 gives the plain network.
     """
@@ -56,15 +59,9 @@ class FlowProposal:
     share: float = 0.2
     width: float = 2.0
 
-    def draw(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Draws:
-        """Return `places` and their density."""
-        z = self.places(features, keys, n, seed, stage)
-        # the share that was really drawn, which n may not divide into
-        return Draws(z, self._log_prob(z, features, round(self.share * n) / n))
-
     @torch.no_grad()
-    def places(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
-        """Return n draws z (B, n, D) for each object; those of one depend on its key alone.
+    def draw(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Draws:
+        """Return n draws of each object and their density; those of one depend on its key alone.
 
         Parameters
         ----------
@@ -75,19 +72,21 @@ class FlowProposal:
         seed, stage
             Of the randomness.
         """
-        noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
-        n_wide = round(self.share * n)
-        wide = torch.arange(n, device=noise.device) >= n - n_wide
-        noise = torch.where(wide[:, None], self.width * noise, noise)
-        choice = None
-        if self.flow.config.n_mog > 1:
-            choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
-        return torch.cat(
-            [
-                self.flow.sample(noise[i], features[i], None if choice is None else choice[i])
-                for i in _pieces(noise)
-            ]
-        )
+        share = round(self.share * n) / n  # that was really drawn, which n may not divide into
+        z, log_q = self._made(features, keys, n, seed, stage, share)
+        log_q = log_q.to(torch.float64)
+        if self.flow is not self.exact:
+            probe = torch.arange(0, n, max(n // _N_PROBES, 1), device=z.device)
+            error = log_q[:, probe] - self._log_prob(z[:, probe], features, share)
+            rows = (~(error.abs().amax(1) < _PROBE_MAX)).nonzero()[:, 0]  # also what is NaN
+            if len(rows):
+                log_q[rows] = self._log_prob(z[rows], features[rows], share)
+        return Draws(z, log_q)
+
+    @torch.no_grad()
+    def places(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
+        """Return the draws z (B, n, D) of `draw` alone."""
+        return self._made(features, keys, n, seed, stage, self.share)[0]
 
     def log_prob(self, z: Tensor, features: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D), from one pass for both parts."""
@@ -96,13 +95,34 @@ class FlowProposal:
     def ends_inside(self, z: Tensor, weights: Tensor, ess: Tensor) -> None:  # noqa: ARG002
         """Say nothing: these draws reach wherever their prior does."""
 
+    def _made(
+        self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str, share: float
+    ) -> Draws:
+        """Return draws and the density that the pass which made them knows."""
+        noise = keyed_normal(seed, stage, keys, (n, self.flow.n_dims))
+        n_wide = round(self.share * n)
+        wide = torch.arange(n, device=noise.device) >= n - n_wide
+        noise = torch.where(wide[:, None], self.width * noise, noise)
+        choice = None
+        if self.flow.config.n_mog > 1:
+            choice = keyed_uniform(seed, stage + " component", keys, noise.shape[1:])
+        made = [
+            self.flow.draw(
+                noise[i], features[i], None if choice is None else choice[i], self._scales(share)
+            )
+            for i in _pieces(noise)
+        ]
+        z = torch.cat([own for own, _ in made])
+        return Draws(z, _joined([heights for _, heights in made], share))
+
+    def _scales(self, share: float) -> tuple[float, ...]:
+        return (1.0, self.width) if share else (1.0,)
+
     @torch.no_grad()
     def _log_prob(self, z: Tensor, features: Tensor, share: float) -> Tensor:
-        if not share:
-            return torch.cat([self.exact.log_prob(z[i], features[i]) for i in _pieces(z)])
-        scales = (1.0, self.width)
-        both = [self.exact.log_probs(z[i], features[i], scales) for i in _pieces(z)]
-        return torch.cat([defensive_log_prob(plain, wide, share) for plain, wide in both])
+        scales = self._scales(share)
+        each = [self.exact.log_probs(z[i], features[i], scales) for i in _pieces(z)]
+        return _joined(each, share)
 
 
 @dataclass(frozen=True)
@@ -211,6 +231,12 @@ def free_flow(flow: Flow, share: float, width: float) -> Conditioned:
     nothing = torch.zeros(1, 1, device=flow.mean.device)
     exact = flow.exact()  # draws too: single precision may misplace them where the map is steep
     return Conditioned(FlowProposal(exact, exact, share, width), nothing)
+
+
+def _joined(pieces: list[tuple[Tensor, ...]], share: float) -> Tensor:
+    """Return log-densities of all pieces, of the plain part or of it and the wide one."""
+    parts = [torch.cat(each) for each in zip(*pieces, strict=True)]
+    return defensive_log_prob(*parts, share) if len(parts) > 1 else parts[0]
 
 
 def _pieces(draws: Tensor) -> Iterator[slice]:
