@@ -52,7 +52,7 @@ class RefineRung(OptionalRung):
     n_certify: int = 2048
     ess_min: float = 0.0
     mixture: MixtureConfig = MixtureConfig(
-        n_components=(6, 16, 40), n_starts=1, dof=5, wide_share=0.1
+        n_components=(6, 24, 80), n_points=4000, n_starts=1, dof=5, wide_share=0.1
     )
     wide: MixtureConfig = COARSE
     name: ClassVar[str] = "refine"
