@@ -287,7 +287,10 @@ def _check_flow_batches(flow, context, noise, choice):
 
 def _check_flow_widths(flow, context, noise, choice):
     """Draws have the density that is claimed, from the plain base and from a wider one."""
-    plain, wide = flow.sample(noise, context, choice), flow.sample(2 * noise, context, choice)
+    plain = flow.sample(noise, context, choice)
+    wide, known = flow.draw(2 * noise, context, choice, (1.0, 2.0))
+    later = flow.log_probs(wide, context, (1.0, 2.0))
+    torch.testing.assert_close(torch.stack(known), torch.stack(later), rtol=1e-9, atol=1e-8)
     for z, scales in ((wide, (1.0, 2.0)), (plain, (0.5, 1.0))):  # ratios of at most 2^D
         narrow, own = flow.log_probs(z, context, scales)
         ratio = torch.exp(narrow - own)

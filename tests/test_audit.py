@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from densities import LOG_2PI, LatentTarget, context_of, normals
 from problems import (
     NEEDLE_BROAD as BROAD,
 )
@@ -27,7 +28,10 @@ from problems import (
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.ladder import HmcRung, PeakAudit, RefineRung
+from nbi_plus.infer.ladder import HmcRung, PeakAudit, RefineRung, audit
+from nbi_plus.infer.posterior.certificate import fresh_outcome
+from nbi_plus.infer.proposals.mixture import StudentMixture
+from nbi_plus.infer.weights.summary import Gate
 
 N_DIM = 3
 
@@ -180,6 +184,49 @@ def test_one_object_is_worth_more_starts_where_these_are_cheap(seconds, times):
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="n_starts"):
         PeakAudit(n_starts=2)
+
+
+@dataclass(frozen=True)
+class Needles:
+    """Equal narrow normals at ``centre`` (K, D)."""
+
+    centre: torch.Tensor
+    sd: float = 0.012
+
+    def log_prob(self, z):
+        u = (z[..., None, :] - self.centre) / self.sd
+        log_n = -0.5 * (u.square() + LOG_2PI).sum(-1) - z.shape[-1] * np.log(self.sd)
+        return log_n.logsumexp(-1) - np.log(len(self.centre))
+
+
+class Uphill(LatentTarget):
+    differentiable = True
+
+    def log_prob(self, z, index):
+        found = self.evaluate(z, index)
+        return found.log_prior + found.log_likelihood
+
+
+def test_where_there_are_many_peaks_more_are_looked_for(monkeypatch):
+    """The answer of each object lacks one of twelve modes, in two parameters."""
+    density, n = Needles(0.8 * normals(5, 12, 2)), 12
+    factor = density.sd * torch.eye(2).double().expand(n, n, 2, 2)
+    shares = torch.full((n, n), 1 / (n - 1)).double().fill_diagonal_(0.0).log()
+    proposal = StudentMixture(shares, density.centre.expand(n, n, 2), factor, 20.0)
+    keys = torch.arange(n)
+    z = proposal.draw(keys, 3000, 0, "answer")
+    context = replace(context_of(density, 2, n), target=Uphill(density, n, 2))
+    found = context.evaluate(z, keys)
+    outcome = fresh_outcome(proposal, z, found, Gate(), circles=(), seed=0)
+    assert outcome.passed.all()
+
+    def missed():
+        context.report.note(outcome)
+        return float(PeakAudit()(outcome, keys, context).missed.double().mean())
+
+    assert missed() > 0.9
+    monkeypatch.setattr(audit, "_MANY", 99)
+    assert missed() < 0.75  # or this law has no subject
 
 
 @pytest.mark.parametrize("i", [0, 9])

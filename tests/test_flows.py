@@ -235,6 +235,31 @@ def test_float32_draws_have_the_float64_density(kind, n_mog):
     assert (moved / width).flatten().quantile(0.99) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["maf", "nsf"])
+@torch.no_grad()
+def test_densities_are_double_precision_where_single_is_not_enough(kind):
+    """Blocks that narrow draws to 1e-5 of the prior leave single precision no digits."""
+    single = trained(make(3, kind, n_blocks=2, dtype=torch.float32), 0.5)
+    net = single.blocks[0].autoregressive_net
+    features = torch.cat([torch.ones(3, N_CONTEXT), torch.zeros(3, N_CONTEXT)])
+    shift, scale = (torch.arange(3) * net.n_out + i for i in (0, 1))
+    first = net.context.out_features - 3 * net.n_out
+    # the context of some objects says that their draws lie within e^-11.5 of 5
+    net.context.weight[first + scale] = -23.0 / N_CONTEXT
+    net.context.weight[first + shift] = 5.0 / N_CONTEXT
+    proposal = FlowProposal(single, single.exact())
+    draws = proposal.draw(features, torch.arange(6), 2000, 0, "test")
+    rough, quick = proposal._made(features, torch.arange(6), 2000, 0, "test", 0.2)
+    exact = proposal.log_prob(draws.z, features)
+    assert torch.equal(rough, draws.z)
+    worst = (quick - exact).abs().amax(1)
+    assert (worst > 1e-3).any(), "or this law has no subject"
+    assert ((draws.log_q - exact).abs() < 5e-3).all()
+    good = worst < 5e-4
+    assert good.any()
+    assert torch.equal(draws.log_q[good], quick[good].double())
+
+
 def maximise(flow, z, steps=150):
     """Fit a flow of constant context to draws (n, D), to the end."""
     optimizer = torch.optim.LBFGS(
