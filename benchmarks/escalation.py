@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from nbi_plus import GaussianNoise, launch
 from nbi_plus.infer.samplers import hmc
+from nbi_plus.infer.samplers.compiling import Compiler
 from nbi_plus.infer.samplers.diagnostics import bulk_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.hmc import HmcConfig
@@ -201,12 +203,17 @@ class Row:
 
 
 def timed(function: Callable):
-    """Return what a function returns, and what it spent."""
+    """Return what a function returns, and what it spent, in compilers too."""
     _wait()
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), _cpu_seconds()
     found = function()
     _wait()
-    return found, Spent(time.perf_counter() - wall, time.process_time() - cpu)
+    return found, Spent(time.perf_counter() - wall, _cpu_seconds() - cpu)
+
+
+def _cpu_seconds():
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _wait():
@@ -338,10 +345,29 @@ def blackjax(options):
         yield row_of("blackjax", problem, "ours, one at a time", result, alone)
         yield row_of("blackjax", problem, f"ours, {N_PEER} at once", result, together)
         yield row_of("blackjax", large, f"ours, {len(large)} at once", found, spent)
+        yield from _compiled(problem, config)
         n_steps = (sum(config.windows), int(result.n_steps.max()))
         for metric in ("none", "diagonal"):
             for at_once in (1, N_PEER):
                 yield from _peer(problem, options.peer, n_steps, at_once, metric)
+
+
+def _compiled(problem, config):
+    """Yield ours as compiled code, without and with what compiling takes."""
+    compiler = Compiler(problem.log_prob, problem.rows or launch.KINDS["cpu"].gradient_rows, 0)
+    index = torch.arange(len(problem))
+    _, compiling = timed(lambda: compiler(problem.z0, index))
+    plain = Gradients(problem.log_prob, compiler.rows)
+    quick = Gradients(problem.log_prob, compiler.rows, compiler)
+    own = Whitening.none(problem.z0)
+    rates = [min(timed(lambda g=g: g(problem.z0, index, own))[1].cpu for _ in range(9))
+             for g in (plain, quick)]  # fmt: skip
+    result, both = ours(problem, replace(config, compile_after=0))
+    note = f"a gradient {rates[0] / rates[1]:.1f} times cheaper"
+    name, without = f"ours, {len(problem)} at once, compiled", both + compiling.scaled(-1)
+    yield row_of("blackjax", problem, name, result, without, note)
+    yield row_of("blackjax", problem, f"{name}, compiling too", result, both,
+                 f"compiles for {compiling.cpu:.1f} CPU s")  # fmt: skip
 
 
 def _peer(problem, python, n_steps, at_once, metric):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.samplers.compiling import Compiler, LogProb, differentiate
 from nbi_plus.infer.samplers.whitening import Whitening
 
 _LOG = logging.getLogger("nbi_plus")
-
-LogProb = Callable[[Tensor, Tensor], Tensor]  # z (b, C, D), index (b,) -> (b, C)
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,13 @@ class Gradients:
         ``log_prob(z, index)``: z (b, C, D) of the objects ``index`` (b,) -> (b, C).
     rows : int
         Rows of one launch at most, unless one object alone has more.
+    compiler : Compiler, optional
+        Compiles the log-density once that pays.
     """
 
     log_prob: LogProb
     rows: int
+    compiler: Compiler | None = None
 
     def __call__(self, u: Tensor, index: Tensor, whitening: Whitening) -> tuple[Tensor, Tensor]:
         """Return log-densities (b, C) and gradients (b, C, D) with respect to u (b, C, D).
@@ -86,18 +88,5 @@ class Gradients:
         return torch.cat(values, dim), torch.cat(grads, dim)
 
     def _differentiate(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = z.detach().clone().requires_grad_(True)
-            value = self.log_prob(leaf, index)
-            if value.shape != z.shape[:2]:
-                raise ValueError(
-                    f"log_prob must return shape {tuple(z.shape[:2])} for z of shape "
-                    f"{tuple(z.shape)}, but returned {tuple(value.shape)}."
-                )
-            if not value.requires_grad:
-                raise ValueError(
-                    "log_prob must be differentiable by torch, but its result carries no gradient. "
-                    "Compute it with torch functions of z alone, or sample with emcee."
-                )
-            (grad,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach().to(z.dtype), grad
+        found = None if self.compiler is None else self.compiler(z, index)
+        return differentiate(self.log_prob, z, index) if found is None else found

@@ -19,6 +19,7 @@ from torch import Tensor
 from nbi_plus import launch
 from nbi_plus.batched import join, pick
 from nbi_plus.infer.proposals.base import LatentProposal
+from nbi_plus.infer.samplers.compiling import Compiler
 from nbi_plus.infer.samplers.diagnostics import bulk_ess, folded, nested_r_hat, tail_ess
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.infer.samplers.lane import Lane, Transition
@@ -72,6 +73,8 @@ class HmcConfig:
     slow : float
         An object whose trajectories are so many times longer than the median goes to a slower
         lane, where it keeps none waiting.
+    compile_after : float
+        Gradients, of all objects together, after which they are compiled; infinity for never.
     """
 
     windows: tuple[int, ...] = (30, 30, 40)
@@ -88,6 +91,7 @@ class HmcConfig:
     ess_per_super: float = 130.0
     divergent_max: float = 0.01
     slow: float = 4.0
+    compile_after: float = 2e6
 
     def __post_init__(self) -> None:
         if not (self.windows and min(self.windows) >= 1 and self.block >= 4):
@@ -197,7 +201,8 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     device = z0.device
     keys = content_keys(z0) if keys is None else keys
     most = launch.of(device)
-    gradients = Gradients(log_prob, rows or most.gradient_rows)
+    rows = rows or most.gradient_rows
+    gradients = Gradients(log_prob, rows, Compiler(log_prob, rows, config.compile_after))
     gradients.check(z0, torch.arange(n, device=device))
     if mean is not None and factor is not None:
         start = Starting.as_given(z0, Whitening(mean[:, None], factor))

@@ -186,7 +186,7 @@ class PointNoise(Noise):
 
     def _log_prob(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         density = self._log_density(model, obs, theta)
-        if not bool(obs.mask.all()):
+        if not has_all_points(obs):
             density = torch.where(obs.mask, density, 0.0)
         return density.sum((-2, -1))
 
@@ -242,7 +242,12 @@ def fill_masked(model: Tensor, obs: Batch) -> Tensor:
 
     There it may be NaN, and must not spoil the gradient.
     """
-    return model if bool(obs.mask.all()) else torch.where(obs.mask, model, obs.x)
+    return model if has_all_points(obs) else torch.where(obs.mask, model, obs.x)
+
+
+def has_all_points(obs: Batch) -> bool:
+    """Say whether no point is known to be masked: compiled code does not look."""
+    return not torch.compiler.is_compiling() and bool(obs.mask.all())
 
 
 def coordinate_of(obs: Batch, name: str, owner: str) -> Tensor:

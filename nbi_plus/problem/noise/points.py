@@ -21,6 +21,7 @@ from nbi_plus.problem.noise.base import (
     chi_square_p_value,
     coordinate_of,
     fill_masked,
+    has_all_points,
 )
 from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.low_rank import Independent, LowRankGaussian
@@ -205,10 +206,21 @@ class GaussianNoise(ScatterNoise):
         noise = torch.randn(model.shape, generator=rng, device=model.device, dtype=model.dtype)
         return model + self.scale(model, obs, theta) * noise
 
+    def _log_prob(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the sum of `_log_density`, without what is the same for all draws in each."""
+        if self.follows_model:
+            return super()._log_prob(model, obs, theta)
+        sigma = self.scale(model, obs, theta)  # the errors' shape: seldom the draws'
+        precision, volume = sigma.square().reciprocal(), sigma.log() + _LOG_ROOT_2PI
+        if not has_all_points(obs):
+            precision, volume = (torch.where(obs.mask, v, 0.0) for v in (precision, volume))
+        volume = volume.expand(torch.broadcast_shapes(volume.shape, obs.x.shape))
+        square = (obs.x - model).square() * precision
+        return -0.5 * square.sum((-2, -1)) - volume.sum((-2, -1))
+
     def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         sigma = self.scale(model, obs, theta)
-        height = -sigma.log() - _LOG_ROOT_2PI  # the errors' shape: seldom the draws'
-        return height - 0.5 * ((obs.x - model) / sigma).square()
+        return -0.5 * ((obs.x - model) / sigma).square() - sigma.log() - _LOG_ROOT_2PI
 
 
 class StudentTNoise(ScatterNoise):

@@ -1,0 +1,109 @@
+"""Laws of compiled gradients: the numbers of plain ones, or plain ones."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from densities import normals
+from scipy.stats import norm, uniform
+
+import nbi_plus as nbi
+from nbi_plus.infer.samplers import compiling, hmc
+from nbi_plus.infer.samplers.compiling import Compiler, differentiate
+from nbi_plus.infer.samplers.gradients import Gradients
+from nbi_plus.infer.samplers.whitening import Whitening
+from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.noise.points import GaussianNoise
+from nbi_plus.problem.target import Target
+
+
+def wave(theta, t):
+    return theta[:, :1] * torch.sin(6 * t + theta[:, 1:2]) + theta[:, 2:3]
+
+
+def masked_waves(n):
+    """Return the target of n objects with gaps, of a model with an angle and a jitter."""
+    rng = np.random.default_rng(1)
+    t = np.sort(rng.uniform(size=(n, 20)), 1)
+    mask = rng.random((n, 20)) < 0.8
+    prior = nbi.Prior({
+        "a": uniform(0.5, 2), "phase": nbi.Circular(2 * math.pi), "c": norm(0, 1),
+        "jitter": uniform(0.0, 0.5),
+    })  # fmt: skip
+    x, err = rng.normal(size=(n, 20)), rng.uniform(0.1, 0.3, (n, 20))
+    batch = nbi.Observations.from_arrays(x, err, t=t, mask=mask).batch()
+    noise = GaussianNoise(jitter="jitter").bind(True, prior.names)
+    return Target(prior, bind_simulator(wave, prior, batch), noise, batch)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    target = masked_waves(7)
+    return target, Compiler(target.log_prob, 64, 0)
+
+
+def test_compiled_gradients_are_those_of_plain_code(compiled):
+    target, compiler = compiled
+    index, z = torch.tensor([6, 0, 3, 2, 5]), 0.7 * normals(3, 5, 16, 4)
+    z[0, 0, 0], z[1, 1, 2] = 9.0, math.nan  # beyond the latent space, and nowhere
+    first = compiler(z, index)
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("there is no C++ compiler")
+    again = compiler(z.flip(0), index.flip(0))
+    plain = differentiate(target.log_prob, z, index)
+    inside = plain[0].isfinite()
+    assert (~inside).sum() == 2
+    assert torch.equal(first[0].isfinite(), inside)
+    for own, other, flipped in zip(first, plain, again, strict=True):
+        torch.testing.assert_close(own[inside], other[inside], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(flipped.flip(0)[inside], own[inside], rtol=1e-12, atol=1e-12)
+    own = Whitening.none(z)
+    quick, slow = (Gradients(target.log_prob, 64, c)(z, index, own) for c in (compiler, None))
+    for one, other in zip(quick, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_compiling_waits_until_it_pays(monkeypatch):
+    monkeypatch.setattr(compiling.torch, "compile", lambda *_, **__: pytest.fail("too early"))
+    z0 = normals(0, 2, 8, 3).repeat_interleave(4, 1)
+
+    def log_prob(z, index):  # noqa: ARG001
+        return -0.5 * z.square().sum(-1)
+
+    assert hmc.sample(log_prob, z0, 8, seed=1).n_gradients.sum() < hmc.HmcConfig().compile_after
+    never = Compiler(log_prob, 64, math.inf)
+    assert never(z0, torch.arange(2)) is None
+
+
+@pytest.mark.parametrize("trouble", ["branch", "other numbers"])
+def test_what_cannot_be_compiled_runs_as_before(monkeypatch, trouble):
+    def log_prob(z, index):  # noqa: ARG001
+        height = -0.5 * z.square().sum(-1)
+        return 2 * height if bool((z.sum() > 0) & (z.sum() < 1e-9)) else height
+
+    if trouble == "other numbers":
+        monkeypatch.setattr(
+            compiling.torch, "compile", lambda f, **_: lambda z, index: 1.001 * f(z, index)
+        )
+    compiler, z, index = Compiler(log_prob, 64, 0), normals(1, 3, 8, 2), torch.arange(3)
+    for _ in range(2):
+        assert compiler(z, index) is None
+    values, grads = Gradients(log_prob, 64, compiler)(z, index, Whitening.none(z))
+    torch.testing.assert_close(values, log_prob(z, index))
+    torch.testing.assert_close(grads, -z)
+
+
+def test_each_density_is_compiled_however_many_were_before(monkeypatch):
+    """torch gives up after the eighth function of one code."""
+    seen = []
+    monkeypatch.setattr(compiling.torch, "compile", lambda f, **_: (seen.append(f.__code__), f)[1])
+    for i in range(3):
+        Compiler(lambda z, index, i=i: (i + 1) * z.sum(-1), 8, 0)(
+            normals(0, 1, 8, 2), torch.zeros(1).long()
+        )
+    assert len({id(code) for code in seen}) == 3
