@@ -168,6 +168,7 @@ class Engine(BaseEstimator):
         online: bool = False,
         warm_start: bool = False,
         method: str | None = None,
+        locate: str = "auto",
         ess_target: float = 1000.0,
         max_sims: int | None = None,
         max_seconds: float | None = None,
@@ -214,6 +215,9 @@ class Engine(BaseEstimator):
             the posterior of the amortized network instead of the prior.
         method : {"amis", "snpe-is", "apt", "tsnpe"}, optional
             Of a sequential fit: see the guide. Default: "amis", or "tsnpe" without a likelihood.
+        locate : {"auto", "peaks", "network"}
+            How a sequential fit "amis" finds the place: uphill, or by networks. Default: uphill
+            where there are gradients or a simulation takes less than 0.1 ms.
         ess_target : float
             Effective sample size that a sequential fit shall reach.
         max_sims, max_seconds : optional
@@ -267,10 +271,9 @@ class Engine(BaseEstimator):
             check_noise_of(problem, recipe.device)
             if not sequential:
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
-            rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds)
-            way = options.method_for(method, problem)
-            fit_one = SequentialRun(rounds, way, how.ladder, run, modes)
-            one = fit_one(problem, given.objects, recipe, start)
+            rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds, locate)
+            fit = SequentialRun(rounds, options.method_for(method, problem), how.ladder, run, modes)
+            one = fit(problem, given.objects, recipe, start)
         beside = Fitted.of(problem, given.defaults()) if network is None else before
         return self._keep(replace(beside, sequential=one))
 

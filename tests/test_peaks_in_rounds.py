@@ -17,6 +17,7 @@ from nbi_plus import engine as engine_module
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.laplace import FLOOR, laplace_mixture
+from nbi_plus.infer.sequential import config
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.problem.target import Evaluation
@@ -93,16 +94,24 @@ def test_a_thousand_calls_in_all_are_enough_where_the_peak_is_nearly_normal(prob
     assert posterior.certified
 
 
-def test_the_way_of_locating_can_be_forced(problem, x, monkeypatch):
+def test_the_way_of_locating_can_be_forced(problem, x):
     for locate, phase in (("network", "locate"), ("peaks", "peaks")):
-        monkeypatch.setattr(engine_module, "RoundsConfig", partial(RoundsConfig, locate=locate))
         simulator = problem.simulator if locate == "peaks" else None
         engine = engine_for(problem, **({"simulator": simulator} if simulator else {}))
-        rounds = engine.fit(x_obs=x, **QUICK).rounds_
+        rounds = engine.fit(x_obs=x, locate=locate, **QUICK).rounds_
         assert rounds[1].phase == phase
         assert rounds.n_gradients == 0  # differences of a black box have none
     with pytest.raises(ValueError, match="locate must be one of"):
-        RoundsConfig(100, 2, locate="somehow")
+        engine.fit(x_obs=x, locate="somehow", **QUICK)
+
+
+@pytest.mark.parametrize(("cheap", "phase"), [(math.inf, "peaks"), (0.0, "locate")])
+def test_black_boxes_are_gone_up_where_a_call_is_cheap(problem, x, monkeypatch, cheap, phase):
+    monkeypatch.setattr(config, "_CHEAP", cheap)
+    posterior = engine_for(problem, simulator=problem.simulator).fit(x_obs=x, **QUICK).posterior_
+    assert [r.name for r in posterior.rungs][1] == phase
+    # what no gradient shows is looked for where that costs little
+    assert (posterior.rungs[-1].n_apart > 0) == (phase == "peaks")
 
 
 def test_where_normal_shapes_tell_little_a_network_locates():

@@ -11,8 +11,10 @@ from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.sequential.rounds import Rounds
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.problem.target import Target
 
 LOCATE = ("auto", "peaks", "network")
+_CHEAP = 1e-4  # seconds of a simulation: a network would take longer than the calls it saves
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class RoundsConfig:
     locate : {"auto", "peaks", "network"}
         What finds the place: the peaks of the density, uphill from the best draws; or networks
         trained round after round. "auto" looks for peaks where torch can differentiate the
-        target, and trains networks elsewhere, and where peaks were of no use.
+        target, or a simulation is cheap, and trains networks elsewhere, and where peaks were of no
+        use.
     scout_share : float
         Of a round: draws of the prior that ways uphill begin from, and as many again each time
         that these find several peaks, up to a whole round.
@@ -102,9 +105,11 @@ class RoundsConfig:
         wanted = max(int(self.scout_share * self.n_per_round), self.least_scouts)
         return min(wanted, self.n_per_round, max(self.budget // 10, 2))
 
-    def goes_uphill(self, *, differentiable: bool) -> bool:
-        """Say whether ways uphill locate, on a target of which torch has gradients or not."""
-        return self.locate == "peaks" or (self.locate == "auto" and differentiable)
+    def goes_uphill(self, target: Target) -> bool:
+        """Say whether ways uphill locate."""
+        if self.locate == "auto":
+            return target.differentiable or is_cheap(target)
+        return self.locate == "peaks"
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,8 @@ class SequentialOutcome:
     frozen: LatentProposal
     rounds: Rounds
     network: PosteriorNetwork | None
+
+
+def is_cheap(target: Target) -> bool:
+    """Say whether simulations cost less than thinking about where to make them."""
+    return target.simulator.seconds_per_row <= _CHEAP

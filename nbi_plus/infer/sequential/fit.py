@@ -28,7 +28,12 @@ from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.posterior.translated import Change, Translated
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.config import (
+    RoundsConfig,
+    RoundZero,
+    SequentialOutcome,
+    is_cheap,
+)
 from nbi_plus.infer.sequential.journal import Journal
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
@@ -229,9 +234,7 @@ class SequentialRun:
     def _n_first(self, target: Target) -> int:
         """Return how many draws of the prior round 0 has: gradients lead on from few."""
         c = self.config
-        scouts = (
-            self.method == "amis" and target.differentiable and c.goes_uphill(differentiable=True)
-        )
+        scouts = self.method == "amis" and target.differentiable and c.goes_uphill(target)
         return c.n_scouts if scouts else c.n_per_round
 
     def _first(
@@ -311,15 +314,17 @@ def _audited(
 ) -> tuple[Outcome, RungReport | None]:
     """Return the outcome after a look for places that it misses, and what was found.
 
-    Black boxes are not looked at: without gradients that costs as much as the fit.
+    Black boxes are not looked at unless they are cheap: without gradients that costs more calls
+    than the fit.
     """
-    if ladder.audit is None or outcome.rung == AMORTIZED or not target.differentiable:
+    possible = target.differentiable or is_cheap(target)
+    if ladder.audit is None or outcome.rung == AMORTIZED or not possible:
         return outcome, None
     device = outcome.pool.z.device
     accounts = Earlier.nothing(1, device).accounts(ladder.gate)
     context = RungContext(target, *accounts, ladder.gate, ladder.budget, seed)
     context.report.note(outcome)
-    audit = ladder.audit.of_one(target)
+    audit = ladder.audit.of_one(target) if target.differentiable else ladder.audit.doubled()
     looked = audit(outcome, _key(observations).to(device), context)
     return looked, context.report.lines[0][-1]
 

@@ -24,7 +24,8 @@ from nbi_plus.problem.random import stage_key
 from nbi_plus.problem.target import Z_MAX
 
 _APART, _AWAY = 0.5, 1.0  # of two starts, and of one from earlier ways' ends, in latent units
-_FIRST, _MORE, _MOST = 8, 4, 20  # starts: at first, each time more are wanted, and in all ...
+_STARTS = (8, 4, 20)  # at first, each time more are wanted, and in all ...
+_STARTS_OF_BLACK_BOX = (3, 2, 5)  # ... where each step takes calls in every direction ...
 _EACH = 4  # ... or so many for each parameter
 _LEAST = 4  # whatever the budget
 _STEPS = 20  # of a way up, when the budget is shared among starts
@@ -83,12 +84,13 @@ class PeakSearch:
 
     def _batches(self, n_dim: int, most: int) -> Iterator[int]:
         """Yield how many ways up are gone, one batch after the other."""
-        each = _STEPS * self._slope(n_dim)
-        limit = max(_LEAST, min(_MOST, _EACH * n_dim, most // each))
-        first = min(_FIRST, limit)
+        each, few = _STEPS * self._slope(n_dim), not self.work.ledger.target.differentiable
+        at_first, more, in_all = _STARTS_OF_BLACK_BOX if few else _STARTS
+        limit = max(_LEAST, min(in_all, _EACH * n_dim, most // each))
+        first = min(at_first, limit)
         yield first
-        for done in range(first, limit, _MORE):
-            yield min(_MORE, limit - done)
+        for done in range(first, limit, more):
+            yield min(more, limit - done)
 
     def _slope(self, n_dim: int) -> int:
         return 1 if self.work.ledger.target.differentiable else 2 * n_dim + 1

@@ -152,8 +152,7 @@ class Search:
     def _locate(self) -> None:
         """Find the place: by peaks where there are gradients, else and failing that by networks."""
         work = self._work
-        uphill = work.config.goes_uphill(differentiable=work.ledger.target.differentiable)
-        if uphill and not self._is_located():
+        if work.config.goes_uphill(work.ledger.target) and not self._is_located():
             self._look_for_peaks()
             if self._floor is None:  # of the whole round of the prior a network learns more
                 search, n = PeakSearch(work, self._circles), work.config.n_per_round
