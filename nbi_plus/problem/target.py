@@ -207,7 +207,7 @@ class Target:
         """Simulate the draws ``inside``; the others get NaN."""
         if torch.compiler.is_compiling():  # nothing may depend on what the numbers are
             owner = index.repeat_interleave(theta.shape[1])
-            model = self.simulator.traced(theta.flatten(0, 1), *self._coords(owner))
+            model = self.simulator.call.traced(theta.flatten(0, 1), *self._coords(owner))
             return model.reshape(*inside.shape, *model.shape[1:]), torch.zeros_like(inside), ()
         failed = torch.zeros(inside.numel(), dtype=torch.bool, device=theta.device)
         if self.simulator.backend == "torch" and inside.numel() and bool(inside.all()):

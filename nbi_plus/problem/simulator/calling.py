@@ -294,6 +294,15 @@ class Call:
         ]
         return self._call(_fresh(rows.theta[i]), values)
 
+    def traced(
+        self, theta: Tensor, coords: Mapping[str, Tensor], per_row: frozenset[str]
+    ) -> Tensor:
+        """Return the answers (n, C, L) to rows of tensors, for code that is being compiled."""
+        if not (self.vectorized and self.backend == "torch"):
+            raise TypeError("simulator must take all rows at once, as tensors, to be compiled.")
+        rows = self.prepared(CallRows(theta, coords, per_row))
+        return as_block(self.all_rows(rows), len(theta)).to(theta)
+
     def _call(self, theta: Array, values: list[Array]) -> Any:  # noqa: ANN401
         named = dict(zip(self.arguments, values, strict=True))
         for name in self.arguments[: self.n_positional]:

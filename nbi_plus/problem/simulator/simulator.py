@@ -262,15 +262,6 @@ class BoundSimulator:
                 )
         return output.to(theta)
 
-    def traced(
-        self, theta: Tensor, coords: Mapping[str, Tensor], per_row: Collection[str]
-    ) -> Tensor:
-        """Return the same as `torch` for code that is being compiled, without any guard."""
-        if not self.vectorized or self.stochastic or self.backend != "torch":
-            raise TypeError("simulator must take all rows at once, and draw nothing, to be traced.")
-        rows = self.call.prepared(CallRows(theta, dict(coords), frozenset(per_row)))
-        return as_block(self.call.all_rows(rows), len(theta)).to(theta)
-
     def _answers(
         self, rows: CallRows, part: NDArray[np.int64], shape: tuple[int, int]
     ) -> NDArray[np.float64]:
