@@ -177,8 +177,14 @@ def test_chains_and_black_boxes_are_looked_at_too(engine):
 @pytest.mark.parametrize(("seconds", "times"), [(0.0, 16), (1e-4, 16), (1e-3, 1)])
 def test_one_object_is_worth_more_starts_where_these_are_cheap(seconds, times):
     audit = PeakAudit()
-    target = SimpleNamespace(simulator=SimpleNamespace(seconds_per_row=seconds))
+    target = SimpleNamespace(
+        simulator=SimpleNamespace(seconds_per_row=seconds), differentiable=True
+    )
     assert audit.of_one(target).n_starts == times * audit.n_starts
+    target.differentiable = False
+    own = audit.of_one(target)
+    assert own.n_starts == 2 * audit.n_starts
+    assert own.n_scouts < audit.n_scouts
 
 
 def test_options_out_of_range_are_refused():

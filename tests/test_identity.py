@@ -100,7 +100,10 @@ def test_the_same_simulator_finds_everything_again(tmp_path):
     bind_simulator(simulator, PROBLEM.prior, first.sequential_.observations.batch())
     to_bind, simulator.n_rows = simulator.n_rows, 0
     again = engine_for(simulator, tmp_path).fit(x_obs=X, **ROUNDS)
-    assert simulator.n_rows <= to_bind + 2 * 32  # of the prior draws, and of the rounds
+    audit = again.posterior_.rungs[-1].n_apart
+    assert 0 < audit < 20_000
+    # of the prior draws, of the rounds, and of a batch that was larger than any before
+    assert simulator.n_rows <= to_bind + audit + 3 * 32
     assert np.array_equal(again.posterior_.samples, first.posterior_.samples)
     assert [r.n_total for r in again.rounds_] == [r.n_total for r in first.rounds_]
 

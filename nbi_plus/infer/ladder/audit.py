@@ -27,6 +27,7 @@ _STAGE = "audit"
 _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
 _FEWEST = 64
+_SCOUTS_OF_BLACK_BOX = 4096
 _OF_ONE = 16  # times the starts of one of many
 _MANY = 4  # peaks: where there are more of them, some others were not found ...
 _MORE = 4  # ... and so many times the starts follow
@@ -85,7 +86,12 @@ class PeakAudit:
         return self._times(2)
 
     def of_one(self, target: Target) -> PeakAudit:
-        """Return the same for one object alone: many more starts, if these are cheap."""
+        """Return the same for one object alone: many more starts, if these are cheap.
+
+        Of black boxes twice as many, and so few scouts that it costs about what the fit did.
+        """
+        if not target.differentiable:
+            return replace(self.doubled(), n_scouts=min(self.n_scouts, _SCOUTS_OF_BLACK_BOX))
         cheap = target.simulator.seconds_per_row <= _CHEAP
         return self._times(_OF_ONE) if cheap else self
 

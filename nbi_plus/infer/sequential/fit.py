@@ -324,7 +324,7 @@ def _audited(
     accounts = Earlier.nothing(1, device).accounts(ladder.gate)
     context = RungContext(target, *accounts, ladder.gate, ladder.budget, seed)
     context.report.note(outcome)
-    audit = ladder.audit.of_one(target) if target.differentiable else ladder.audit.doubled()
+    audit = ladder.audit.of_one(target)
     looked = audit(outcome, _key(observations).to(device), context)
     return looked, context.report.lines[0][-1]
 
