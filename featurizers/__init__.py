@@ -17,6 +17,7 @@ from dataclasses import asdict, fields
 
 from featurizers.base import Featurizer, WrappedFeaturizer, as_featurizer
 from featurizers.checks import check_keys, check_name
+from featurizers.mlp import MLP, MLPOptions
 from featurizers.multi import MultiInput
 from featurizers.recurrent import GRU, GRUOptions
 from featurizers.resnet import ResNet, ResNetGRU, ResNetGRUOptions, ResNetOptions
@@ -26,10 +27,12 @@ from featurizers.transformer import Transformer, TransformerOptions
 from featurizers.vocabulary import NBI_TYPES, from_nbi
 
 __all__ = [
+    "MLP",
     "NBI_TYPES",
     "GRU",
     "Featurizer",
     "GRUOptions",
+    "MLPOptions",
     "MultiInput",
     "ResNet",
     "ResNetGRU",
@@ -55,6 +58,7 @@ _REGISTRY = {
     "gru": (GRU, GRUOptions),
     "spectrum": (Spectrum, SpectrumOptions),
     "transformer": (Transformer, TransformerOptions),
+    "mlp": (MLP, MLPOptions),
 }
 
 

@@ -65,8 +65,8 @@ class Engine(BaseEstimator):
     noise : Noise, float, array_like or callable, optional
         Default `GaussianNoise`, with the observations' own errors. Numbers are its sigma.
     featurizer : str, dict, list of these, or nn.Module
-        ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, ``"spectrum"``, nbi's dict, or
-        your own; a list has one for each channel of the data.
+        ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, ``"spectrum"``, ``"mlp"``,
+        nbi's dict, or your own; a list has one for each channel of the data.
     flow : str, dict or FlowConfig
         A kind of `FlowConfig`, such as ``"maf"``, or options of it.
     labels : sequence of str, optional

@@ -19,6 +19,7 @@ VARIANTS = {
     "resnet": {},
     "resnet, last": {"pool": "last+mean", "width_first": 8, "width": 48},
     "gru": {"n_rnn": 2},
+    "mlp": {"n_layers": 3},
     "transformer": {},
     "transformer, by time": {"time_channel": 1, "n_layers": 1},
     "spectrum": {},

@@ -1,4 +1,7 @@
-"""Laws of sequential fits: exact answers from few simulations, whatever happens on the way."""
+"""Laws of sequential fits: exact answers from few simulations, whatever happens on the way.
+
+Networks locate here, as for black boxes that are dear; see `test_peaks_in_rounds` for the others.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from sklearn.exceptions import NotFittedError
 
 import nbi_plus as nbi
 
-QUICK = {"n_sims": 500, "n_rounds": 10, "n_epochs": 10, "ess_target": 1000}
+QUICK = {
+    "n_sims": 500, "n_rounds": 10, "n_epochs": 10, "ess_target": 1000, "locate": "network",
+}  # fmt: skip
 
 
 class Counted:
@@ -91,7 +96,9 @@ def test_an_efficient_certificate_that_fails_is_given_three_times_the_draws(prob
     """Before another proposal is tried: a thousand draws cannot have 1200 effective ones."""
     ladder = nbi.Ladder(gate=nbi.Gate(ess_min=1200))
     engine = engine_for(problem, ladder=ladder)
-    engine.fit(n_sims=1000, n_rounds=12, x_obs=x, ess_target=1500, max_sims=20_000)
+    engine.fit(
+        n_sims=1000, n_rounds=12, x_obs=x, ess_target=1500, max_sims=20_000, locate="network"
+    )
     steps = [(r.phase, r.n_sims) for r in engine.rounds_]
     assert steps[steps.index(("certify", 1000)) + 1] == ("certify", 2000)
     assert engine.posterior_.certified
@@ -283,7 +290,13 @@ def test_finished_fit_is_read_back_without_simulating(problem, x, tmp_path):
 
 def test_budget_is_never_exceeded(problem, x):
     engine = engine_for(problem).fit(
-        x_obs=x, n_sims=400, n_rounds=20, n_epochs=10, ess_target=1e6, max_sims=2900
+        x_obs=x,
+        n_sims=400,
+        n_rounds=20,
+        n_epochs=10,
+        ess_target=1e6,
+        max_sims=2900,
+        locate="network",
     )
     assert engine.rounds_.stop_reason == "budget"
     assert engine.rounds_[-1].n_total == 2900
@@ -294,7 +307,13 @@ def test_two_rounds_answer_with_the_network():
     problem = LinearGaussian(3, 8, sigma=0.2)
     x = problem.observe(1)[1][0]
     engine = engine_for(problem).fit(
-        x_obs=x, n_sims=2000, n_rounds=2, n_epochs=20, ess_target=400, max_sims=6000
+        x_obs=x,
+        n_sims=2000,
+        n_rounds=2,
+        n_epochs=20,
+        ess_target=400,
+        max_sims=6000,
+        locate="network",
     )
     assert [r.phase for r in engine.rounds_][:3] == ["prior", "locate", "certify"]
     assert_exact(engine.posterior_, problem, x)
@@ -302,7 +321,7 @@ def test_two_rounds_answer_with_the_network():
 
 def test_a_posterior_that_was_not_found_is_said_to_be_somewhere_else(problem, x):
     engine = engine_for(problem, noise=1e-9)
-    engine.fit(x_obs=x + 1e6, n_sims=100, n_rounds=12, n_epochs=1)
+    engine.fit(x_obs=x + 1e6, n_sims=100, n_rounds=12, n_epochs=1, locate="network")
     assert engine.rounds_.stop_reason == "not_located"
     assert len(engine.rounds_) == 12
     assert not engine.posterior_.certified
