@@ -103,17 +103,15 @@ def _narrow_sums(u: Tensor, weights: Tensor) -> Tensor | None:
 
     def narrowness(share: Tensor) -> Tensor:
         turn = 2 * math.pi * order * share[..., None]
-        shares = weights[..., None]
-        return ((shares * turn.cos()).sum(1).square() + (shares * turn.sin()).sum(1).square()).sum(
-            1
-        )
+        parts = [(weights[..., None] * f).sum(1).square() for f in (turn.cos(), turn.sin())]
+        return (parts[0] + parts[1]).sum(1)
 
     own = torch.stack([narrowness(u[..., i]) for i in range(n_circles)], 1)
     pairs = [(i, j, sign) for i in range(n_circles) for j in range(i) for sign in (1.0, -1.0)]
     tried = torch.stack([narrowness(u[..., i] + sign * u[..., j]) for i, j, sign in pairs], 1)
     sums, free = u.new_zeros(n, n_circles, n_circles), torch.ones_like(own, dtype=torch.bool)
     every = torch.arange(n, device=u.device)
-    first, second, signs = (torch.tensor(own, device=u.device) for own in zip(*pairs, strict=True))
+    first, second, signs = (torch.tensor(v, device=u.device) for v in zip(*pairs, strict=True))
     for _ in range(n_circles // 2):  # pairs share no circle, so that sums are undone by differences
         may = free[:, first] & free[:, second]
         may &= tried > torch.maximum(own[:, first], own[:, second])

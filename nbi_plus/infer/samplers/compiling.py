@@ -19,7 +19,6 @@ _LOG = logging.getLogger("nbi_plus")
 _TOLERANCE = 1e-8  # relative: between compiled and plain numbers
 
 LogProb = Callable[[Tensor, Tensor], Tensor]  # z (b, C, D), index (b,) -> (b, C)
-Pair = tuple[Tensor, Tensor]
 
 
 class Compiler:
@@ -41,7 +40,7 @@ class Compiler:
         self._plain = log_prob
         self._compiled: LogProb | None = None
 
-    def __call__(self, z: Tensor, index: Tensor) -> Pair | None:
+    def __call__(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return values (b, C) and gradients (b, C, D), or None where plain code is the way."""
         if self._left == math.inf:
             return None
@@ -51,14 +50,13 @@ class Compiler:
         try:
             if self._compiled is None:
                 self._compile(z, index)
-            found = self._in_launches(self._compiled, z, index)
+            return self._in_launches(self._compiled, z, index)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - the caller's code, or a missing C++ compiler
             _LOG.debug("gradients are not compiled: %.500r", error)
             self._left = math.inf
             return None
-        return found
 
     def _compile(self, z: Tensor, index: Tensor) -> None:
         compiled = torch.compile(_renewed(self._plain), fullgraph=True, dynamic=False)
@@ -72,17 +70,17 @@ class Compiler:
             raise ValueError("compiled numbers are finite where plain ones are not, or not there")
         self._compiled = compiled
 
-    def _in_launches(self, log_prob: LogProb, z: Tensor, index: Tensor) -> Pair:
+    def _in_launches(self, log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and gradients, from calls of one shape; the last one is filled up."""
         n, n_chains = z.shape[:2]
         step = max(1, self.rows // n_chains)
         own = torch.arange(n + -n % step, device=z.device).clamp(max=n - 1)
         each = [differentiate(log_prob, z[rows], index[rows]) for rows in own.split(step)]
-        value, grad = (torch.cat(parts)[:n] for parts in zip(*each, strict=True))
-        return value, grad
+        values, grads = zip(*each, strict=True)
+        return torch.cat(values)[:n], torch.cat(grads)[:n]
 
 
-def differentiate(log_prob: LogProb, z: Tensor, index: Tensor) -> Pair:
+def differentiate(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Return values (b, C), as z's type, and gradients (b, C, D) of a log-density."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = z.detach().clone().requires_grad_(True)
