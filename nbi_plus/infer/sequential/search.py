@@ -33,7 +33,7 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Evaluation
 
 # fits to draws of few places know little of bent tails, and no weight says so; least after peaks
-_WIDE, _WIDE_AT_PEAKS = Wide(stretch=1.5), Wide(share=0.2, stretch=2.0)
+_WIDE, _WIDE_AT_PEAKS = Wide(stretch=1.5), Wide(share=0.15, stretch=1.5)
 _WIDE_FIRST, _N_FIRST = Wide(share=0.3, stretch=2.0), 2
 _RISEN = 3.0  # in log density above all that was known when peaks were looked for
 _POOR, _VAGUE = 0.1, 0.15  # efficiency of what does not know a posterior's place, or its shape
