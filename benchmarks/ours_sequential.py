@@ -48,12 +48,14 @@ def peaks(problem, n=6):
     return modes
 
 
-def fit(problem, seed, n_sims, ess_target, max_sims, periodogram=False, gradients=False):
+def fit(
+    problem, seed, n_sims, ess_target, max_sims, periodogram=False, gradients=False, locate="auto"
+):
     """Fit in rounds and return the engine."""
     modes = peaks(problem) if periodogram else None
     return engine_for(problem, seed, gradients).fit(
         n_sims=n_sims, n_rounds=MANY_ROUNDS, x_obs=problem.x_obs, ess_target=ess_target,
-        max_sims=max_sims, modes=modes,
+        max_sims=max_sims, modes=modes, locate=locate,
     )  # fmt: skip
 
 
@@ -71,6 +73,7 @@ def main():
         "max_sims": options.max_sims,
         "periodogram": options.periodogram,
         "gradients": options.gradients,
+        "locate": options.locate,
     }
     start = time.perf_counter()
     engine = fit(problem, options.seed, **settings)
@@ -102,6 +105,7 @@ def _arguments():
     parser.add_argument("--max-sims", type=int, default=30_000)
     parser.add_argument("--periodogram", action="store_true", help="start at its peaks, too")
     parser.add_argument("--gradients", action="store_true", help="the simulator in torch")
+    parser.add_argument("--locate", default="auto", help="how the place is found")
     parser.add_argument("--out", required=True)
     return parser.parse_args()
 

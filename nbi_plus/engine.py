@@ -217,7 +217,7 @@ class Engine(BaseEstimator):
             Of a sequential fit: see the guide. Default: "amis", or "tsnpe" without a likelihood.
         locate : {"auto", "peaks", "network"}
             How a sequential fit "amis" finds the place: uphill, or by networks. Default: uphill
-            where there are gradients or a simulation takes less than 0.1 ms.
+            where there are gradients.
         ess_target : float
             Effective sample size that a sequential fit shall reach.
         max_sims, max_seconds : optional

@@ -14,7 +14,7 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Target
 
 LOCATE = ("auto", "peaks", "network")
-_CHEAP = 1e-4  # seconds of a simulation: a network would take longer than the calls it saves
+_CHEAP = 1e-4  # seconds of a simulation
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class RoundsConfig:
     locate : {"auto", "peaks", "network"}
         What finds the place: the peaks of the density, uphill from the best draws; or networks
         trained round after round. "auto" looks for peaks where torch can differentiate the
-        target, or a simulation is cheap, and trains networks elsewhere, and where peaks were of no
-        use.
+        target, and trains networks elsewhere, and where peaks were of no use.
     scout_share : float
         Of a round: draws of the prior that ways uphill begin from, and as many again each time
         that these find several peaks, up to a whole round.
@@ -107,9 +106,7 @@ class RoundsConfig:
 
     def goes_uphill(self, target: Target) -> bool:
         """Say whether ways uphill locate."""
-        if self.locate == "auto":
-            return target.differentiable or is_cheap(target)
-        return self.locate == "peaks"
+        return self.locate == "peaks" or (self.locate == "auto" and target.differentiable)
 
 
 @dataclass(frozen=True)
@@ -152,5 +149,5 @@ class SequentialOutcome:
 
 
 def is_cheap(target: Target) -> bool:
-    """Say whether simulations cost less than thinking about where to make them."""
+    """Say whether a simulation costs so little that an audit of a black box may make thousands."""
     return target.simulator.seconds_per_row <= _CHEAP
