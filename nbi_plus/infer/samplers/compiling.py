@@ -1,13 +1,14 @@
 """Compiling: log-densities and gradients as compiled code, once there are enough of them to pay.
 
 Compiling takes ten seconds or so, and makes a gradient several times cheaper. What torch cannot
-compile, or compiles to something else, is differentiated as before.
+compile, or compiles to something else or something slower, is differentiated as before.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from types import FunctionType
 
@@ -17,6 +18,7 @@ from torch import Tensor
 _LOG = logging.getLogger("nbi_plus")
 
 _TOLERANCE = 1e-8  # relative: between compiled and plain numbers
+_N_TIMED = 5
 
 LogProb = Callable[[Tensor, Tensor], Tensor]  # z (b, C, D), index (b,) -> (b, C)
 
@@ -68,7 +70,18 @@ class Compiler:
                 raise ValueError(f"compiled numbers are off by {float(off.amax()):.2g}")
         if not torch.equal(rough[0].isfinite(), exact[0].isfinite()):
             raise ValueError("compiled numbers are finite where plain ones are not, or not there")
+        if not self._seconds(compiled, z, index) < self._seconds(self._plain, z, index):
+            raise ValueError("compiled code is no faster, as of densities of a few operations")
         self._compiled = compiled
+
+    def _seconds(self, log_prob: LogProb, z: Tensor, index: Tensor) -> float:
+        """Return what a call takes, the best of a few."""
+        best = math.inf
+        for _ in range(_N_TIMED):
+            began = time.perf_counter()
+            self._in_launches(log_prob, z, index)
+            best = min(best, time.perf_counter() - began)
+        return best
 
     def _in_launches(self, log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and gradients, from calls of one shape; the last one is filled up."""
