@@ -373,3 +373,11 @@ def test_own_network_that_does_not_fit_is_refused(module, words):
 def test_own_network_must_be_an_instance():
     with pytest.raises(TypeError, match="must be a torch.nn.Module, but is a function"):
         featurizers.as_featurizer(lambda x: x, 3, 50)
+
+
+def test_mlp_refuses_more_points_than_it_was_made_for():
+    net, x = featurizers.make("mlp", 3, 6, 2), torch.ones(2, 3, 9)
+    with pytest.raises(ValueError, match="at most 6 points for this mlp, but have 9"):
+        net(x)
+    x[:, -1, 6:] = 0.0
+    assert torch.equal(net(x), net(x[..., :6]))

@@ -14,10 +14,10 @@ from scipy.stats import norm
 
 import nbi_plus as nbi
 from nbi_plus import engine as engine_module
+from nbi_plus.infer.ladder import audit
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.laplace import FLOOR, laplace_mixture
-from nbi_plus.infer.sequential import config
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.floor import Floor
 from nbi_plus.problem.target import Evaluation
@@ -107,7 +107,7 @@ def test_the_way_of_locating_can_be_forced(problem, x):
 
 @pytest.mark.parametrize("cheap", [math.inf, 0.0])
 def test_black_boxes_are_audited_where_a_call_is_cheap(problem, x, monkeypatch, cheap):
-    monkeypatch.setattr(config, "_CHEAP", cheap)
+    monkeypatch.setattr(audit, "_CHEAP", cheap)
     engine = engine_for(problem, simulator=problem.simulator)
     posterior = engine.fit(x_obs=x, locate="peaks", **QUICK).posterior_
     assert (posterior.rungs[-1].n_apart > 0) == (cheap > 0)

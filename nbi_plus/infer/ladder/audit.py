@@ -34,6 +34,11 @@ _MORE = 4  # ... and so many times the starts follow
 _TOLD = 4  # peaks of an object that its report names
 
 
+def is_cheap(target: Target) -> bool:
+    """Say whether simulations cost so little that an audit may make thousands without counting."""
+    return target.simulator.seconds_per_row <= _CHEAP
+
+
 @dataclass(frozen=True)
 class PeakAudit:
     """Chosen state of the audit.
@@ -92,8 +97,7 @@ class PeakAudit:
         """
         if not target.differentiable:
             return replace(self.doubled(), n_scouts=min(self.n_scouts, _SCOUTS_OF_BLACK_BOX))
-        cheap = target.simulator.seconds_per_row <= _CHEAP
-        return self._times(_OF_ONE) if cheap else self
+        return self._times(_OF_ONE) if is_cheap(target) else self
 
     def _times(self, n: int) -> PeakAudit:
         return replace(self, n_starts=n * self.n_starts, n_tried=n * self.n_tried)
@@ -101,9 +105,8 @@ class PeakAudit:
     def n_scouts_of(self, context: RungContext) -> int:
         """Return how many scouts each object gets."""
         n = min(self.n_scouts, self.scout_numbers // context.target.n_numbers)
-        cost = context.target.simulator.seconds_per_row
-        if cost > _CHEAP:  # what is cheap is not timed, so that nothing depends on the clock
-            n = min(n, int(_SCOUTING / cost))
+        if not is_cheap(context.target):  # what is cheap is not timed: nothing depends on the clock
+            n = min(n, int(_SCOUTING / context.target.simulator.seconds_per_row))
         return max(n, _FEWEST)
 
     @torch.no_grad()

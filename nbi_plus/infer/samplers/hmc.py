@@ -74,7 +74,9 @@ class HmcConfig:
         An object whose trajectories are so many times longer than the median goes to a slower
         lane, where it keeps none waiting.
     compile_after : float
-        Gradients, of all objects together, after which they are compiled; infinity for never.
+        Gradients, of all objects together, after which they are compiled where that is faster;
+        infinity for never. Last digits then differ from those of plain code, and with them the
+        draws that follow, so that such long runs need not repeat on another machine.
     """
 
     windows: tuple[int, ...] = (30, 30, 40)

@@ -14,7 +14,6 @@ from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.target import Target
 
 LOCATE = ("auto", "peaks", "network")
-_CHEAP = 1e-4  # seconds of a simulation
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,3 @@ class SequentialOutcome:
     frozen: LatentProposal
     rounds: Rounds
     network: PosteriorNetwork | None
-
-
-def is_cheap(target: Target) -> bool:
-    """Say whether a simulation costs so little that an audit of a black box may make thousands."""
-    return target.simulator.seconds_per_row <= _CHEAP

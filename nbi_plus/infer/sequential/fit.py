@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.data.observations import Observations
+from nbi_plus.infer.ladder.audit import is_cheap
 from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.hints import Hints, Look
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -28,12 +29,7 @@ from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.posterior.translated import Change, Translated
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.sequential.config import (
-    RoundsConfig,
-    RoundZero,
-    SequentialOutcome,
-    is_cheap,
-)
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
 from nbi_plus.infer.sequential.journal import Journal
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
