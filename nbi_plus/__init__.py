@@ -1,6 +1,6 @@
 """nbi-plus: neural posterior estimation you can trust."""
 
-from nbi_plus import plots
+from nbi_plus import plots, population
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
@@ -53,6 +53,7 @@ __all__ = [
     "UntrustedWarning",
     "check_noise",
     "plots",
+    "population",
     "sbc",
 ]
 __all__ += _noises

@@ -11,6 +11,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_ALIKE = 8  # rows: of so many together, and of multiples, a CPU rounds each as it does the others
+
 
 def pick(value: T, rows: Tensor) -> T:
     """Return some of the objects: every tensor of a dataclass is indexed by ``rows``.
@@ -35,3 +37,17 @@ def join(values: Sequence[T]) -> T:
         return first
     joined = {f.name: join([getattr(v, f.name) for v in values]) for f in fields(first)}
     return replace(first, **joined)
+
+
+def filled(n: int, device: torch.device | None = None) -> Tensor:
+    """Return the rows 0 to n - 1, and the last one again until they are a multiple of eight.
+
+    Of a few rows that are left over, a product of matrices rounds differently in its last digit;
+    filled up, what is computed for an object does not depend on who stands beside it.
+
+    Examples
+    --------
+    >>> filled(3).tolist()
+    [0, 1, 2, 2, 2, 2, 2, 2]
+    """
+    return torch.arange(n + -n % _ALIKE, device=device).clamp(max=n - 1)

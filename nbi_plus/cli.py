@@ -1,56 +1,32 @@
-"""Command line: ``nbi-plus demo`` trains on simulated events, answers them and judges itself."""
+"""Command line: the verbs of an engine for files, and a demo that needs none.
+
+``MODEL.py`` is your code: a file that defines ``build_engine()``. Nothing is imported that you did
+not name. Exit status: 0 done, 1 an error, 2 wrong use, 3 what ``--fail-on`` names was met, 130
+interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from nbi_plus import __version__, plots
+from nbi_plus import __version__, demo
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
-from nbi_plus.infer.posterior.posterior import Posterior
-from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.models.microlensing import Season, point_lens
-from nbi_plus.problem.noise.points import GaussianNoise
-from nbi_plus.trust.calibration import Calibration, sbc
+from nbi_plus.infer.posterior.status import Flag, Status
+from nbi_plus.inspecting import told
+from nbi_plus.survey.summary import SurveySummary
 
-if TYPE_CHECKING:
-    from astropy.table import QTable
-    from matplotlib.figure import Figure
-
-_N_SIMS, _N_EPOCHS, _BATCH_SIZE, _LR = 25_000, 25, 128, 1e-2
-_FLOW = {"n_blocks": 3}  # enough for posteriors of one mode, and faster
-_N_EVENTS, _N_CALIBRATION = 64, 300
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demo found: a trained engine, its answers to events of known truth, the verdict."""
-
-    engine: Engine
-    events: Observations
-    truths: NDArray[np.float64]
-    posteriors: Posteriors
-    calibration: Calibration | None
-
-    @property
-    def example(self) -> Posterior | None:
-        """The certified event of middling precision, or None where none is certified."""
-        rows = np.flatnonzero(self.posteriors.certified)
-        if not len(rows):
-            return None
-        relative = self.posteriors.std[rows, 2] / self.posteriors.mean[rows, 2]
-        return self.posteriors[int(rows[np.argsort(relative)[len(rows) // 2]])]
+_DONE, _ERROR, _MET, _INTERRUPTED = 0, 1, 3, 130
+_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, LookupError)
+_UNTRUSTED = "UNTRUSTED"
+_NAMES = (*(s.name for s in Status), *(f.name for f in Flag), _UNTRUSTED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         Default: the arguments of the process.
     """
     options = _parser().parse_args(argv)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where it was.", file=sys.stderr)
+        return _INTERRUPTED
+    except _ERRORS as error:
+        print(f"nbi-plus {options.command}: {error}", file=sys.stderr)
+        return _ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,153 +53,249 @@ def _parser() -> argparse.ArgumentParser:
         prog="nbi-plus", description="Neural posterior estimation you can trust."
     )
     parser.add_argument("--version", action="version", version=f"nbi-plus {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="train on simulated microlensing events, then answer and judge new ones",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    commands = parser.add_subparsers(
+        title="commands", metavar="command", required=True, dest="command"
     )
-    demo.add_argument("--out", type=Path, default=Path("nbi-plus-demo"), help="folder to write to")
-    demo.add_argument("--seed", type=int, default=0, help="of everything random")
-    numbers = {
-        "n-sims": (_N_SIMS, "simulations to train on"),
-        "n-epochs": (_N_EPOCHS, "passes over them"),
-        "n-events": (_N_EVENTS, "events to answer and print"),
-        "n-calibration": (_N_CALIBRATION, "further events that only calibration sees"),
-    }
-    for name, (default, text) in numbers.items():
-        demo.add_argument(f"--{name}", type=_count, default=default, help=text)
-    demo.set_defaults(run=_demo)
+
+    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401
+        made = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )  # fmt: skip
+        made.set_defaults(run=run)
+        return made
+
+    own = command("demo", "train on simulated microlensing events, then answer and judge new ones",
+                  demo.run)  # fmt: skip
+    demo.add_options(own)
+    own = command("fit", "train the engine of a model", _fit)
+    own.add_argument("model", type=Path, metavar="MODEL.py", help="defines build_engine()")
+    own.add_argument("--n-sims", type=demo.count, default=20_000, help="simulations to train on")
+    own.add_argument("--n-epochs", type=demo.count, help="passes over them")
+    own.add_argument("--observations", type=Path, help="objects whose cadences and errors to take")
+    own.add_argument("-o", "--out", type=Path, required=True, metavar="ENGINE.nbi")
+    _common(own)
+    own = command("predict", "answer every object of a source: one row of a catalogue each",
+                  _predict)  # fmt: skip
+    own.add_argument("model", type=Path, metavar="MODEL.py", help="defines build_engine()")
+    own.add_argument("engine", type=Path, metavar="ENGINE.nbi", help="what fit has written")
+    own.add_argument("source", metavar="SOURCE", help="a file, a folder or a glob")
+    own.add_argument("-o", "--out", type=Path, required=True, help=".parquet, .h5, .fits, folder")
+    own.add_argument("--carry", action="append", default=[], metavar="name",
+                     help="a column of the source that the catalogue takes over")  # fmt: skip
+    own.add_argument("--n-samples", type=demo.count, default=500, help="draws of each object")
+    own.add_argument("--chunk-size", type=demo.count, help="objects answered together")
+    own.add_argument("--keep-draws", type=int, default=0, help="draws in the catalogue")
+    own.add_argument("--append", action="store_true", help="SOURCE is a further night")
+    _fails(own)
+    _common(own)
+    own = command("retry", "answer objects of a catalogue again that nothing certified", _retry)
+    own.add_argument("model", type=Path, metavar="MODEL.py", help="defines build_engine()")
+    own.add_argument("engine", type=Path, metavar="ENGINE.nbi", help="what fit has written")
+    own.add_argument("source", metavar="SOURCE", help="what was predicted")
+    own.add_argument("out", type=Path, metavar="OUT", help="what predict has written")
+    own.add_argument("--chunk-size", type=demo.count, help="objects answered together")
+    _computed(own)
+    _fails(own)
+    _judging(command)
+    own = command("inspect", "say what a file is, without running anything in it", _inspect)
+    own.add_argument("file", type=Path, metavar="FILE")
+    own.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _count(text: str) -> int:
-    """Return a positive number, or tell argparse what is wrong with it."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but is {value}")
-    return value
-
-
-def _demo(options: argparse.Namespace) -> int:
-    """Train, answer, print and write."""
-    began = time.perf_counter()
-    with _one_thread():
-        found = _run(options, began)
-    print(_verdicts(found))
-    if found.calibration is not None:
-        print(f"\n{found.calibration.report}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    _catalogue(found).write(options.out / "catalogue.ecsv", overwrite=True)
-    written = ["catalogue.ecsv"]
-    try:
-        for name, figure in _figures(found).items():
-            figure.savefig(options.out / name, bbox_inches="tight")
-            written.append(name)
-    except ImportError as error:
-        print(f"\nNo pictures: {error}")
-    print(f"\nWrote {', '.join(written)} to {options.out}{_elapsed(began)}")
-    return 0
-
-
-def _run(options: argparse.Namespace, began: float) -> Demo:
-    """Simulate a season, train for it, and answer its events."""
-    season = Season()
-    n = options.n_events
-    seen, truths = season.observe(n + options.n_calibration, options.seed)
-    print(
-        f"Point-lens events, {season.n_nights} nights, errors between "
-        f"{season.best_error:.0%} and {season.worst_error:.0%} of the baseline.\n"
-        f"Training on {options.n_sims} simulations for {options.n_epochs} epochs ..."
+def _judging(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that judge an engine or a catalogue."""
+    own = command("calibrate", "ask a trained engine about simulated objects of known truth",
+                  _calibrate)  # fmt: skip
+    own.add_argument("model", type=Path, metavar="MODEL.py", help="defines build_engine()")
+    own.add_argument("engine", type=Path, metavar="ENGINE.nbi", help="what fit has written")
+    own.add_argument("-o", "--out", type=Path, required=True, metavar="CALIBRATION.h5")
+    own.add_argument("--n-objects", type=demo.count, default=1000, help="objects to simulate")
+    own.add_argument("--observations", type=Path, help="objects whose cadences and errors to take")
+    own.add_argument(
+        "--fail-on",
+        type=_fail_on,
+        default=(),
+        metavar="NAMES",
+        help="UNCALIBRATED (a p-value below 1 %%), UNCERTIFIED, AMORTIZED: exit 3",
     )
-    noise = GaussianNoise()
-    engine = Engine(point_lens, season.prior, noise=noise, flow=_FLOW, seed=options.seed)
-    engine.fit(
-        options.n_sims,
-        n_epochs=options.n_epochs,
-        observations=seen,
-        batch_size=min(_BATCH_SIZE, options.n_sims),
-        lr=_LR,
-    )
-    print(f"Trained{_elapsed(began)}\n")
-    posteriors = engine.predict_many(seen)
-    enough = posteriors.certified.sum() >= 2
-    calibration = sbc(posteriors, truths, seed=options.seed) if enough else None
-    return Demo(engine, seen[:n], truths[:n], posteriors[:n], calibration)
+    _common(own)
+    own = command("report", "write one page about a catalogue, for any browser", _report)
+    own.add_argument("catalogue", type=Path, help="what predict has written: a file or a folder")
+    own.add_argument("-o", "--out", type=Path, required=True, metavar="PAGE.html")
+    own.add_argument("--source", help="what was surveyed, for S/N and light curves")
+    own.add_argument("--calibration", type=Path, help="what calibrate has written")
+    own.add_argument("--model", type=Path, metavar="MODEL.py", help="for the band of its models")
+    _fails(own)
+    _common(own, computing=False)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread, as many as before afterwards.
-
-    So small a network gains little from more, and loses a factor where cores are shared.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _common(parser: argparse.ArgumentParser, *, computing: bool = True) -> None:
+    parser.add_argument("--column", action="append", default=[], metavar="role=name", type=_pair,
+                        help="which column is what: id=oid, t=mjd, ...")  # fmt: skip
+    if computing:
+        parser.add_argument("--seed", type=int, help="of all that is random; else the engine's")
+        _computed(parser)
+    else:
+        _told(parser)
 
 
-def _verdicts(found: Demo) -> str:
-    """Return a line for each event, and the counts of statuses."""
-    p = found.posteriors
-    names = "".join(f"{f'{name} (truth)':>27}" for name in p.parameters.names)
-    lines = [f"{'event':<11} {'status':<11} {'ess':>5} {'eff':>5} {'k_hat':>6} {'log Z':>8}{names}"]
-    for i, status in enumerate(p.status):
-        figures = (
-            f"{p.ess[i]:5.0f} {p.efficiency[i]:5.2f} {p.k_hat[i]:6.2f} {p.log_evidence[i]:8.2f}"
+def _computed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, ...; else the engine's")
+    parser.add_argument("--n-jobs", type=int, help="processes that simulate; else the engine's")
+    _told(parser)
+
+
+def _told(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _fails(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fail-on", type=_fail_on, default=(), metavar="NAMES",
+                        help="statuses and flags, or UNTRUSTED: exit 3 if any")  # fmt: skip
+
+
+def _pair(text: str) -> tuple[str, str]:
+    role, equals, name = text.partition("=")
+    if not (role and equals and name):
+        raise argparse.ArgumentTypeError(f"must be role=name, but is {text!r}")
+    return role, name
+
+
+def _fail_on(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().upper() for name in text.split(","))
+    unknown = [name for name in names if name not in _NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(_NAMES)}, but has {unknown[0]}")
+    return names
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def _built(path: Path, options: argparse.Namespace) -> Engine:
+    """Return the engine that the user's file builds, with what the command line says of it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"MODEL.py must be a file, but there is no file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"MODEL.py must be a file of Python, but is {path.name}.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where processes that simulate look its functions up
+    spec.loader.exec_module(module)
+    build = getattr(module, "build_engine", None)
+    if not callable(build):
+        raise ImportError(f"{path.name} must define build_engine(), but does not.")
+    engine = build()
+    if not isinstance(engine, Engine):
+        raise TypeError(
+            f"build_engine() must return an nbi_plus.Engine, but returned {type(engine).__name__}."
         )
-        rows = zip(p.mean[i], p.std[i], found.truths[i], strict=True)
-        recovered = "".join(
-            f"{_value(m, s, status.certified)} ({t:7.3f})".rjust(27) for m, s, t in rows
-        )
-        lines.append(f"{p.ids[i]:<11} {status.name:<11} {figures}{recovered}")
-    counts = ", ".join(f"{n} {s}" for s, n in Counter(s.name for s in p.status).most_common())
-    share = p.certified.mean()
-    return "\n".join([*lines, "", f"{len(p)} events: {counts}. Certified: {share:.0%}."])
+    chosen = {k: getattr(options, k, None) for k in ("seed", "device", "n_jobs")}
+    return engine.set_params(**{k: v for k, v in chosen.items() if v is not None})
 
 
-def _value(mean: float, sd: float, certified: bool) -> str:
-    """Return mean and sd; nothing for an event whose draws are not to be trusted."""
-    return f"{mean:.3f} +- {sd:.3f}" if certified else "-"
+def _loaded(options: argparse.Namespace) -> Engine:
+    """Return the fitted engine of a file, with the user's code."""
+    built = _built(options.model, options)
+    code = {"ladder": built.ladder, "device": built.device, "n_jobs": built.n_jobs}
+    try:
+        engine = Engine.load(options.engine, built.simulator, **code)
+    except ValueError:
+        # a prior, a noise or a featurizer that is code itself is in no file
+        parts = {"prior": built._prior(), "noise": built.noise}
+        network = built.featurizer if not isinstance(built.featurizer, (str, dict)) else None
+        engine = Engine.load(options.engine, built.simulator, featurizer=network, **parts, **code)
+    return engine if options.seed is None else engine.set_params(seed=options.seed)
 
 
-def _catalogue(found: Demo) -> QTable:
-    """Return one row for each event, with its truth."""
-    table = found.posteriors.to_table()
-    for name, column in zip(found.posteriors.parameters.names, found.truths.T, strict=True):
-        unit = getattr(table[f"{name}_mean"], "unit", None)
-        table[f"{name}_true"] = column if unit is None else column * unit
-    return table
+def _fit(options: argparse.Namespace) -> int:
+    engine = _built(options.model, options)
+    given = {}
+    if options.observations is not None:
+        given["observations"] = Observations.read(options.observations, **dict(options.column))
+    chosen = {} if options.n_epochs is None else {"n_epochs": options.n_epochs}
+    engine.fit(options.n_sims, progress=False if options.quiet else None, **chosen, **given)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    engine.save(options.out)
+    _say(options, {"engine": str(options.out), **told(options.out)})
+    return _DONE
 
 
-def _figures(found: Demo) -> dict[str, Figure]:
-    """Return the pictures by the names of their files."""
-    figures = {"loss.png": plots.loss(found.engine.history_)}
-    if found.calibration is not None:
-        figures["sbc.png"] = plots.ranks(found.calibration)
-    example = found.example
-    if example is None:
-        return figures
-    row = found.events.ids.tolist().index(example.id)
-    truth, batch = found.truths[row], found.events[row : row + 1].batch()
-    t = batch.coords["t"].numpy()
-    figures["corner.png"] = plots.corner(example, truths=truth)
-    figures["weights.png"] = plots.weights(example)
-    figures["predictive.png"] = plots.predictive(
-        example,
-        point_lens,
-        t,
-        batch.x[0, 0].numpy(),
-        batch.x_err[0, 0].numpy(),
-        grid=np.linspace(t.min(), t.max(), 1000),
-        truth=truth,
-        labels=("time [d]", "flux / baseline"),
-    )
-    return figures
+def _predict(options: argparse.Namespace) -> int:
+    engine = _loaded(options)
+    summary = engine.predict_survey(
+        options.source, options.out, columns=dict(options.column), carry=options.carry,
+        n_samples=options.n_samples, chunk_size=options.chunk_size,
+        keep_draws=options.keep_draws, append=options.append,
+        progress=False if options.quiet else None,
+    )  # fmt: skip
+    return _counted(options, summary)
 
 
-def _elapsed(began: float) -> str:
-    return f" ({time.perf_counter() - began:.0f} s after the start)."
+def _retry(options: argparse.Namespace) -> int:
+    options.seed = None  # the catalogue says which
+    summary = _loaded(options).retry_survey(
+        options.source, options.out, chunk_size=options.chunk_size, n_jobs=options.n_jobs,
+        progress=False if options.quiet else None,
+    )  # fmt: skip
+    return _counted(options, summary)
+
+
+def _counted(options: argparse.Namespace, summary: SurveySummary) -> int:
+    _say(options, asdict(summary) | {"rate": summary.rate}, str(summary))
+    return _MET if _met(summary, options.fail_on) else _DONE
+
+
+def _met(summary: SurveySummary, names: Sequence[str]) -> bool:
+    """Say whether any object has one of these statuses or flags."""
+    counts = summary.status | summary.flags | {_UNTRUSTED: summary.n_objects - summary.n_trusted}
+    return any(counts.get(name, 0) for name in names)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    engine = _loaded(options)
+    seen = options.observations
+    seen = None if seen is None else Observations.read(seen, **dict(options.column))
+    found = engine.calibrate(options.n_objects, observations=seen,
+                             progress=False if options.quiet else None)  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    found.save(options.out)
+    _say(options, {"calibration": str(options.out), **told(options.out)}, found.report)
+    counts = {Flag.UNCALIBRATED.name: int((found.p_values < 0.01).sum()),
+              Status.UNCERTIFIED.name: found.n_excluded,
+              Status.AMORTIZED.name: found.n_amortized}  # fmt: skip
+    return _MET if any(counts.get(name, 0) for name in options.fail_on) else _DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from nbi_plus.report.report import write_report  # matplotlib's and pyarrow's time
+
+    engine = None if options.model is None else _built(options.model, options)
+    columns = dict(options.column) or None
+    made = write_report(options.catalogue, options.out, source=options.source, columns=columns,
+                        calibration=options.calibration, engine=engine)  # fmt: skip
+    s = made.summary
+    said = {"page": str(made.page), "bytes": made.n_bytes, "objects": s.n_objects,
+            "trusted": s.n_trusted, "status": s.status, "flags": s.flags}  # fmt: skip
+    _say(options, said)
+    return _MET if _met(s, options.fail_on) else _DONE
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    options.quiet = False
+    _say(options, told(options.file))
+    return _DONE
+
+
+def _say(options: argparse.Namespace, found: dict[str, Any], text: str = "") -> None:
+    if options.json:
+        print(json.dumps(found, default=str, indent=1))
+    elif not options.quiet:
+        print(text or "\n".join(f"{k + ':':<12} {v}" for k, v in found.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from nbi_plus import files, options
+from nbi_plus.arguments import new_folder, seed_of
 from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
 from nbi_plus.fitted import Answers, Computing, Fitted, trained
@@ -44,13 +45,17 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
+from nbi_plus.survey.mixin import SurveyMixin
+from nbi_plus.torch_state import doors
+from nbi_plus.trust.mixin import TellingMixin
 
 _PARTS = ("model_", "history_", "truth_test_", "sequential_", "posterior_", "rounds_")
 _MAX_FAILED = {False: 0.1, True: 0.5}  # in a sequential fit, that learns where not to look
 _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round after round
 
 
-class Engine(BaseEstimator):
+@doors
+class Engine(TellingMixin, SurveyMixin, BaseEstimator):
     """Neural posterior estimation whose every answer is weighted, judged and labelled.
 
     Parameters
@@ -65,8 +70,9 @@ class Engine(BaseEstimator):
     noise : Noise, float, array_like or callable, optional
         Default `GaussianNoise`, with the observations' own errors. Numbers are its sigma.
     featurizer : str, dict, list of these, or nn.Module
-        ``"resnet-gru"``, ``"resnet"``, ``"gru"``, ``"transformer"``, ``"spectrum"``, ``"mlp"``,
-        nbi's dict, or your own; a list has one for each channel of the data.
+        ``"auto"`` is ``"mlp"`` for fewer than 16 numbers without coordinates, else
+        ``"resnet-gru"``; or one of `featurizers.available`, nbi's dict, or your own. A list has one
+        for each channel of the data.
     flow : str, dict or FlowConfig
         A kind of `FlowConfig`, such as ``"maf"``, or options of it.
     labels : sequence of str, optional
@@ -76,7 +82,8 @@ class Engine(BaseEstimator):
     device : str, optional
         Default: CUDA where there is one.
     n_jobs : int, optional
-        Processes that simulate; None chooses, -1 takes all cores.
+        Processes that simulate; None chooses, -1 takes all cores. A simulator that may end its
+        process or hang in compiled code needs two at least.
     client : dask.distributed.Client, optional
         Simulates there instead.
     seed : int
@@ -124,7 +131,7 @@ class Engine(BaseEstimator):
         prior: Prior | Mapping | list | Callable | None = None,
         *,
         noise: Noise | ArrayLike | Callable | None = None,
-        featurizer: str | Mapping[str, Any] | list[str | Mapping] | nn.Module = "resnet-gru",
+        featurizer: str | Mapping[str, Any] | list[str | Mapping] | nn.Module = options.AUTO,
         flow: str | Mapping[str, Any] | FlowConfig = "maf",
         labels: list[str] | None = None,
         priors: Prior | Mapping | list | Callable | None = None,
@@ -217,7 +224,7 @@ class Engine(BaseEstimator):
             Of a sequential fit: see the guide. Default: "amis", or "tsnpe" without a likelihood.
         locate : {"auto", "peaks", "network"}
             How a sequential fit "amis" finds the place: uphill, or by networks. Default: uphill
-            where there are gradients.
+            where there are gradients or a call takes less than 0.1 ms.
         ess_target : float
             Effective sample size that a sequential fit shall reach.
         max_sims, max_seconds : optional
@@ -241,7 +248,8 @@ class Engine(BaseEstimator):
         callback : callable, optional
             ``callback(history)`` after each epoch.
         progress : bool, optional
-            Show bars; by default only on a terminal.
+            Whether it tells how far it is: False never, True always. Default: bars on terminals
+            and in notebooks, elsewhere (``nohup``, CI) lines on stderr, where it takes long.
         **inputs : array_like
             Coordinates (``t=``, ``wavelength=``, ...) and scalars that the simulator asks for.
 
@@ -265,7 +273,7 @@ class Engine(BaseEstimator):
         how = self._how()
         with preserved_random_state():
             believed = as_noise(self.noise if noise is None else noise)
-            problem = set_up(self._prior(), self.simulator, believed, given)
+            problem = set_up(self._prior(), self.simulator, believed, given, how.n_jobs)
             start = options.goes_on_from(network if warm_start else None, problem.conditions)
             recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
             check_noise_of(problem, recipe.device)
@@ -277,7 +285,7 @@ class Engine(BaseEstimator):
         beside = Fitted.of(problem, given.defaults()) if network is None else before
         return self._keep(replace(beside, sequential=one))
 
-    def predict(
+    def predict(  # noqa: PLR0913 - the public door
         self,
         x_obs: ArrayLike,
         x_err: ArrayLike | None = None,
@@ -288,6 +296,7 @@ class Engine(BaseEstimator):
         modes: Hints | None = None,
         prior: Prior | Mapping | None = None,
         seed: int | None = None,
+        progress: bool | None = None,
         **inputs: ArrayLike,
     ) -> Posterior:
         """Return the posterior of one object.
@@ -310,6 +319,8 @@ class Engine(BaseEstimator):
             Another prior on the same parameters, to answer under; default: that of the fit.
         seed : int, optional
             Default: the engine's.
+        progress : bool, optional
+            As for `fit`.
         **inputs : array_like
             Coordinates and scalars; default: those given to `fit`.
 
@@ -318,13 +329,11 @@ class Engine(BaseEstimator):
         Posterior
         """
         one = self._one("predict", x_obs, x_err, point_mask(mask, bad), inputs)
-        other = None if prior is None else Prior.coerce(prior)
-        answers = self._answers("predict", one, other).looking_at(modes, one)
+        answers = self._answers("predict", one, prior, progress).looking_at(modes, one)
         posterior = answers.posterior(one, n_samples, self._seed(seed))
         if not posterior.trusted:
-            reason = posterior.rungs[-1].reason
-            told = doubts(posterior.status, posterior.flags, reason)
-            warnings.warn(told, UntrustedWarning, stacklevel=2)
+            told = doubts(posterior.status, posterior.flags, posterior.rungs[-1].reason)
+            warnings.warn(told, UntrustedWarning, stacklevel=3)
         return posterior
 
     def predict_many(
@@ -336,6 +345,7 @@ class Engine(BaseEstimator):
         modes: Hints | None = None,
         prior: Prior | Mapping | None = None,
         seed: int | None = None,
+        progress: bool | None = None,
     ) -> Posteriors:
         """Return the posteriors of many objects, batched throughout.
 
@@ -356,6 +366,8 @@ class Engine(BaseEstimator):
             space, and objects whose posterior can go on beyond the old prior climb the ladder.
         seed : int, optional
             Default: the engine's. The draws of an object depend on the seed and its id alone.
+        progress : bool, optional
+            As for `fit`.
 
         Returns
         -------
@@ -364,8 +376,8 @@ class Engine(BaseEstimator):
         fitted = self._fitted("predict_many")
         fitted.network("predict_many")
         objects = fitted.like_training(observations)
-        other = None if prior is None else Prior.coerce(prior)
-        amortized = fitted.amortized(self._how(), "predict_many", other).looking_at(modes, objects)
+        amortized = fitted.amortized(self._how(progress=progress), "predict_many", prior)
+        amortized = amortized.looking_at(modes, objects)
         return amortized.posteriors(objects, n_samples, keep, self._seed(seed))
 
     def retry(
@@ -387,7 +399,7 @@ class Engine(BaseEstimator):
         """
         fitted = self._fitted("retry")
         amortized = fitted.amortized(self._how(ladder), "retry")
-        return amortized.retry(posteriors, fitted.like_training(observations), self.seed)
+        return amortized.retry(posteriors, fitted.like_training(observations), self._seed(None))
 
     def sample(
         self,
@@ -485,7 +497,7 @@ class Engine(BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""
-        files.write(Path(path), self._fitted("save"), self.seed)
+        files.write(path, self._fitted("save"), self.seed)
 
     @classmethod
     def load(
@@ -512,9 +524,9 @@ class Engine(BaseEstimator):
             As for `Engine`.
         """
         fitted, seed = files.read(
-            Path(path), options.device_of(device), prior=prior, noise=noise, featurizer=featurizer
+            path, options.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
-        fitted = fitted.with_simulator(simulator)
+        fitted = fitted.with_simulator(simulator, others.get("n_jobs"))
         trained = {} if fitted.model is None else {
             "flow": fitted.model.network.flow.config, "featurizer": fitted.model.featurizer.wish,
         }  # fmt: skip
@@ -536,16 +548,16 @@ class Engine(BaseEstimator):
 
     def _network(self, before: Fitted | None, warm_start: bool) -> TrainedModel | None:
         """Return the network that a fit may go on with, which a warm start must have."""
-        if warm_start:
-            return self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
-        return None if before is None else before.model
+        if not warm_start:
+            return None if before is None else before.model
+        return self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
 
-    def _how(self, ladder: Ladder | None = None) -> Computing:
-        chosen = ladder or self.ladder or Ladder()
-        return Computing(chosen, options.device_of(self.device), self.n_jobs, self.client)
+    def _how(self, ladder: Ladder | None = None, progress: bool | None = None) -> Computing:
+        device, chosen = options.device_of(self.device), ladder or self.ladder or Ladder()
+        return Computing(chosen, device, self.n_jobs, self.client, progress)
 
     def _seed(self, seed: int | None) -> int:
-        return self.seed if seed is None else seed
+        return seed_of("seed", self.seed if seed is None else seed)
 
     def _one(
         self, caller: str, x: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
@@ -556,19 +568,17 @@ class Engine(BaseEstimator):
         fitted = self._fitted(caller)
         return make(x, x_err, real, inputs, fitted.conventions, fitted.defaults)
 
-    def _answers(self, caller: str, objects: Observations, prior: Prior | None = None) -> Answers:
+    def _answers(
+        self, caller: str, objects: Observations, prior: object = None,
+        progress: bool | None = None,
+    ) -> Answers:  # fmt: skip
         """Return who answers for these objects; only one alone can be that of a sequential fit."""
         data_hash = objects.hashes[0] if len(objects) == 1 else None
-        return self._fitted(caller).answers_for(data_hash, self._how(), caller, prior)
+        how = self._how(progress=progress)
+        return self._fitted(caller).answers_for(data_hash, how, caller, prior)
 
     def _prior(self) -> Prior:
-        given = [p for p in (self.prior, self.priors) if p is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"Engine must have one prior, but has {len(given)}. Give prior=, or nbi's priors=."
-            )
-        options.check_not_swapped(self.simulator, given[0])
-        return Prior.coerce(given[0], labels=self.labels)
+        return options.prior_of(self.simulator, (self.prior, self.priors), self.labels)
 
     def _densities(
         self, caller: str, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None,
@@ -585,15 +595,14 @@ class Engine(BaseEstimator):
                 target = fitted.target(self._one(caller, x_obs, x_err, real, inputs), how)
             else:
                 given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
-                problem = set_up(self._prior(), self.simulator, as_noise(self.noise), given)
-                target = problem.target(how.n_jobs, how.client)
+                believed = self._prior(), self.simulator, as_noise(self.noise)
+                target = set_up(*believed, given, how.n_jobs).target(how.n_jobs, how.client)
             return target.densities(target.prior.check(np.atleast_2d(theta)))
 
     def _keep(self, fitted: Fitted) -> Engine:
         """Keep what was fitted, and its parts under names of their own."""
         for name in _PARTS:
-            if hasattr(self, name):
-                delattr(self, name)  # of an earlier fit
+            vars(self).pop(name, None)  # of an earlier fit
         self.fitted_, self.defaults_ = fitted, fitted.defaults
         self.prior_, self.noise_, self.simulator_ = fitted.prior, fitted.noise, fitted.simulator
         model, one = fitted.model, fitted.sequential
@@ -608,7 +617,7 @@ class Engine(BaseEstimator):
         callback: Callable[[History], None] | None, progress: bool | None,
     ) -> Run:  # fmt: skip
         most = _MAX_FAILED[sequential] if max_failed is None else max_failed
-        folder = None if self.path is None else Path(self.path)
+        folder = None if self.path is None else new_folder("path", self.path)
         return Run(n_sims, online, most, folder, self.n_jobs, self.client, callback, progress)
 
     def _recipe(
@@ -629,6 +638,6 @@ class Engine(BaseEstimator):
             flow=options.flow_config(self.flow, prior.n_dim),
             train=config,
             device=options.device_of(self.device),
-            seed=self.seed,
-            memory=int(self.memory * 1e9),
+            seed=self._seed(None),
+            memory=options.bytes_of(self.memory),
         )

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from nbi_plus.arguments import new_file, path_of
 from nbi_plus.fitted import Fitted
 from nbi_plus.infer.sequential import archive as sequential_archive
-from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
+from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
+from nbi_plus.io.sizes import refuse_larger
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.trust.truths import TruthTest
+from nbi_plus.trust.truths import TruthTest, chance
 
 _DEFAULTS, _SEQUENTIAL = "defaults", "sequential"  # the other parts are of the model
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 
-def write(path: Path, fitted: Fitted, seed: int) -> None:
+def write(path: str | Path, fitted: Fitted, seed: int) -> None:
     """Write what an engine with this seed was fitted to."""
+    path = new_file("path", path)
     prior = fitted.prior
     model, one = fitted.model, fitted.sequential
     kept = None if one is None else sequential_archive.to_archive(one)
@@ -46,7 +50,7 @@ def write(path: Path, fitted: Fitted, seed: int) -> None:
 
 
 def read(
-    path: Path,
+    path: str | Path,
     device: torch.device,
     *,
     prior: Prior | None = None,
@@ -54,15 +58,11 @@ def read(
     featurizer: nn.Module | None = None,
 ) -> tuple[Fitted, int]:
     """Return what was fitted, and the seed; what is given here is code that no file holds."""
+    path = path_of("path", path)
     archive = read_archive(path, "engine")
     _check_sizes(archive)
-    try:
+    with fitting_parts(path, "engine"):
         return _rebuild(archive, path, device, prior, noise, featurizer)
-    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise ArchiveError(
-            f"{path} must hold a complete engine, but its parts do not fit together: {error!r}. "
-            "Save it again."
-        ) from error
 
 
 def _rebuild(
@@ -90,43 +90,42 @@ def _rebuild(
         learned = replace(archive, arrays=joined(parts))
         model = TrainedModel.from_archive(learned, device, featurizer)
         has_errors = model.conditions.x_err is not None
+        if model.network.flow.n_dims != prior.n_dim:
+            raise ArchiveError(
+                f"the network must be of the {prior.n_dim} parameters of the prior, but is of "
+                f"{model.network.flow.n_dims}. Pass the prior of the training."
+            )
     bound = as_noise(noise).bind(has_errors, prior.full_names)
     one = None
     if meta["sequential"] is not None:
         one = sequential_archive.from_archive(
             Archive(meta["sequential"], own), prior, bound, device
         )
-    told = meta.get("truth_test")
-    truth = None if told is None else TruthTest(**told)
-    return Fitted(prior, bound, None, defaults, model, one, truth), meta["seed"]
+    told, seed = meta.get("truth_test"), meta["seed"]
+    truth = None if told is None else _truth_test(told)
+    if type(seed) is not int:
+        raise ArchiveError(f"seed must be a whole number, but is {seed!r:.99}. Save it again.")
+    return Fitted(prior, bound, None, defaults, model, one, truth), seed
+
+
+def _truth_test(told: Mapping[str, Any]) -> TruthTest:
+    """Return what a truth test came to, if its figures agree with each other."""
+    test = TruthTest(**told)
+    counts = (test.n_certified, test.n_above, test.n_looked, test.n_unseen)
+    known = all(type(n) is int and n >= 0 for n in counts)
+    if not (known and np.isclose(test.p_value, chance(test.n_above, test.expected))):
+        raise ArchiveError(
+            f"the truth test must agree with itself, but is {test!r:.300}. Save the engine again."
+        )
+    return test
 
 
 def _check_sizes(archive: Archive) -> None:
     """Refuse numbers that would build a network larger than the arrays the file really holds."""
-    largest = max([64, len(archive.arrays), *(n for a in archive.arrays.values() for n in a.shape)])
     model = archive.meta.get("model")
     if model is None and archive.meta.get("sequential") is not None:
         return  # no network is built
+    own = {k: v for k, v in archive.arrays.items() if k.startswith(("network/", "conditions/"))}
     parts = {**model, "model": model} if isinstance(model, dict) else {}
     for part in ("model", "encoder", "flow", "featurizer"):
-        options = parts.get(part)
-        if not isinstance(options, dict):
-            raise ArchiveError(f"the file must describe its {part}, but does not. Save it again.")
-        for name, value in _numbers(options):
-            if name not in _FREE and not value <= largest:
-                raise ArchiveError(
-                    f"{part}.{name} must be at most {largest}, the largest size in the file, "
-                    f"but is {value}. The file is damaged or forged."
-                )
-
-
-def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in nested dicts and lists, and the key that it stands under."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _numbers(item, name)
-    elif isinstance(value, (int, float)):
-        yield name, value
+        refuse_larger(part, parts.get(part), own, _FREE)

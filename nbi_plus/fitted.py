@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
 
+from nbi_plus.arguments import of_kind
 from nbi_plus.data.ingest import ingest, unit_of
 from nbi_plus.data.joining import agreed_units, shared_again
 from nbi_plus.data.observations import Observations
@@ -29,8 +30,10 @@ from nbi_plus.problem.binding import Conventions, bind_simulator, with_grid
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.setup import FitInputs, Problem
+from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.target import Target
+from nbi_plus.progress import progress as shown
 from nbi_plus.trust.truths import TruthTest, TruthTrial, truth_test
 
 
@@ -42,6 +45,10 @@ class Computing:
     device: torch.device
     n_jobs: int | None = None
     client: object | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        of_kind("ladder", self.ladder, Ladder, "Write ladder=Ladder(...).")
 
 
 class Answers(Protocol):
@@ -96,13 +103,15 @@ class Fitted:
         """Return what was fitted to a problem."""
         return cls(problem.prior, problem.noise, problem.simulator, defaults, model, truth=truth)
 
-    def with_simulator(self, simulator: Simulator | Callable | None) -> Fitted:
+    def with_simulator(
+        self, simulator: Simulator | Callable | None, n_jobs: int | None = None
+    ) -> Fitted:
         """Return the same with a simulator, bound to what was fitted."""
         if simulator is None:
             return self
         seen = self.sequential.observations if self.model is None else self.model
         data = seen.batch() if self.model is None else seen.conditions
-        bound = bind_simulator(simulator, self.prior, data, seen.units.get("x"))
+        bound = bind_simulator(simulator, self.prior, data, seen.units.get("x"), n_jobs)
         one = None if self.sequential is None else replace(self.sequential, simulator=bound)
         return replace(self, simulator=bound, sequential=one)
 
@@ -110,6 +119,20 @@ class Fitted:
         network = "no network" if self.model is None else f"a network for {self.shape} (C, L)"
         rounds = "" if self.sequential is None else f", and {self.sequential.posterior}"
         return f"{network} of {self.prior.names}{rounds}"
+
+    def told(self) -> dict[str, object]:
+        """Return what was fitted, in words and numbers."""
+        network, one = self.model, self.sequential
+        told = {"parameters": ", ".join(self.prior.names), "noise": self.noise,
+                "truth test": self.truth}  # fmt: skip
+        if network is not None:
+            last = min(network.history, key=lambda epoch: epoch["val_nll"], default=None)
+            told["network"] = f"for {self.shape} (C, L), {len(network.history)} epochs"
+            told["best held-out loss"] = None if last is None else last["val_nll"]
+        if one is not None:
+            told["fit in rounds"] = f"{one.rounds.n_simulated} calls, {one.rounds.reason}"
+            told["its answer"] = one.posterior
+        return told
 
     # --- what was seen ---------------------------------------------------------------------------
 
@@ -132,7 +155,9 @@ class Fitted:
     def like_training(self, observations: Observations) -> Observations:
         """Return the objects as the network knows them, with what was given to `fit`."""
         conventions = self.conventions
-        found = with_grid(observations, self.defaults, conventions).like(*conventions)
+        found = with_grid(observations, self.defaults, conventions)
+        if not conventions.fit(found):  # else a survey would be in memory twice
+            found = found.like(*conventions)
         one_grid = any(v.ndim == 1 for v in self.model.conditions.coords.values())
         return shared_again(found) if one_grid and not found.shared_grid else found
 
@@ -148,7 +173,7 @@ class Fitted:
         return self.model
 
     def answers_for(
-        self, data_hash: str | None, how: Computing, caller: str, prior: Prior | None = None
+        self, data_hash: str | None, how: Computing, caller: str, prior: object = None
     ) -> Answers:
         """Return who answers: the sequential fit if it is of this very object, or the network.
 
@@ -156,7 +181,7 @@ class Fitted:
         """
         own = self.sequential
         if own is not None and data_hash is not None and own.is_for(data_hash):
-            return SequentialAnswers(own, how, None if prior is None else Change(own.prior, prior))
+            return SequentialAnswers(own, how, _change(own.prior, prior))
         if self.model is None:
             raise ValueError(
                 f"x_obs must be the object that this Engine was fitted to in rounds, for {caller}, "
@@ -164,9 +189,9 @@ class Fitted:
             )
         return self.amortized(how, caller, prior)
 
-    def amortized(self, how: Computing, caller: str, prior: Prior | None = None) -> Amortized:
+    def amortized(self, how: Computing, caller: str, prior: object = None) -> Amortized:
         """Return the network and its ladder, maybe for another prior."""
-        change = None if prior is None else Change(self.prior, prior)
+        change = _change(self.prior, prior)
         chosen = self.prior if change is None else change.new
         return Amortized(
             prior=chosen,
@@ -178,6 +203,7 @@ class Fitted:
             change=change,
             n_jobs=how.n_jobs,
             client=how.client,
+            progress=how.progress,
             doubted=None if self.truth is None else self.truth.doubts,
             blind=self.truth is not None and self.truth.blind,
         )
@@ -192,11 +218,16 @@ class Fitted:
         bare = {k: ingest(k, v, units.get(k))[0] for k, v in known.items()}
         coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}
         draws = self.prior.check(np.atleast_2d(theta))
-        return self.simulator.run(self.prior.complete(draws), coords).x
+        return simulated(self.simulator, (self.prior.complete(draws), coords, frozenset())).x
 
     def target(self, data: Observations, how: Computing) -> Target:
         """Return what is believed of some objects."""
         return Target(self.prior, self.simulator, self.noise, data.batch(), how.n_jobs, how.client)
+
+
+def _change(old: Prior, new: object) -> Change | None:
+    """Return the way to another prior, or to what `Prior.coerce` makes one of; None stays."""
+    return None if new is None else Change(old, Prior.coerce(new))
 
 
 def trained(
@@ -212,7 +243,9 @@ def trained(
     seconds = time.perf_counter() - began
     trial = TruthTrial(problem, model.network, how.ladder, recipe.device, recipe.seed)
     known = problem.noise.has_likelihood(problem.conditions.x_err is not None)
-    return Fitted.of(problem, given.defaults(), model, truth_test(trial, truths, known, seconds))
+    with shown("testing with truths", show=run.progress):
+        test = truth_test(trial, truths, known, seconds)
+    return Fitted.of(problem, given.defaults(), model, test)
 
 
 @dataclass(frozen=True)
@@ -230,7 +263,9 @@ class SequentialAnswers:
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:  # noqa: ARG002
         """Return the posterior of fresh draws."""
         how = self.how
-        return self.fit.predict(n_samples, how.ladder, seed, how.n_jobs, how.client, self.change)
+        chosen = how.ladder, seed, how.n_jobs, how.client, self.change
+        with shown("answering", show=how.progress):
+            return self.fit.predict(n_samples, *chosen)
 
     def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
         """Return draws (n, D) of the frozen proposal."""

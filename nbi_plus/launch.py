@@ -35,10 +35,13 @@ class Launch:
     flow_rows : int
         Draws that a flow makes or weighs. A CPU's cache holds the hidden units of no more.
     encoded_points : int
-        Padded data that the featurizer sees: bounds its memory when many objects are encoded.
+        Padded data that the featurizer sees: more are padded further where lengths differ, and
+        are no faster on a CPU.
     mixture_numbers : int
         Densities of components, or features of draws, of the objects whose mixtures are fitted at
         once: those of a CPU's cache.
+    factor_numbers : int
+        Numbers of the Cholesky factors of draws of mixtures that are made at once.
     weighing_bytes : int
         Memory in which weights are smoothed and summed up: small enough for a CPU's cache to help.
     chain_bytes : int
@@ -57,6 +60,7 @@ class Launch:
     flow_rows: int
     encoded_points: int
     mixture_numbers: int
+    factor_numbers: int
     weighing_bytes: int
     chain_bytes: int
     batch_draws: int
@@ -71,8 +75,9 @@ KINDS = {
         gradient_numbers=2**17,
         gradient_rows=4096,
         flow_rows=4096,
-        encoded_points=2**21,
+        encoded_points=2**16,
         mixture_numbers=2**20,
+        factor_numbers=2**17,
         weighing_bytes=2**26,
         chain_bytes=2**30,
         batch_draws=2**16,
@@ -87,6 +92,7 @@ KINDS = {
         flow_rows=2**19,
         encoded_points=2**21,
         mixture_numbers=2**27,
+        factor_numbers=2**27,
         weighing_bytes=2**31,
         chain_bytes=2**30,
         batch_draws=2**16,

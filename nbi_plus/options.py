@@ -6,9 +6,9 @@ Short names and dicts (nbi's included) are accepted here and nowhere else.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 import featurizers
+from nbi_plus.arguments import of_kind, real, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.sequential.fit import METHODS
@@ -33,6 +34,8 @@ from nbi_plus.problem.simulator.simulator import Simulator
 
 _LOG = logging.getLogger("nbi_plus")
 _ALIKE_DEVICE = {"gpu": " Did you mean 'cuda'?", "metal": " Did you mean 'mps'?"}
+AUTO = "auto"
+_SERIES = 16  # numbers of one object: fewer have no neighbours to speak of
 _NBI_FLOW = {"num_blocks": "n_blocks", "flow_hidden": "hidden"}  # nbi's names for ours
 
 
@@ -55,7 +58,21 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if chosen.type == "mps":
         _LOG.warning("MPS has no float64, which weights need: using the CPU.")
         return torch.device("cpu")
+    try:  # an index that is not there, or a device that stores and computes nothing
+        torch.ones((), dtype=torch.float64, device=chosen).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f"device must be one that computes here, but {device!r} does not: "
+            f"{str(error).splitlines()[0]} Leave device=None for the best there is."
+        ) from error
     return chosen
+
+
+def bytes_of(memory: float) -> int:
+    """Return the bytes of so many gigabytes, which must be positive."""
+    if not 0 < real("memory", memory) < math.inf:
+        raise ValueError(f"memory must be gigabytes, finite and positive, but is {memory!r}.")
+    return int(memory * 1e9)
 
 
 def flow_config(flow: str | Mapping[str, Any] | FlowConfig, n_dims: int) -> FlowConfig:
@@ -64,6 +81,7 @@ def flow_config(flow: str | Mapping[str, Any] | FlowConfig, n_dims: int) -> Flow
         return flow
     if isinstance(flow, str):
         return FlowConfig(kind=flow)
+    of_kind("flow", flow, Mapping, "Give a name, a dict of options or a FlowConfig.")
     known = {f.name for f in fields(FlowConfig)}
     options = {}
     for key, value in flow.items():
@@ -86,6 +104,8 @@ def train_config(
     """Return a TrainConfig of options, overridden by the keywords of `fit` that are not None."""
     if isinstance(train, TrainConfig):
         train = vars(train)
+    if train is not None:
+        of_kind("train", train, Mapping, "Give a dict of options, or a TrainConfig.")
     options = dict(defaults) | dict(train or {}) | {k: v for k, v in given.items() if v is not None}
     known = [f.name for f in fields(TrainConfig)]
     unknown = sorted(set(options) - set(known))
@@ -110,16 +130,25 @@ def positional(
     return None, n_sims
 
 
-def check_not_swapped(
-    simulator: Simulator | Callable | None, prior: Prior | Mapping | list | Callable
-) -> None:
-    """Refuse a prior that stands where the simulator belongs."""
+def prior_of(
+    simulator: Simulator | Callable | None,
+    given: Sequence[Prior | Mapping | list | Callable | None],
+    labels: list[str] | None,
+) -> Prior:
+    """Return the one prior that was given, unless it stands where the simulator belongs."""
+    known = [p for p in given if p is not None]
+    if len(known) != 1:
+        raise ValueError(
+            f"Engine must have one prior, but has {len(known)}. Give prior=, or nbi's priors=."
+        )
+    prior = known[0]
     if isinstance(simulator, (Prior, Mapping, list, tuple)):
         raise TypeError(
             f"simulator must be a function f(theta, ...), but is a {type(simulator).__name__}, and "
             f"prior is a {type(prior).__name__}. Did you swap simulator and prior? "
             "Write Engine(simulator, prior)."
         )
+    return Prior.coerce(prior, labels=labels)
 
 
 def method_for(method: str | None, problem: Problem) -> str:
@@ -163,6 +192,8 @@ def featurizer_spec(
 def _name_and_options(
     featurizer: str | Mapping[str, Any], config: EncoderConfig, conditions: Batch
 ) -> tuple[str, dict[str, Any]]:
+    if not isinstance(featurizer, str):
+        of_kind("featurizer", featurizer, Mapping, "Give a name, a dict, or an nn.Module.")
     wishes = {} if isinstance(featurizer, str) else dict(featurizer)
     is_transformer = str(wishes.get("type", featurizer)).lower() == "transformer"
     time = wishes.pop("time", None) if is_transformer else None
@@ -172,14 +203,23 @@ def _name_and_options(
         name, options = wishes.pop("type"), wishes  # nbi has no words for those: they are ours
     else:
         name, options = featurizers.from_nbi(wishes)
+    if name == AUTO:
+        name = _suitable(config, conditions)
     if name not in featurizers.available():
         raise ValueError(
-            f"featurizer must be one of {list(featurizers.available())}, a dict, a list of one for "
-            f"each channel of the data, or an nn.Module, but is {name!r}."
+            f"featurizer must be one of {[AUTO, *featurizers.available()]}, a dict, a list of one "
+            f"for each channel of the data, or an nn.Module, but is {name!r}."
         )
     if is_transformer and (config.own_coords or time):
         options = {"time_channel": config.layout[_time_like(time, config, conditions)][0]} | options
     return name, dict(options)
+
+
+def _suitable(config: EncoderConfig, conditions: Batch) -> str:
+    """Return the featurizer that suits the data: a few numbers without order are no series."""
+    ordered = config.coords or config.categories or config.flags
+    n_numbers = math.prod(conditions.mask.shape[1:])
+    return "resnet-gru" if ordered or n_numbers >= _SERIES else "mlp"
 
 
 def _parts(
@@ -252,9 +292,7 @@ def is_sequential(
     x_obs: ArrayLike | None,
 ) -> bool:  # fmt: skip
     """Say whether one object is asked for; raise when it is not there, or not one."""
-    if not (isinstance(n_rounds, Integral) and n_rounds >= 1):
-        raise ValueError(f"n_rounds must be a whole number of at least 1, but is {n_rounds!r}.")
-    if n_rounds == 1:
+    if whole("n_rounds", n_rounds) == 1:
         if method is not None:
             raise ValueError(
                 f"method must be None for one round, but is {method!r}. It says how a "

@@ -1,6 +1,7 @@
 """One torch thread for all tests: small networks lose by more where cores are shared."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,11 @@ def reference_folder():
     if folder is None:
         pytest.skip("NBI_PLUS_REFERENCE_DATA does not name a folder of reference data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard():
+    """A shell starts what runs in the background deaf to it, and tests send it to themselves."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

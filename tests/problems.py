@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import integrate
-from scipy.stats import norm
+from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
 
@@ -108,3 +108,22 @@ def needle_noise(width=NEEDLE_NARROW):
         return torch.logaddexp(*each) - 0.5 * d * np.log(2 * np.pi)
 
     return nbi.CustomNoise(augment, log_likelihood)
+
+
+# an exponential over less than one of its scales: a ridge with a long bent end
+DECAY_PRIOR = {"a": uniform(0.1, 9.9), "tau": uniform(0.02, 4.98), "c": uniform(-2, 4)}
+DECAY_LOG_Z = -35.134 - 25 * np.log(2 * np.pi * 0.01)  # dynesty and long adaptive runs
+
+
+def decay(theta):
+    return theta[:, :1] * np.exp(-np.linspace(0, 1, 50) / theta[:, 1:2]) + theta[:, 2:]
+
+
+def decay_in_torch(theta):
+    t = torch.linspace(0, 1, 50, dtype=theta.dtype, device=theta.device)
+    return theta[:, :1] * torch.exp(-t / theta[:, 1:2]) + theta[:, 2:]
+
+
+def decay_data():
+    noise = torch.randn(1, 50, generator=torch.Generator().manual_seed(123)).numpy()[0]
+    return decay(np.array([[2.0, 0.8, 0.3]]))[0] + 0.1 * noise

@@ -23,9 +23,10 @@ from hypothesis.extra import numpy as hnp
 from nbi_plus import ArchiveError
 from nbi_plus.io import archive
 from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.io.placing import temporary_beside
 
 CODES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", ">f8", ">i4")
-HEADER = {"format": "nbi-plus", "kind": "model", "schema": 1, "meta": {}}
+HEADER = {"format": "nbi-plus", "kind": "model", "schema": 2, "meta": {}}  # without checksums
 
 json_values = st.recursive(
     st.none()
@@ -98,7 +99,8 @@ def test_archive_may_be_compressed_by_gzip_and_shuffle(tmp_path):
             ),
         ],
     )
-    back = read_archive(tmp_path / "a.nbi", "model").arrays
+    with pytest.warns(UserWarning, match=r"is of schema 2: .* Save it again"):
+        back = read_archive(tmp_path / "a.nbi", "model").arrays
     for name in ("gzip", "both", "chunks"):
         np.testing.assert_array_equal(back[name], values)
     assert back["empty"].shape == (0, 100)
@@ -121,7 +123,7 @@ def test_archive_in_place_survives_a_failed_write(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(archive, "place", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ArchiveError, match="a.nbi must have room on its disk, but: No space left"):
         write_archive(path, "model", {"old": False}, {"w": np.zeros(3)})
     assert read_archive(path, "model").meta == {"old": True}
     assert os.listdir(tmp_path) == ["a.nbi"]
@@ -141,6 +143,22 @@ def test_archive_write_removes_what_a_killed_writer_left_long_ago(tmp_path):
     assert not old.exists()
     assert young.exists()
     assert other.exists()
+
+
+def test_archive_write_removes_what_a_dead_writer_left_a_moment_ago(tmp_path):
+    path = tmp_path / "a.nbi"
+    alive, dead = temporary_beside(path), os.fork()
+    if not dead:
+        temporary_beside(path).touch()
+        os._exit(0)
+    os.waitpid(dead, 0)
+    alive.touch()
+    (tmp_path / f"{alive.name[:-4].replace(str(os.getpid()), '9' * 30)}.tmp").touch()
+    assert len(os.listdir(tmp_path)) == 3
+    write_archive(path, "model", {}, {})
+    left = os.listdir(tmp_path)
+    assert len(left) == 3, "its own, and those of writers that may be alive"
+    assert not [name for name in left if f".{dead}-" in name]
 
 
 def test_archive_write_makes_the_folder(tmp_path):
@@ -200,9 +218,10 @@ def test_archive_truncated_at_any_byte_is_refused(tmp_path):
             read_archive(path, "model")
 
 
-def test_archive_with_damaged_bytes_is_read_or_refused(tmp_path):
+def test_archive_with_damaged_bytes_gives_what_was_written_or_is_refused(tmp_path):
     path = tmp_path / "a.nbi"
-    write_archive(path, "model", {"n": 1}, {"w": np.ones(20), "v": np.zeros((2, 3), np.int8)})
+    arrays = {"w": np.ones(20), "v": np.zeros((2, 3), np.int8)}
+    write_archive(path, "model", {"n": 1}, arrays)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     rng = np.random.default_rng(5)
     n_refused = 0
@@ -211,10 +230,69 @@ def test_archive_with_damaged_bytes_is_read_or_refused(tmp_path):
         damaged[rng.integers(len(whole), size=3)] = rng.integers(256, size=3)
         path.write_bytes(damaged.tobytes())
         try:
-            read_archive(path, "model")
+            back = read_archive(path, "model")
         except ArchiveError:
             n_refused += 1
+            continue
+        assert back.meta == {"n": 1}
+        assert {k: v.tolist() for k, v in back.arrays.items()} == {
+            k: v.tolist() for k, v in arrays.items()
+        }
     assert 20 < n_refused < 200
+
+
+def changed(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file["arrays"])
+
+
+def swapped(group):
+    group.move("v", "other")
+    group.move("w", "v")
+    group.move("other", "w")
+
+
+FAULTS = {
+    "a number": (lambda group: group["w"].write_direct(np.full(4, 2.0)), "the checksum of 'w'"),
+    "a bit": (lambda group: group["w"].write_direct(np.nextafter(np.ones(4), 2)), "of 'w'"),
+    "the sign of zero": (lambda group: group["v"].write_direct(np.full(4, -0.0)), "of 'v'"),
+    "swapped": (swapped, "the checksum of '[vw]'"),
+    "missing": (lambda group: group.pop("w"), r"lacks \['w'\]"),
+    "one more": (lambda group: group.create_dataset("x", data=1.0), r"holds \['x'\], too"),
+    "renamed": (lambda group: group.move("w", "x"), r"lacks \['w'\]"),
+    "another shape": (
+        lambda group: (group.pop("w"), group.create_dataset("w", data=np.ones((2, 2)))),
+        "the checksum of 'w'",
+    ),
+    "another type": (
+        lambda group: (group.pop("w"), group.create_dataset("w", data=np.ones(4, ">f4"))),
+        "the checksum of 'w'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_archive_names_the_array_that_differs_from_what_was_written(case, tmp_path):
+    path = tmp_path / "a.nbi"
+    write_archive(path, "model", {}, {"w": np.ones(4), "v": np.zeros(4)})
+    change, message = FAULTS[case]
+    changed(path, change)
+    with pytest.raises(ArchiveError, match=f"must hold the arrays that were written, .*{message}"):
+        read_archive(path, "model")
+
+
+def test_archive_refuses_a_header_with_any_byte_changed(tmp_path):
+    path = tmp_path / "a.nbi"
+    write_archive(path, "model", {"name": "é", "n": [1, 2.5, None]}, {"w": np.ones(3)})
+    with h5py.File(path) as file:
+        sound = file["header"][:]
+    for at in range(len(sound)):
+        raw = sound.copy()
+        raw[at] ^= 1 << at % 8
+        with h5py.File(path, "r+") as file:
+            file["header"][:] = raw
+        with pytest.raises(ArchiveError):
+            read_archive(path, "model")
 
 
 # --- crafted files -------------------------------------------------------------------------------
@@ -285,6 +363,11 @@ def header(**changes):
 
 def raw_header(raw):
     return lambda path: craft(path, header=raw)
+
+
+def nested(depth):
+    """Return dicts in each other."""
+    return {"in": nested(depth - 1)} if depth else {}
 
 
 def array_as(data=None, **options):
@@ -468,8 +551,12 @@ CRAFTED = {
     "format": (header(format="other"), "must have a header of format 'nbi-plus'"),
     "kind": (header(kind="posterior"), "must have the kind 'model', but has 'posterior'"),
     "kind text": (header(kind="\x1b[2J" * 999), r"but has '\\x1b"),
-    "schema": (header(schema=3), "must have a schema of at most 2, but has 3. Update nbi-plus"),
-    "schema bool": (header(schema=True), "must have a schema of at most 2, but has True"),
+    "schema": (header(schema=4), "must have a schema of at most 3, but has 4. Update nbi-plus"),
+    "schema bool": (header(schema=True), "must have a schema of at most 3, but has True"),
+    "no seal": (header(schema=3, arrays={}), "must have the parts"),
+    "older, with checksums": (header(schema=2, arrays={}), "must have the parts"),
+    "header levels": (header(meta=nested(100)), "more than 64 levels"),
+    "header values": (raw_header(b"[" + b"[]," * 10**6 + b"0]"), "at most 1000000 values"),
     "meta": (header(meta=[1]), "must have a dict as meta"),
     "no arrays": (no_arrays, "must hold header and arrays"),
     "more": (more_in_the_root, "must hold header and arrays"),

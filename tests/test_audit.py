@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from densities import LOG_2PI, LatentTarget, context_of, normals
+from densities import LOG_2PI, LatentTarget, context_of, normals, standard_log_prob
 from problems import (
     NEEDLE_BROAD as BROAD,
 )
@@ -32,6 +32,7 @@ from nbi_plus.infer.ladder import HmcRung, PeakAudit, RefineRung, audit
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.proposals.mixture import StudentMixture
 from nbi_plus.infer.weights.summary import Gate
+from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 N_DIM = 3
 
@@ -168,7 +169,7 @@ def test_chains_and_black_boxes_are_looked_at_too(engine):
     other = nbi.Engine(black_box, engine.prior_, noise=engine.noise_, featurizer="gru", seed=1)
     other.fit(n_sims=600, n_epochs=2, observations=nbi.Observations.from_arrays(x[:4]),
               perturb=False)  # fmt: skip
-    seen = other.predict_many(nbi.Observations.from_arrays(x))
+    seen = other.predict_many(nbi.Observations.from_arrays(x[:4]))
     told = [r.audit for rungs in seen.rungs for r in rungs if r.n_apart]
     assert told
     assert all("mass" in text for text in told)
@@ -213,6 +214,10 @@ class Uphill(LatentTarget):
         return found.log_prior + found.log_likelihood
 
 
+class BlackBox(Uphill):
+    differentiable = False
+
+
 def test_where_there_are_many_peaks_more_are_looked_for(monkeypatch):
     """The answer of each object lacks one of twelve modes, in two parameters."""
     density, n = Needles(0.8 * normals(5, 12, 2)), 12
@@ -233,6 +238,75 @@ def test_where_there_are_many_peaks_more_are_looked_for(monkeypatch):
     assert missed() > 0.9
     monkeypatch.setattr(audit, "_MANY", 99)
     assert missed() < 0.75  # or this law has no subject
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Two parameters along a bend: normals (share, mean, sd) of the first, the second hangs on it.
+
+    A part ``open`` of it is as wide as the prior, and so hardly ever on the ridge.
+    """
+
+    along: tuple[tuple[float, float, float], ...]
+    open: float = 0.0
+
+    def log_prob(self, z):
+        first, second = z.unbind(-1)
+        each = torch.stack([np.log(share / sd) - 0.5 * (((first - mean) / sd) ** 2 + LOG_2PI)
+                            for share, mean, sd in self.along])  # fmt: skip
+        across = -0.5 * (((second - 1.5 * first**2) / 0.05) ** 2 + LOG_2PI) - np.log(0.05)
+        whole = np.log1p(-self.open) + each.logsumexp(0) + across
+        if not self.open:
+            return whole
+        return torch.logaddexp(whole, np.log(self.open) + standard_log_prob(z))
+
+    def draw(self, keys, n, seed, stage):
+        lot = keyed_uniform(seed, stage + " part", keys, (n, 2))
+        noise = keyed_normal(seed, stage, keys, (n, 2))
+        first, edge = torch.empty_like(noise[..., 0]), 0.0
+        for share, mean, sd in self.along:
+            own = (lot[..., 0] >= edge) & (lot[..., 0] < edge + share + 1e-9)
+            first, edge = torch.where(own, mean + sd * noise[..., 0], first), edge + share
+        bent = torch.stack([first, 1.5 * first**2 + 0.05 * noise[..., 1]], -1)
+        return torch.where(lot[..., 1:] < self.open, noise, bent)
+
+    def select(self, rows):  # noqa: ARG002 - objects are alike
+        return self
+
+
+RIDGE = Ridge(((0.95, -0.2, 0.2), (0.05, 0.4, 0.4)))  # the second is a shoulder, without a peak
+
+
+def answered(proposal, kind, n=16):
+    """Return an audit of ``n`` answers for the ridge, and which of these pass without it."""
+    keys = torch.arange(n)
+    z = proposal.draw(keys, 1000, 0, "answer")
+    context = replace(context_of(RIDGE, 2, n), target=kind(RIDGE, n, 2))
+    outcome = fresh_outcome(proposal, z, context.evaluate(z, keys), Gate(), circles=(), seed=0)
+    context.report.note(outcome)
+    return lambda **more: PeakAudit()(outcome, keys, context, **more), outcome.passed
+
+
+@pytest.mark.parametrize("kind", [Uphill, BlackBox])
+def test_the_far_end_of_a_ridge_is_missed_where_the_proposal_ends(kind):
+    proposal = Ridge(((1.0, -0.2, 0.22),), open=0.02)
+    look, passed = answered(proposal, kind)
+    assert passed.sum() >= 5  # or this law has no subject
+    assert not look().missed[passed].any()  # it has no peak that ascents could find
+    seen = look(proposal=proposal)
+    assert seen.missed[passed].all()
+    assert not seen.passed.any()
+    far = seen.peaks.select(passed.nonzero()[:, 0])
+    assert (far.z[..., 0].nan_to_num(nan=0.0).amax(1) > 0.4).all()
+
+
+@pytest.mark.parametrize("kind", [Uphill, BlackBox])
+def test_a_proposal_that_reaches_the_end_of_the_ridge_raises_no_alarm(kind):
+    wider = tuple((share, mean, 1.1 * sd) for share, mean, sd in RIDGE.along)
+    proposal = Ridge(wider, open=0.1)
+    look, passed = answered(proposal, kind)
+    assert passed.all()
+    assert not look(proposal=proposal).missed.any()
 
 
 @pytest.mark.parametrize("i", [0, 9])

@@ -192,6 +192,25 @@ def test_object_without_a_valid_point_fails_with_its_reason(engine):
         posteriors[1].mean()
 
 
+@pytest.mark.parametrize("part", ["featurizer", "flow"])
+@pytest.mark.parametrize("weighs", [True, False])
+def test_network_that_is_not_finite_fails_with_its_reason(engine, tmp_path, part, weighs):
+    engine.save(tmp_path / "engine.nbi")
+    made = nbi.Engine.load(tmp_path / "engine.nbi", simulator=F if weighs else None)
+    with torch.no_grad():
+        next(getattr(made.model_.network, part).parameters())[0] = torch.nan
+    found = made.predict_many(nbi.Observations.from_arrays(np.stack([X, 2 * X])))
+    assert found.status == (nbi.Status.FAILED, nbi.Status.FAILED)
+    assert "FAIL_NETWORK" in found[1].report
+    assert nbi.Flag.BAD_INPUT not in found.flags[0]
+    assert np.isnan(found.mean).all()
+    with pytest.warns(nbi.UntrustedWarning, match="NaN or infinite"):
+        made.predict(X)
+    for door in (lambda: made.sample(X), lambda: made.log_prob(np.zeros((1, 2)), X)):
+        with pytest.raises(ValueError, match="network must be finite"):
+            door()
+
+
 def test_observation_far_outside_training_is_flagged_and_never_a_quiet_success(engine):
     x = np.stack([X, X + 1e4, 1e6 * X])
     posteriors = engine.predict_many(nbi.Observations.from_arrays(x))

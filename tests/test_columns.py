@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from answers import answers
 from astropy import units
 
 import nbi_plus as nbi
@@ -13,6 +17,7 @@ from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.infer.weights.moments import LEVELS
 
 PARAMETERS = Parameters(("a", "b"), ("a", "b"), {"b": "day"})
+ANSWERS = answers()
 KINDS = {float: "f", bool: "b", int: "i", str: "U"}
 
 
@@ -54,21 +59,18 @@ def test_names_are_unique_and_sentences_are_sentences():
 
 
 @pytest.mark.parametrize("name", columns.names(Stored.VERDICT, Stored.WEIGHTS, Stored.ANSWER))
-def test_a_figure_is_on_an_answer_and_survives_its_file(name, tmp_path):
-    one = posterior(3)
-    one.save(tmp_path / "one.h5")
-    again = getattr(nbi.Posterior.load(tmp_path / "one.h5"), name)
-    assert again == getattr(one, name)
-    assert type(again) is type(getattr(one, name))
-
-
-@pytest.mark.parametrize("name", columns.NUMBERS)
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_no_number_is_lost_in_a_file(name, value, tmp_path):
-    if BY_NAME[name].kind is float:
-        one = nbi.Posterior(**{**vars(posterior(3)), name: value})
+def test_a_figure_is_on_every_answer_and_survives_its_file(name, tmp_path):
+    for one in ANSWERS.values():
         one.save(tmp_path / "one.h5")
-        np.testing.assert_equal(getattr(nbi.Posterior.load(tmp_path / "one.h5"), name), value)
+        again = getattr(nbi.Posterior.load(tmp_path / "one.h5"), name)
+        np.testing.assert_equal(again, getattr(one, name))
+        assert type(again) is type(getattr(one, name))
+
+
+def test_numbers_that_json_does_not_know_are_among_them():
+    values = [getattr(p, name) for p in ANSWERS.values() for name in columns.NUMBERS]
+    assert any(np.isnan(values))
+    assert any(np.isposinf(values))
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.name)
@@ -122,3 +124,28 @@ def test_quantiles_are_called_what_they_are():
     table, quantiles = posteriors().summary(), posteriors().quantiles
     for j, name in enumerate(("q16", "median", "q84")):
         np.testing.assert_array_equal(table[name][:2], quantiles[0, j])
+
+
+def test_answers_find_their_places_and_are_in_memory_once():
+    places = np.random.default_rng(0).permutation(20).reshape(10, 2)
+    seen = []
+
+    def parts():
+        for rows in places:
+            assert sum(part() is not None for part in seen) <= 2  # the first and the last
+            ids = np.array([f"{10 ** int(row)}" for row in rows])  # of several widths
+            part = replace(posteriors(), ids=ids, n_masked=rows)
+            seen.append(weakref.ref(part))
+            yield part, rows
+            del part
+
+    many = nbi.Posteriors.placed(parts(), places.size)
+    assert many.n_masked.tolist() == list(range(places.size))
+    assert many.ids.tolist() == [str(10**i) for i in range(places.size)]
+    first = np.sort(places[:, 0])
+    assert {many.status[i] for i in first} == {posteriors().status[0]}
+    again = nbi.Posteriors.concatenate([many[:7], many[7:]])
+    for name in (*many.LISTS, "draws"):
+        assert getattr(again, name) == getattr(many, name)
+    for name in many.ARRAYS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(many, name))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from nbi_plus import Batch, FlowConfig, Observations
+from nbi_plus import Batch, FlowConfig, Observations, launch
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
@@ -109,6 +109,24 @@ def test_batches_of_any_size_give_the_same_features():
     net = networks(batch)
     each = torch.cat([net.features(batch.select(slice(i, i + 1))) for i in range(9)])
     torch.testing.assert_close(each, net.features(batch), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [1, 60, 10**6])
+def test_objects_of_like_lengths_are_encoded_together_with_the_same_features(bound, monkeypatch):
+    rng, own = np.random.default_rng(0), (9, 3, 40, 17, 3, 9)
+    many = Observations.from_arrays(
+        [rng.normal(size=(2, k)) for k in own], [rng.uniform(0.1, 1, (2, k)) for k in own],
+        t=[np.sort(rng.uniform(0, 30, k)) for k in own],
+    )  # fmt: skip
+    net, seen = networks(many.batch()), []
+    each = torch.cat([net.features(one.batch()) for one in many])
+    monkeypatch.setitem(launch.KINDS, "cpu", replace(launch.KINDS["cpu"], encoded_points=bound))
+    net.featurizer.register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    found = net.features(many.batch(), many.lengths)
+    torch.testing.assert_close(found, each, rtol=0, atol=1e-5)
+    assert all(2 * n * width <= bound or n == 1 for n, _, width in seen)
+    if bound == 1:
+        assert sorted(width for *_, width in seen) == sorted(own)
 
 
 @pytest.mark.parametrize(("unit", "shift"), [(1e6, 0.0), (1e-20, 0.0), (1.0, 1e4)])

@@ -77,6 +77,23 @@ CRAFTED = {
     "weights of another shape": lambda m, a: a.update({first_weight(a): np.zeros((3, 3))}),
     "weights of another name": lambda m, a: a.update({"network/other": np.zeros(3)}),
     "no reference": lambda m, a: a.pop("reference/mean"),
+    "slow family": lambda m, a: m["prior"]["transport"]["families"][0].update(
+        family="levy_stable", args={"alpha": 1.8, "beta": 0.0, "loc": 0.0, "scale": 1.0}
+    ),
+    "negative scale": lambda m, a: m["prior"]["transport"]["families"][0]["args"].update(scale=-1),
+    "many parameters": lambda m, a: m["prior"].update(full_names=[str(i) for i in range(501)]),
+    "one name twice": lambda m, a: m["prior"].update(full_names=["theta_0", "theta_0"]),
+    "another order": lambda m, a: m["prior"]["names"].reverse(),
+    "negative sigma": lambda m, a: m["noise"].update(sigma=-1.0),
+    "empty arrays": lambda m, a: (
+        a.update({"network/x": np.zeros((10**9, 0))}),
+        m["model"]["flow"].update(hidden=10**6),
+    ),
+    "wider than its arrays": lambda m, a: m["model"]["flow"].update(hidden=65, n_layers=60),
+    "weights that are not finite": lambda m, a: a[first_weight(a)].__setitem__((0, 0), np.nan),
+    "reference that is not finite": lambda m, a: a["reference/mean"].__setitem__(0, np.nan),
+    "reference of another size": lambda m, a: a.update({"reference/mean": np.zeros(3)}),
+    "features that cannot be": lambda m, a: a.update({"conditions/x": np.zeros((1, 9, 8))}),
     "no history": lambda m, a: [a.pop(k) for k in list(a) if k.startswith("history/")],
 }
 
@@ -142,10 +159,47 @@ def test_own_featurizer_must_be_passed_again(tmp_path):
     np.testing.assert_array_equal(again.sample(x), engine.sample(x))
 
 
+@pytest.mark.parametrize("case", ["levy_stable", "studentized_range", "no such family"])
+def test_a_family_with_slow_quantiles_must_be_passed_again(case, saved, tmp_path):
+    def change(meta, arrays):  # noqa: ARG001
+        shapes = {"levy_stable": ("alpha", "beta"), "studentized_range": ("k", "df")}
+        args = {**dict.fromkeys(shapes.get(case, ()), 1.5), "loc": 0.0, "scale": 1.0}
+        meta["prior"]["transport"]["families"][0] = {"family": case, "args": args}
+
+    path = edited(saved, tmp_path / "slow.nbi", change)
+    with pytest.raises(nbi.ArchiveError, match="quick quantiles .* Pass the prior again"):
+        nbi.Engine.load(path)
+    assert nbi.Engine.load(path, prior=PROBLEM.prior).prior_ == PROBLEM.prior
+
+
+MIXTURE = nbi.EmpiricalPrior(np.random.default_rng(0).normal(size=(200, 2))).manifest()
+
+
+@pytest.mark.parametrize("part", ["shift", "whitening", "log_weights", "means", "factors"])
+@pytest.mark.parametrize("how", ["missing", "short", "zero", "negative", "infinite"])
+def test_a_prior_of_a_file_is_a_sound_mixture(part, how):
+    assert nbi.Prior.from_manifest(MIXTURE).n_dim == 2
+    transport = dict(MIXTURE["transport"])
+    own = np.array(transport.pop(part))
+    changed = {"short": own[:-1], "zero": 0 * own, "negative": -own}
+    changed["infinite"] = np.full_like(own, np.inf)
+    if how != "missing":
+        transport[part] = changed[how].tolist()
+    manifest = {**MIXTURE, "transport": transport}
+    if part in ("shift", "means") and how in ("zero", "negative"):
+        assert nbi.Prior.from_manifest(manifest).n_dim == 2  # any place will do
+        return
+    if part == "log_weights" and how in ("zero", "negative"):
+        assert nbi.Prior.from_manifest(manifest).n_dim == 2  # the weight of its one component
+        return
+    with pytest.raises((ValueError, KeyError)):
+        nbi.Prior.from_manifest(manifest)
+
+
 @pytest.mark.parametrize("field", ["samples", "weights", "log_q"])
 def test_crafted_posterior_is_refused(field, engine, tmp_path):
     posterior = engine.predict_many(nbi.Observations.from_arrays(np.zeros((1, 8))))[0]
     short = replace(posterior, **{field: getattr(posterior, field)[:-1]})
     short.save(tmp_path / "p.h5")
-    with pytest.raises(nbi.ArchiveError, match="must be float64"):
+    with pytest.raises(nbi.ArchiveError, match="agrees with itself, but .* must be float64"):
         nbi.Posterior.load(tmp_path / "p.h5")

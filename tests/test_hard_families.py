@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -280,7 +281,8 @@ def test_command_tells_and_stores_what_it_found(monkeypatch, tmp_path, capsys):
         stored = json.loads((tmp_path / "a.json").read_text())
         told = capsys.readouterr().out
         assert "Needle(dim=2, width=0.2" in told
-        assert "an object: 2048 calls" in told
+        calls = int(re.search(r"an object: (\d+) calls", told)[1])
+        assert 2000 < calls <= 2048  # draws beyond the latent bound are not simulated
         assert left.value.code == (0 if stored["bounds"][0]["met"] else 1)
         assert len(stored["objects"]) == stored["figures"]["objects"] == 3
         assert stored["without"] == ["audit"]

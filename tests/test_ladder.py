@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -511,3 +512,14 @@ def test_time_is_a_budget(engine, survey):
     posteriors = with_ladder(engine, ladder).predict_many(survey)
     names = {rung.name for rungs in posteriors.rungs for rung in rungs}
     assert names == {"reweight"}
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+def test_time_is_kept_within_a_fifth(seconds, engine, survey, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # others may use the machine
+    ladder = nbi.Ladder(budget=Budget(seconds=seconds), gate=nbi.Gate(eff_min=1.1, eff_min_mix=1.1))
+    for i in range(3):
+        began = time.process_time()
+        found = with_ladder(engine, ladder).predict_many(survey[[i]], keep=0)
+        assert time.process_time() - began < 1.2 * seconds
+        assert found.status[0] is nbi.Status.UNCERTIFIED

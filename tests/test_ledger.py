@@ -1,6 +1,7 @@
 """Laws of the ledger: no draw is simulated twice, none is lost, and what cannot be is counted."""
 
 import math
+import signal
 import time
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_an_interrupted_round_leaves_its_finished_blocks(tmp_path):
     def interrupted(theta, t):
         calls.append(len(theta))
         if len(calls) == 3 and armed:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return theta[:, :1] + theta[:, 1:] * np.asarray(t)
 
     armed = []

@@ -100,3 +100,22 @@ def test_a_noise_comes_back_from_a_file(example, fitted, tmp_path):
     assert again.meta() == example.meta()
     bound = example.bind(True, PRIOR.full_names)
     assert again.fingerprint() == bound.fingerprint()
+
+
+def scale(x, t):
+    return x * t
+
+
+@pytest.mark.parametrize("made", EXAMPLES, ids=name_of)
+def test_a_noise_says_its_arguments(made):
+    told = made.meta()
+    assert repr(made).startswith(f"{told['type']}(")
+    for name, value in told.items():
+        shown = f"{name}={value!r}" in repr(made)
+        assert shown or name == "type" or value is None or isinstance(value, dict)
+
+
+def test_a_noise_of_functions_says_their_names():
+    assert repr(nbi.CustomNoise(scale)) == "CustomNoise(augment=scale)"
+    assert repr(CallableNoise(scale)) == "CallableNoise(function=scale)"
+    assert len(repr(nbi.GaussianNoise(np.linspace(1, 2, 5000)))) < 200

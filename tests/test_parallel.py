@@ -224,13 +224,13 @@ def test_what_cannot_be_pickled_says_so_or_stays_here():
 
 def test_n_jobs_is_checked_and_chosen_from_the_work(monkeypatch):
     monkeypatch.setattr(parallel.joblib, "cpu_count", lambda: 6)
-    assert parallel._n_workers(None, seconds=1.0) == 1
-    assert parallel._n_workers(None, seconds=100.0) == 6
-    assert parallel._n_workers(-1, seconds=0.0) == 6
-    assert parallel._n_workers(np.int64(3), seconds=0.0) == 3
+    assert parallel.workers_for(None, seconds=1.0) == 1
+    assert parallel.workers_for(None, seconds=100.0) == 6
+    assert parallel.workers_for(-1, seconds=0.0) == 6
+    assert parallel.workers_for(np.int64(3), seconds=0.0) == 3
     for wrong in (0, -2, 1.5, True, "2"):
         with pytest.raises(ValueError, match="n_jobs must be None, -1 or a positive integer"):
-            parallel._n_workers(wrong, seconds=1.0)
+            parallel.workers_for(wrong, seconds=1.0)
 
 
 def test_block_rows_are_checked(closure):
@@ -277,7 +277,7 @@ def test_the_bar_is_shown_when_asked_and_hidden_where_there_is_no_terminal(closu
     simulate(closure, n_jobs=1, progress=False)
     assert capsys.readouterr().err == ""
     simulate(closure, n_jobs=1, progress=True)
-    assert "400/400" in capsys.readouterr().err
+    assert "400 of 400" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------ what goes wrong
@@ -387,7 +387,7 @@ def make_rows(rows):
     return theta[rows], {}, frozenset()
 
 
-simulate_rows(bound, make_rows, np.arange(40), keep, n_jobs=2, block_rows=10)
+simulate_rows(bound, make_rows, np.arange(40), keep, n_jobs=2, block_rows=10, progress=False)
 np.testing.assert_array_equal(x[:, 0], torch.exp(torch.tensor(theta)).numpy())
 print(bound.backend, bound.differentiable)
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from problems import LinearGaussian
+from problems import DECAY_LOG_Z, DECAY_PRIOR, LinearGaussian, decay, decay_data, decay_in_torch
 from sbibm import TWO_MOONS
 from scipy.stats import norm
 
@@ -20,6 +22,7 @@ from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.laplace import FLOOR, laplace_mixture
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.floor import Floor
+from nbi_plus.infer.sequential.summits import Summits
 from nbi_plus.problem.target import Evaluation
 
 QUICK = {"n_sims": 500, "n_rounds": 10, "n_epochs": 10, "ess_target": 1000}
@@ -125,6 +128,32 @@ def test_where_normal_shapes_tell_little_a_network_locates():
     assert not any("starved" in row.reason for row in rounds)
 
 
+@pytest.mark.parametrize("simulator", [decay, decay_in_torch])
+def test_the_bent_end_of_a_ridge_is_drawn_from(simulator):
+    """Without a look for it log Z is 0.07 too low, and nothing else tells."""
+    engine = nbi.Engine(simulator, DECAY_PRIOR, noise=0.1)
+    engine.fit(n_sims=1000, n_rounds=20, x_obs=decay_data(), max_sims=20_000)
+    posterior, rounds = engine.posterior_, engine.rounds_
+    assert posterior.certified
+    found = [row.reason for row in rounds if row.phase == "ends"]
+    assert found[0] != "none found"
+    assert posterior.log_evidence_err < 0.02
+    assert abs(posterior.log_evidence - DECAY_LOG_Z) < 4 * posterior.log_evidence_err
+
+
+@pytest.mark.parametrize("cheap", [math.inf, 0.0])
+def test_cheap_black_boxes_are_located_uphill(problem, x, monkeypatch, tmp_path, cheap):
+    """And a fit that goes on stays with the way that it began, whatever the clock says."""
+    phases = []
+    for again in (cheap, math.inf if cheap == 0 else 0.0):
+        monkeypatch.setattr(audit, "_CHEAP", again)
+        engine = engine_for(problem, simulator=problem.simulator, path=tmp_path)
+        phases.append([row.phase for row in engine.fit(x_obs=x, **QUICK).rounds_])
+    assert phases[0] == phases[1]
+    assert ("peaks" in phases[0]) == (cheap > 0)
+    assert ("locate" in phases[0]) == (cheap == 0)
+
+
 def test_what_rounds_said_survives_the_file(fitted, problem, x, tmp_path):
     fitted.save(tmp_path / "one.nbi")
     loaded = nbi.Engine.load(tmp_path / "one.nbi", simulator=fitted.simulator)
@@ -144,7 +173,7 @@ def test_a_broken_fit_with_gradients_ends_where_an_unbroken_one_does(
     def breaking(theta):
         seen[0] += len(theta)
         if seen[0] > fail_after + 200:  # the trials before a fit take some
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         return theta @ design
 
     options = QUICK | {"ess_target": 1800}
@@ -174,10 +203,16 @@ def test_both_modes_are_found_and_keep_their_shares():
 # --- the floor ----------------------------------------------------------------------------------
 
 
-def two_peaks():
+def two_summits():
     centre = torch.tensor([[[2.0, 0.0], [-2.0, 0.0]]], dtype=torch.float64)
     factor = 0.1 * torch.eye(2, dtype=torch.float64).expand(1, 2, 2, 2)
-    return laplace_mixture(centre, factor, torch.tensor([[0.0, -2.0]]).double())
+    mass = torch.tensor([[0.0, -2.0]], dtype=torch.float64)
+    return Summits(centre, factor, mass, mass)
+
+
+def two_peaks():
+    known = two_summits()
+    return laplace_mixture(known.z, known.factor, known.log_mass)
 
 
 def judged(z, log_likelihood):
@@ -186,7 +221,7 @@ def judged(z, log_likelihood):
 
 
 def test_each_peak_keeps_its_share_of_what_is_fitted_later():
-    floor = Floor.of(two_peaks(), ())
+    floor = Floor.of(two_summits(), ())
     under = floor.under(PriorProposal(2))
     z = under.draw(torch.tensor([1]), 4000, 0, "draw")[0]
     near = [(z - place).norm(dim=-1) < 1 for place in floor.mixture.means[0, :2]]
@@ -201,7 +236,7 @@ def test_each_peak_keeps_its_share_of_what_is_fitted_later():
 
 
 def test_a_starved_peak_is_named_and_given_more():
-    floor = Floor.of(two_peaks(), ())
+    floor = Floor.of(two_summits(), ())
     z = 0.1 * torch.randn(1, 2000, 2, generator=torch.Generator().manual_seed(0)).double()
     z[..., 0] += torch.where(torch.arange(2000) < 4, -2.0, 2.0)
     # the two modes weigh the same, but the second has four draws of the two thousand
@@ -216,8 +251,36 @@ def test_a_starved_peak_is_named_and_given_more():
     assert "peak 1" not in told
 
 
+def test_a_place_whose_single_draws_make_a_spread_is_starved_too():
+    """Light, but far out: of 3000 draws three there, of ordinary weights."""
+    known = Summits(
+        torch.tensor([[[0.0, 0.0], [-4.0, 0.0]]], dtype=torch.float64),
+        0.1 * torch.eye(2, dtype=torch.float64).expand(1, 2, 2, 2),
+        torch.tensor([[0.0, -7.0]], dtype=torch.float64),
+        torch.tensor([[0.0, -7.0]], dtype=torch.float64),
+    )  # fmt: skip
+    floor = Floor.of(known, ())
+    z = 0.1 * torch.randn(1, 3000, 2, generator=torch.Generator().manual_seed(0)).double()
+    z[:, :3, 0] -= 4.0
+    flat = torch.zeros(1, 3000, dtype=torch.float64)
+    found = judged(z, -PriorProposal(2).log_prob(z))
+    after, told = floor.after(Pair.start(PriorProposal(2), z, found, flat))
+    assert after.shares == (FLOOR, 2 * FLOOR)
+    assert "peak 2 starved" in told
+
+
+@pytest.mark.parametrize("simulator", [decay, decay_in_torch])
+@pytest.mark.parametrize("most", [2500, 5000])
+def test_looks_for_ends_and_peaks_keep_to_the_budget(simulator, most):
+    engine = nbi.Engine(simulator, DECAY_PRIOR, noise=0.1, seed=3)
+    engine.fit(n_sims=500, n_rounds=20, x_obs=decay_data(), ess_target=1e6, max_sims=most)
+    rounds = engine.rounds_
+    assert any(row.phase == "ends" for row in rounds) or most == 2500
+    assert rounds.n_simulated <= most
+
+
 def test_a_peak_without_mass_gets_no_more_draws():
-    floor, proposal = Floor.of(two_peaks(), ()), two_peaks()
+    floor, proposal = Floor.of(two_summits(), ()), two_peaks()
     z = proposal.draw(torch.tensor([3]), 1000, 0, "draw")
     height = torch.where(z[..., 0] > 0, proposal.log_prob(z), -40.0)
     after, told = floor.after(
@@ -225,6 +288,27 @@ def test_a_peak_without_mass_gets_no_more_draws():
     )
     assert after.shares == (FLOOR, 0.0)
     assert told == ""
+
+
+def test_light_peaks_that_a_later_search_does_not_find_again_keep_their_shares():
+    former = replace(Floor.of(two_summits(), ()), shares=(FLOOR, 3 * FLOOR))
+    again, other = torch.tensor([[[2.0625, 0.0]]]).double(), torch.tensor([[[0.0, 3.0]]]).double()
+    one = two_summits().where(torch.tensor([[True, False]]))
+    found = Floor.of(replace(one, z=again).plus(replace(one, z=other)), ())
+    proposal = two_peaks()
+    z = proposal.draw(torch.tensor([3]), 1000, 0, "draw")
+
+    def drawn(share):
+        height = proposal.log_prob(z) + torch.where(z[..., 0] > 0, 0.0, math.log(share / 0.14))
+        return Pair.start(proposal, z, judged(z, height - PriorProposal(2).log_prob(z)))
+
+    later = found.holding(former, drawn(0.01))
+    assert later.shares == (FLOOR, FLOOR, 3 * FLOOR)
+    assert later.known.z[0].tolist() == [[2.0625, 0.0], [0.0, 3.0], [-2.0, 0.0]]
+    # what is fitted to the draws forgets no heavy one
+    assert found.holding(former, drawn(0.3)).shares == (FLOOR, FLOOR)
+    # and what turned out to have no mass is held no longer
+    assert found.holding(replace(former, shares=(FLOOR, 0.0)), drawn(0.01)).shares == found.shares
 
 
 # --- chains -------------------------------------------------------------------------------------

@@ -349,7 +349,7 @@ def test_wrong_shapes_are_refused_with_the_names():
             method(np.ones((3, 5)))
     with pytest.raises(ValueError, match="unit cube"):
         prior.transform(np.array([0.1, 0.2, 1.3, 0.4]))
-    with pytest.raises(ValueError, match="non-negative"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 0"):
         prior.sample(-1)
 
 

@@ -82,8 +82,27 @@ def check_evidence(star, posterior, expected, error):
 
 def test_k2_24_has_the_moments_and_the_evidence_of_the_reference(k2_24, published):
     """The zero point there is uniform in +-50 m/s, of density 1 / 100 per m/s, and known to 1."""
-    posterior = EXAMPLE["fit_in_rounds"](k2_24[False])[1]
+    posterior = EXAMPLE["fit_in_rounds"](k2_24[False], seed=1)[1]
     assert posterior.certified
+    check_k2_24(posterior, k2_24, published)
+
+
+@pytest.mark.statistics
+def test_k2_24_is_right_in_five_seeds_and_certified_in_three(k2_24, published):
+    """Seed 0 is not: the velocities allow that a planet is absent, a thousandth of the posterior.
+
+    In latent coordinates that makes a spread, of a shape whose Pareto tail does not pass.
+    """
+    certified = 0
+    for seed in range(5):
+        posterior = EXAMPLE["fit_in_rounds"](k2_24[False], seed=seed)[1]
+        print(seed, posterior)
+        certified += posterior.certified
+        check_k2_24(posterior, k2_24, published)
+    assert certified >= 3
+
+
+def check_k2_24(posterior, k2_24, published):
     there = moments(np.delete(published[False]["samples"], 4, axis=1))
     check_moments(moments(posterior.samples, posterior.weights), there, posterior.names)
     check_evidence(k2_24[False], posterior, -104.160 + math.log(100), 0.003)

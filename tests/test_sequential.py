@@ -5,6 +5,8 @@ Networks locate here, as for black boxes that are dear; see `test_peaks_in_round
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ class Counted:
 
     def __call__(self, theta):
         if self.fail_after is not None and sum(map(len, self.seen)) >= self.fail_after:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         self.seen.append(np.array(theta))
         return self.f(theta)
 

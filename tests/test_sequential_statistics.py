@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from problems import LinearGaussian
+from problems import (
+    DECAY_LOG_Z,
+    DECAY_PRIOR,
+    LinearGaussian,
+    decay,
+    decay_data,
+    decay_in_torch,
+)
 from scipy.stats import loguniform, norm, uniform
 
 import nbi_plus as nbi
@@ -78,20 +85,28 @@ def test_sine_needs_few_simulations(sigma, log_z, most):
     assert sum(reached) >= 4
 
 
-def test_exponential_decay_needs_few_simulations():
-    noise = torch.randn(1, 50, generator=torch.Generator().manual_seed(123)).numpy()[0]
-    prior = {"a": uniform(0.1, 9.9), "tau": uniform(0.02, 4.98), "c": uniform(-2, 4)}
-    f = lambda p: p[:, :1] * np.exp(-T / p[:, 1:2]) + p[:, 2:]  # noqa: E731
-    x = f(np.array([[2.0, 0.8, 0.3]]))[0] + 0.1 * noise
+@pytest.mark.parametrize(
+    ("simulator", "locate", "most"),
+    [(decay, "network", 7000), (decay, "auto", 20_000), (decay_in_torch, "auto", 20_000)],
+)
+def test_exponential_decay(simulator, locate, most):
+    """A ridge with a long bent end: networks come from outside, ways uphill must look for it."""
     reached = []
     for seed in range(5):
-        engine = nbi.Engine(f, prior, noise=0.1, seed=seed)
-        engine.fit(n_sims=1000, n_rounds=20, x_obs=x, ess_target=1000, max_sims=7000)
+        engine = nbi.Engine(simulator, DECAY_PRIOR, noise=0.1, seed=seed)
+        engine.fit(
+            n_sims=1000, n_rounds=20, x_obs=decay_data(), ess_target=1000, max_sims=most,
+            locate=locate,
+        )  # fmt: skip
         posterior = engine.posterior_
         print(seed, engine.rounds_[-1].n_total, posterior)
         reached.append(posterior.certified and posterior.ess >= 1000)
-        off = posterior.log_evidence - (-35.134 - 25 * np.log(2 * np.pi * 0.01))
-        assert abs(off) < 4 * posterior.log_evidence_err + 1e-3  # log Z is known to its last digit
+        off = abs(posterior.log_evidence - DECAY_LOG_Z)
+        if posterior.evidence_reliable:
+            assert off < 4 * posterior.log_evidence_err + 1e-3  # log Z is known to its last digit
+        else:  # too few draws that nothing was fitted to: no error is stated
+            assert np.isnan(posterior.log_evidence_err)
+            assert off < 0.05
     assert sum(reached) >= 4
 
 
@@ -156,7 +171,9 @@ def test_bimodal_demo_of_nbi(reference_folder):
 
 
 @pytest.mark.reference
-def test_radial_velocities_of_k2_24(reference_folder):
+@pytest.mark.parametrize(("locate", "seeds"), [("network", 1), ("auto", 5)])
+def test_radial_velocities_of_k2_24(reference_folder, locate, seeds):
+    """A hundredth of the posterior lies far away, where the second planet is all but absent."""
     path = reference_folder / "rv" / "K2-24" / "epic203771098.csv"
     error, t, velocity = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(1, 2, 3)).T
     since = t - (t.min() + t.max()) / 2
@@ -171,22 +188,23 @@ def test_radial_velocities_of_k2_24(reference_folder):
         "k1": loguniform(1e-2, 1e3), "k2": loguniform(1e-2, 1e3), "dvdt": norm(0, 1),
         "curv": norm(0, 0.1), "gamma": uniform(-50, 100), "jit": uniform(0, 15),
     }  # fmt: skip
-    engine = nbi.Engine(model, prior, noise=nbi.GaussianNoise(error, jitter="jit"))
-    engine.fit(n_sims=1000, n_rounds=40, x_obs=velocity, ess_target=4000, max_sims=20_000)
-    posterior = engine.posterior_
-    print(engine.rounds_, posterior)
-    assert posterior.certified
-    assert abs(posterior.log_evidence - -104.160) < 0.03
     reference = np.load(reference_folder / "rv" / "K2-24" / "reference.npz")
-    names = [str(n) for n in reference["names"]]
-    draws = reference["samples"]
-    ours = dict(
-        zip(posterior.names, zip(posterior.mean(), posterior.std(), strict=True), strict=True)
-    )
-    for i, name in enumerate(names):
-        mean, sd = ours[name.lower()]
-        print(name, mean, draws[:, i].mean(), sd, draws[:, i].std())
-        assert abs(mean - draws[:, i].mean()) < 0.1 * draws[:, i].std()
+    names, draws = [str(n).lower() for n in reference["names"]], reference["samples"]
+    certified = 0
+    for seed in range(seeds):
+        engine = nbi.Engine(model, prior, noise=nbi.GaussianNoise(error, jitter="jit"), seed=seed)
+        engine.fit(
+            n_sims=1000, n_rounds=40, x_obs=velocity, ess_target=2000, max_sims=40_000,
+            locate=locate,
+        )  # fmt: skip
+        posterior = engine.posterior_
+        print(engine.rounds_, posterior)
+        certified += posterior.certified
+        assert abs(posterior.log_evidence - -104.160) < 0.03 + 3 * posterior.log_evidence_err
+        ours = dict(zip(posterior.names, posterior.mean(), strict=True))
+        for name, column in zip(names, draws.T, strict=True):
+            assert abs(ours[name] - column.mean()) < 0.1 * column.std()
+    assert certified >= 0.8 * seeds
 
 
 _KILLED = """

@@ -265,6 +265,21 @@ def test_bind_calls_a_slow_row_wise_function_rarely():
     assert 0.5 < bound.seconds_per_row < 1.0
 
 
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_one_slow_moment_of_the_machine_makes_no_simulation_dear(vectorized):
+    n_calls = [0]
+
+    def simulator(theta):
+        n_calls[0] += 1
+        time.sleep(0.05 if n_calls[0] == held_up else 0.0)
+        return theta[..., :1] * np.ones(3)
+
+    for held_up in range(2, 9 if vectorized else 40):
+        n_calls[0] = 0
+        bound = bind(Simulator(simulator, vectorized=vectorized), THETA)
+        assert bound.seconds_per_row < 1e-3, held_up
+
+
 # ------------------------------------------------------------------------------ arguments
 
 
@@ -555,18 +570,16 @@ def test_a_row_of_another_shape_fails_and_says_so():
     assert "(1, 4)" in block.errors[0][1]
 
 
-def test_sys_exit_fails_a_row_and_ctrl_c_passes():
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_is_no_exception_fails_a_row_all_the_same(error):
     def legacy(theta):
         if theta[0] < 0:
-            raise SystemExit("fatal")
-        if theta[0] > 2:
-            raise KeyboardInterrupt
+            raise error("fatal")
         return float(theta[0])
 
-    bound = bind(legacy, THETA)
-    assert bound.run([[-1.0, 0, 0]]).errors == [(0, "SystemExit('fatal')")]
-    with pytest.raises(KeyboardInterrupt):
-        bound.run([[3.0, 0, 0]])
+    block = bind(legacy, THETA).run([[-1.0, 0, 0], [3.0, 0, 0]])
+    assert block.state.tolist() == [FAILED, OK]
+    assert block.errors == [(0, f"{error.__name__}('fatal')")]
 
 
 def test_no_rows_give_an_empty_block():

@@ -52,6 +52,16 @@ class Batch:
             scalars={k: v[index] for k, v in self.scalars.items()},
         )
 
+    def cut(self, length: int) -> Batch:
+        """Return the first ``length`` steps, beyond which the objects must have no points."""
+        return replace(
+            self,
+            x=self.x[..., :length],
+            x_err=None if self.x_err is None else self.x_err[..., :length],
+            mask=self.mask[..., :length],
+            coords={k: v[..., :length] for k, v in self.coords.items()},
+        )
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Batch:

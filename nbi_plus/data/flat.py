@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
@@ -16,15 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
-from nbi_plus.data.hashing import bits, named, texts_of
+from nbi_plus.data.hashing import bits, keys_of, named, texts_of
+from nbi_plus.data.ingested import Ingest
 from nbi_plus.data.units import base_factor
+from nbi_plus.markup import Shown, facts
 
 Index = int | slice | Sequence[int] | NDArray[np.integer]
 Some = TypeVar("Some", bound="FlatData")
 
+_N_SHOWN = 5  # ids
+
 
 @dataclass(frozen=True, eq=False)
-class FlatData:
+class FlatData(Shown):
     """Points of many objects, with what belongs to each; what `Observations` are inside.
 
     Attributes
@@ -52,6 +55,8 @@ class FlatData:
         What was subtracted from the times of each object; zeros when not given.
     n_duplicates : ndarray of int, shape (N,)
         How many points of a table were left out for being others again; zeros when not given.
+    ingest : Ingest
+        What was done to a table or a survey on its way in, all of it: parts keep it whole.
     """
 
     values: NDArray[np.float64]
@@ -67,6 +72,7 @@ class FlatData:
     units: dict[str, str] = field(default_factory=dict)
     origins: NDArray[np.float64] | None = None
     n_duplicates: NDArray[np.int64] | None = None
+    ingest: Ingest = field(default_factory=Ingest)
 
     def __post_init__(self) -> None:
         if self.origins is None:
@@ -106,6 +112,25 @@ class FlatData:
             f"{self.values.shape[1]} points, coordinates: {names})"
         )
 
+    def _repr_html_(self) -> str:
+        n, counts = len(self), self.n_points
+        spread = f"{counts.min()} to {counts.max()} each" if n else "none"
+        told = {"channels": self.n_channels, "points": f"{counts.sum()}, {spread}",
+                "masked": int(self.n_masked.sum()) or None,
+                "errors": "given" if self.errors is not None else "none"}  # fmt: skip
+        told |= {name: self._range(name) for name in (*self.points, *self.scalars)}
+        told |= {"ids": ", ".join(map(str, self.ids[:_N_SHOWN])) + (n > _N_SHOWN) * ", ..."}
+        return facts(told, f"{type(self).__name__} of {n} objects")
+
+    def _range(self, name: str) -> str:
+        """Return the kinds of a category, or the ends of a coordinate."""
+        values = self.points.get(name, self.scalars.get(name))
+        if name in self.categories:
+            return ", ".join(self.categories[name])
+        known = values[np.isfinite(values)]
+        ends = f"{known.min():.10g} to {known.max():.10g}" if len(known) else "not known"
+        return f"{ends} {self.units.get(name, '')}".rstrip()
+
     @property
     def n_channels(self) -> int:
         """Number of channels C."""
@@ -130,8 +155,7 @@ class FlatData:
     @property
     def keys(self) -> NDArray[np.int64]:
         """A number for each object that depends on its id alone, shape (N,)."""
-        digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in self.ids.tolist()]
-        return np.frombuffer(b"".join(digests), np.int64).copy()
+        return keys_of(self.ids)
 
     @property
     def hashes(self) -> NDArray[np.str_]:

@@ -37,10 +37,15 @@ def texts_of(
     return np.array(digests, f"<U{2 * _BYTES}")
 
 
+def keys_of(ids: NDArray) -> NDArray[np.int64]:
+    """Return a number for each id, shape (N,), that depends on it alone."""
+    digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in ids.tolist()]
+    return np.frombuffer(b"".join(digests), np.int64).copy()
+
+
 def named(texts: Sequence[str], codes: NDArray) -> NDArray[np.int64]:
     """Return codes as whole numbers that depend on the texts they stand for."""
-    digests = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
-    return np.frombuffer(b"".join(digests), np.int64)[codes.astype(np.int64)]
+    return keys_of(np.array(texts, object))[codes.astype(np.int64)]
 
 
 def bits(values: NDArray[np.float64], keep: NDArray[np.bool_] | bool) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.data.flat import FlatData, Some
 from nbi_plus.data.ingest import ingest
+from nbi_plus.data.ingested import together
 from nbi_plus.data.packing import Categories, coordinate, scalar
 from nbi_plus.data.units import factor
 
@@ -82,6 +83,7 @@ def concatenate(parts: Sequence[Some]) -> Some:
         n_masked=np.concatenate([part.n_masked for part in same]),
         origins=np.concatenate([part.origins for part in same]),
         n_duplicates=np.concatenate([part.n_duplicates for part in same]),
+        ingest=together(part.ingest for part in parts),
     )
 
 
@@ -127,6 +129,7 @@ def joint(parts: Mapping[str, Some]) -> Some:
         units=units | agreed,
         n_masked=sum(part.n_masked for part in every),
         n_duplicates=sum(part.n_duplicates for part in every),
+        ingest=together(part.ingest for part in every),
     )
 
 

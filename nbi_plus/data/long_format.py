@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.data.flat import FlatData
+from nbi_plus.data.ingested import Act, Ingest
 from nbi_plus.data.packing import Categories, Packed
 from nbi_plus.data.tables.clocks import are_dates, on_clock, with_clock
 from nbi_plus.data.tables.columns import Column, Table
@@ -125,6 +126,19 @@ def report(n_points: int, n_dropped: int, obs: FlatData, clock: str | None) -> N
             "Of %d points, %d are masked (data or error not finite, or error not positive) and "
             "%d left out (without time or band).", n_points, n_masked, n_dropped,
         )  # fmt: skip
+
+
+def table_acts(table: Table, found: LongFormat, n_masked: int) -> Ingest:
+    """Return what was done to the rows of a table."""
+    n_points, n_objects = len(found.packed.mask.T), len(found.ids)
+    acts = (
+        Act("read", table.n_rows, "rows"),
+        Act("duplicates", int(found.repeated.sum()), "points", "the same again: used once"),
+        Act("left out", int(found.dropped.sum()), "points", "without time or band"),
+        Act("masked", n_masked, "points", "data or error not finite, or error not positive"),
+        Act("kept", n_points - n_masked, "points", f"of {n_objects} objects"),
+    )
+    return Ingest(tuple(act for act in acts if act.n or act.act not in ("left out", "masked")))
 
 
 def _report_guess(name: str | None, n: int, table: Table) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbi_plus.data.flat import FlatData, Index
 from nbi_plus.data.ingest import errors_of, ingest, point_mask, report_left_out
 from nbi_plus.data.joining import alike, concatenate, joint, shared_again, with_scalars
-from nbi_plus.data.long_format import Wishes, report, unstack
+from nbi_plus.data.long_format import Wishes, report, table_acts, unstack
 from nbi_plus.data.packing import (
     Categories,
     Packed,
@@ -25,6 +25,16 @@ from nbi_plus.data.packing import (
 )
 from nbi_plus.data.rearranging import bin_points, buckets, fold, relative_to
 from nbi_plus.data.stacking import stack
+from nbi_plus.data.surveys.desi import read_spectra
+from nbi_plus.data.surveys.kinds import (
+    CURVES,
+    SPECTRA,
+    as_told,
+    check_kind,
+    numbers_of,
+    spectra_acts,
+)
+from nbi_plus.data.surveys.points import Quality, SurveyWishes, table_of
 from nbi_plus.data.tables.columns import Table
 from nbi_plus.data.tables.spectra import of_spectrum, redshifts
 from nbi_plus.data.tables.surveys import Names, curve_columns
@@ -230,10 +240,99 @@ class Observations(FlatData):
         obs = cls.from_flat(
             found.packed, found.scalars, found.ids, found.categories, found.units, coded=True
         )
+        acts = table_acts(table, found, int(obs.n_masked.sum()))
         obs = replace(obs, n_masked=obs.n_masked + found.dropped, origins=found.origins,
-                      n_duplicates=found.repeated)  # fmt: skip
+                      n_duplicates=found.repeated, ingest=acts)  # fmt: skip
         obs = shared_again(obs) if known.get("shared_grid") else obs
         return obs, int(found.dropped.sum()), found.clock
+
+    @classmethod
+    def from_survey(
+        cls,
+        kind: str,
+        source: Any,  # noqa: ANN401 - whatever surveys hand out
+        *,
+        nested: str | Sequence[str] | None = None,
+        zero_point: float | None = None,
+        limits: float | bool | None = None,
+        quality: Quality = None,
+        scalars: Sequence[str] | Mapping[str, str] | None = None,
+        **options: str | None,
+    ) -> Observations:
+        """Make Observations of what a survey hands out, in its own schema.
+
+        `ingest` is a table of what was done to it, act by act; printed, it is read by people.
+
+        Parameters
+        ----------
+        kind : {"ztf-alert", "rubin-alert", "elasticc", "ztf-dr", "snana", "sncosmo", "desi"}
+        source : path, glob, folder, dict, frame, or a list of these
+            Alerts: decoded packets (dicts), files of Avro, JSON or Parquet, frames of pandas,
+            nested-pandas or pyarrow. Light curves of a data release and of sncosmo: tables and
+            their files. SNANA: HEAD and PHOT files, text files, or a table. DESI: coadds, or
+            records with ``wavelength``, ``flux`` and ``ivar``.
+        nested : str or sequence of str, optional
+            The list of an alert to read instead of the history of detections, as
+            ``"prvDiaForcedSources"`` or ``"fp_hists"``; of several, the first that has an image
+            counts. The triggering detection is always read, where no such list has its image.
+        zero_point : float, optional
+            The magnitude of flux 1. By default that of the survey: 23.9 for alerts of ZTF, 31.4
+            (nJy) of Rubin, 27.5 of ELAsTiCC and SNANA, the most common one of sncosmo; data
+            releases of ZTF stay in magnitudes.
+        limits : float or bool, optional
+            Non-detections are upper limits of five sigma, flagged in ``upper_limit``. A number n
+            makes limits of n sigma of these and of all that was measured below n sigma; False
+            leaves non-detections out.
+        quality : mapping of flag to bits, or False, optional
+            Points to leave out beside those the survey calls unusable, as ``{"catflags": 1}``;
+            True stands for any bit. False leaves none out.
+        scalars : sequence of str, or mapping of name to field, optional
+            Numbers of the objects, as ``{"redshift": "diaObject.z_final"}``; of several alerts the
+            last counts.
+        **options
+            ``time`` and ``duplicates``, as in `from_table`.
+
+        Returns
+        -------
+        Observations
+
+        Examples
+        --------
+        >>> row = {"objectid": 7, "filterid": 2, "hmjd": [58000.0, 58001.0], "mag": [18.0, 18.1],
+        ...        "magerr": [0.1, 0.1], "catflags": [0, 32768]}
+        >>> obs = Observations.from_survey("ztf-dr", row)
+        >>> obs.x.tolist(), obs.ingest["quality"]
+        ([[[18.0]]], 1)
+        """
+        check_kind(kind, options)
+        asked = SurveyWishes(nested, zero_point, limits, quality, scalars).checked()
+        if kind == SPECTRA:
+            return cls._from_spectra(source, asked, **options)
+        curves = CURVES[kind](source, asked)
+        table, roles = table_of(curves, limits)
+        wishes = Wishes({}, {"band": curves.bands} if curves.bands else {}, {}, curves.zero_point,
+                        "zp" if curves.zero_point is not None else False, **options)  # fmt: skip
+        obs, n_dropped, clock = cls._from_columns(table, roles, wishes)
+        report(table.n_rows, n_dropped, obs, clock)
+        told = replace(obs, ingest=as_told(curves, obs))
+        return with_scalars(told, numbers_of(curves, told.ids), {})
+
+    @classmethod
+    def _from_spectra(
+        cls, source: Any, wishes: SurveyWishes, *, duplicates: str | None = None,  # noqa: ANN401
+    ) -> Observations:  # fmt: skip
+        """Return spectra of DESI, of one grid of wavelengths or several."""
+        parts = read_spectra(source, wishes)
+        made = [
+            replace(
+                cls.from_arrays(part.flux, part.error, mask=part.mask, ids=part.ids,
+                                scalars=part.scalars, wavelength=part.wavelength,
+                                units={"x": part.unit, "wavelength": "Angstrom"}),
+                ingest=spectra_acts(part, duplicates),
+            )
+            for part in parts
+        ]  # fmt: skip
+        return concatenate(made)
 
     @classmethod
     def read(cls, path: Path | str, **keywords: Any) -> Observations:  # noqa: ANN401 - passed on

@@ -2,11 +2,12 @@
 
 Model, posterior and checkpoint files have this form::
 
-    header           uint8 (n,): {"format": "nbi-plus", "kind": ..., "schema": 1, "meta": {...}}
+    header           uint8 (n,): JSON, with a checksum of itself and of every array
     arrays/<name>    bool, integers or floats; the name is percent-encoded
 
-Nothing in such a file is ever executed, imported or unpickled, and nothing is allocated before the
-file was seen to hold the bytes that it declares.
+Nothing in such a file is ever executed, imported or unpickled, nothing is allocated before the file
+was seen to hold the bytes that it declares, and nothing is returned that differs from what was
+written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools
 import math
 import os
 import reprlib
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +29,11 @@ import numpy as np
 from h5py import h5d, h5l, h5o, h5t, h5z
 from numpy.typing import ArrayLike, NDArray
 
-from nbi_plus.io.header import MAX_HEADER, ArchiveError, decode_header, encode_header
+from nbi_plus.io.disk import disk_errors
+from nbi_plus.io.fingerprint import checksum
+from nbi_plus.io.header import MAX_HEADER, ArchiveError, Header, decode_header, encode_header
 from nbi_plus.io.placing import place, remove_leftovers, temporary_beside
+from nbi_plus.io.planned import write_file
 
 MAX_ARRAYS = 100_000
 MAX_INFLATION = 200  # declared bytes for each stored one; compressed real numbers rarely reach 10
@@ -40,8 +45,10 @@ PLAIN_DTYPES = frozenset(map(np.dtype, _CODES))
 _SHUFFLE, _DEFLATE = (h5z.FILTER_SHUFFLE,), (h5z.FILTER_DEFLATE,)
 _PIPELINES = ((), _SHUFFLE, _DEFLATE, _SHUFFLE + _DEFLATE)
 _BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, zlib.error)
+_UNFIT = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 IN_USE = "{} must be free, but another process has it open. Wait for that, or use another path."
 _FOREIGN = "Give a file that nbi-plus wrote."
+_DAMAGED = "The file is damaged: copy it again, or write it anew."
 _ODD_DATA = "Store it as a plain, complete array of numbers."
 
 
@@ -79,21 +86,20 @@ def write_archive(
         Bool, integer or float arrays of at most 64 bits; infinities and NaN are kept.
     """
     path = Path(path).resolve()
-    header = np.frombuffer(encode_header(kind, meta), dtype=np.uint8)
-    plain = {_encode_name(name): _plain_array(name, array) for name, array in arrays.items()}
+    plain = {name: _plain_array(name, array) for name, array in arrays.items()}
+    sums = {name: checksum_of(name, array) for name, array in plain.items()}
+    header = np.frombuffer(encode_header(kind, meta, arrays=sums), dtype=np.uint8)
     if len(plain) > MAX_ARRAYS:
         raise ArchiveError(f"arrays must be {MAX_ARRAYS} at most, but are {len(plain)}. Join some.")
-    temporary = temporary_beside(path)
-    remove_leftovers(path, older_than=_STALE)
-    try:
-        with h5py.File(temporary, "w-", libver="earliest") as file:
-            file.create_dataset("header", data=header)
-            group = file.create_group("arrays")
-            for key, array in plain.items():
-                group.create_dataset(key, data=array)
-        place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stored = {f"arrays/{_encode_name(name)}": array for name, array in plain.items()}
+    with disk_errors(path.name, ArchiveError):
+        temporary = temporary_beside(path)
+        remove_leftovers(path, older_than=_STALE)
+        try:
+            write_file(temporary, {"header": header, **stored}, groups=["arrays"])
+            place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_archive(path: Path | str, kind: str) -> Archive:
@@ -120,19 +126,51 @@ def read_archive(path: Path | str, kind: str) -> Archive:
     ({'depth': 2}, [0.5, 1.5])
     """
     with hdf5_errors(path), open_hdf5(path) as file:
-        meta = read_header(file, kind)
+        header = _header(file, kind)
         if set(file) != {"header", "arrays"} or _target(file, "arrays") != h5o.TYPE_GROUP:
             raise refusal(file, "must hold header and arrays", f"holds {_show(sorted(file))}")
         group = file["arrays"]
         if len(group) > MAX_ARRAYS:
             raise refusal(file, f"must hold at most {MAX_ARRAYS} arrays", f"holds {len(group)}")
         names = {key: _decode_name(file, key) for key in group}
+        if header.sealed:
+            _refuse_other_arrays(file, header, set(names.values()))
         datasets = checked_datasets(group, names)
-        return Archive(meta, {names[key]: read_plain(data) for key, data in datasets.items()})
+        arrays = {names[key]: read_plain(data) for key, data in datasets.items()}
+        for name in header.arrays:
+            if checksum_of(name, arrays[name]) != header.arrays[name]:
+                came = f"the checksum of {_show(name)} is another"
+                raise refusal(file, "must hold the arrays that were written", came, _DAMAGED)
+    if not header.sealed:
+        warnings.warn(
+            f"{Path(path).name} must be of a schema with checksums, but is of schema "
+            f"{header.schema}: damage would not be seen. Save it again.",
+            stacklevel=3,
+        )
+    return Archive(header.meta, arrays)
+
+
+def checksum_of(name: str, array: NDArray) -> str:
+    """Return the SHA-256 of an array: of its name, dtype, shape and numbers."""
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))  # as a rule no copy
+    told = f"{plain.dtype.str} {array.shape} {name}".encode("utf-8", "surrogatepass")
+    return checksum([told, plain.reshape(-1).view(np.uint8).data])
+
+
+def _refuse_other_arrays(file: h5py.File, header: Header, present: set[str]) -> None:
+    """Refuse a file in which arrays are missing, or that were not written."""
+    missing, more = sorted(set(header.arrays) - present), sorted(present - set(header.arrays))
+    if missing or more:
+        came = f"lacks {_show(missing)}" if missing else f"holds {_show(more)}, too"
+        raise refusal(file, "must hold the arrays that were written", came, _DAMAGED)
 
 
 def read_header(file: h5py.File, kind: str) -> dict[str, object]:
     """Return the meta of an open file, if its header is sound and of this kind."""
+    return _header(file, kind).meta
+
+
+def _header(file: h5py.File, kind: str) -> Header:
     if "header" not in set(file):
         raise refusal(file, "must be a file of nbi-plus", "has no header")
     data = checked_datasets(file, ["header"])["header"]
@@ -222,6 +260,22 @@ def hdf5_errors(path: Path | str) -> Iterator[None]:
         raise ArchiveError(
             f"{name} must be a sound HDF5 file, but cannot be read "
             f"({type(error).__name__}: {error}). Copy it again, or write it anew."
+        ) from error
+
+
+@contextmanager
+def fitting_parts(path: Path | str, what: str) -> Iterator[None]:
+    """Turn what is raised on parts that do not fit together into `ArchiveError`."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except _UNFIT as error:
+        if isinstance(error, ValueError) and " must " in str(error):
+            raise ArchiveError(str(error)) from error  # a rule that has its own sentence
+        raise ArchiveError(
+            f"{path} must hold a complete {what}, but its parts do not fit together: "
+            f"{error!r:.300}. Save it again."
         ) from error
 
 

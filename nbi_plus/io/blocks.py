@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from nbi_plus.io.disk import raw_bytes, read_at, write_at
 
 _BLOCK_BYTES = 4 * 2**20  # what is moved in one call
 _GAP_BYTES = 64 * 2**10  # to read so much in vain costs less than another call
@@ -15,13 +18,37 @@ _BLOCKS_PER_POOL = 64
 
 
 class RowSource(Protocol):
-    """What an HDF5 dataset and an ndarray have in common."""
+    """What `FileRows`, an HDF5 dataset and an ndarray have in common."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def __getitem__(self, rows: slice) -> NDArray:
         """Return neighbouring rows."""
+
+
+class FileRows:
+    """Rows at a fixed place of an open file, read and written by slices as those of an ndarray."""
+
+    def __init__(self, handle: int, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._handle = handle
+        self._offset = offset
+        self._row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> NDArray:
+        """Return neighbouring rows, not to be written to."""
+        start, stop, _ = rows.indices(self.shape[0])
+        n_rows = max(stop - start, 0)
+        place = self._offset + start * self._row_bytes
+        raw = read_at(self._handle, n_rows * self._row_bytes, place)
+        return np.frombuffer(raw, self.dtype).reshape(n_rows, *self.shape[1:])
+
+    def __setitem__(self, rows: slice, values: ArrayLike) -> None:
+        """Write neighbouring rows, all that the slice names."""
+        place = self._offset + rows.indices(self.shape[0])[0] * self._row_bytes
+        write_at(self._handle, raw_bytes(np.asarray(values, self.dtype)), place)
 
 
 def rows_per_block(row_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Fingerprints: short texts that change with what they are of, for the names of files."""
+"""Fingerprints: texts that change with what they are of, short ones for the names of files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ def fingerprint(described: Mapping[str, object], contents: Iterable[bytes] = ())
 
 def digest(contents: Iterable[bytes]) -> str:
     """Return the fingerprint of bytes, one after another."""
+    return checksum(contents)[:_LENGTH]
+
+
+def checksum(contents: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 of bytes, one after another, as 64 hexadecimal digits."""
     found = hashlib.sha256()
     for content in contents:
         found.update(content)
-    return found.hexdigest()[:_LENGTH]
+    return found.hexdigest()
 
 
 def content(tensor: Tensor | None) -> bytes:

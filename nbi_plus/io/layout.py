@@ -15,7 +15,14 @@ from nbi_plus.io.archive import PLAIN_DTYPES
 from nbi_plus.io.header import encode_header
 
 KIND = "simulations"
-_RESERVED = ("header", "state", "done", "start", "self")  # datasets, and arguments of write
+_RESERVED = (
+    "header",
+    "state",
+    "done",
+    "checksums",
+    "start",
+    "self",
+)  # datasets, and arguments of write
 _DTYPES = {dtype.name: dtype for dtype in PLAIN_DTYPES}
 _LONG = 200
 
@@ -67,13 +74,18 @@ class Layout:
 
     @property
     def stored(self) -> dict[str, ColumnLayout]:
-        """What is stored of each row: all that, and whether it is done."""
+        """What is stored of each row: all that, and a checksum of each."""
+        return {**self.written, "checksums": ColumnLayout((len(self.written),), "uint32")}
+
+    @property
+    def stored_before(self) -> dict[str, ColumnLayout]:
+        """What earlier versions stored of each row."""
         return {**self.written, "done": ColumnLayout((), "uint8")}
 
     def names(self, names: Sequence[str] | None) -> tuple[str, ...]:
-        """Return names of what is stored, or of all columns if None is given."""
+        """Return names of what is written, or of all columns if None is given."""
         names = tuple(self.columns if names is None else names)
-        if unknown := set(names) - set(self.stored):
+        if unknown := set(names) - set(self.written):
             known = tuple(self.columns)
             raise ValueError(f"names must be of {known}, but has {sorted(unknown)}. Rename them.")
         return names
@@ -106,7 +118,9 @@ class Layout:
                     f"{name} must fit into {column.dtype} without loss, but is {rows[name].dtype}. "
                     f"Convert it with astype({column.dtype!r})."
                 )
-        return rows
+        return {
+            name: rows[name].astype(column.dtype, copy=False) for name, column in wanted.items()
+        }
 
 
 def make_layout(

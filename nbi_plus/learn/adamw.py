@@ -41,7 +41,7 @@ class FlatAdamW:
         kinds = dict.fromkeys(own.dtype for own in self._order)
         self._buffers = [_Buffer([pair for pair in pairs if pair[0].dtype == k]) for k in kinds]
         self._widest = reduce(torch.promote_types, kinds)
-        self._n_steps = torch.zeros((), device=self._order[0].device)
+        self._n_steps = torch.zeros((), dtype=torch.float32, device=self._order[0].device)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradient of a loss."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbi_plus.io.archive import read_archive, write_archive
+from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.adamw import FlatAdamW
-from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.network import PosteriorNetwork, refuse_other_state
 
 History = list[dict[str, float]]
 
@@ -62,15 +62,19 @@ def save(run: TrainingState, path: Path) -> None:
 
 def restore(run: TrainingState, path: Path) -> None:
     """Bring a run back to the end of the epoch that a checkpoint was written after."""
-    parts = split(read_archive(path, "training").arrays)
-    run.network.load_state_dict(_tensors(parts["network"]))
-    run.average.load_state_dict(_tensors(parts["average"]))
-    run.best = _tensors(parts["best"])
-    run.optimizer.restore({int(i): _tensors(o) for i, o in split(parts["optimizer"]).items()})
-    keys, columns = list(parts["history"]), parts["history"].values()
-    run.history = [
-        dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
-    ]
+    arrays = read_archive(path, "training").arrays
+    with fitting_parts(path, "training run"):
+        parts = split(arrays)
+        run.network.load_state_dict(_tensors(parts["network"]))
+        run.average.load_state_dict(_tensors(parts["average"]))
+        best = _tensors(parts["best"])
+        refuse_other_state("best epoch", lambda: run.network, best)
+        run.best = best
+        run.optimizer.restore({int(i): _tensors(o) for i, o in split(parts["optimizer"]).items()})
+        keys, columns = list(parts["history"]), parts["history"].values()
+        run.history = [
+            dict(zip(keys, map(float, row), strict=True)) for row in zip(*columns, strict=True)
+        ]
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

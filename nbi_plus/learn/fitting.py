@@ -37,7 +37,7 @@ from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
-from nbi_plus.problem.simulator.campaign import Campaign
+from nbi_plus.problem.simulator.campaign import Campaign, ResidentCampaign
 
 _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000
@@ -159,10 +159,10 @@ def online(
     campaign: Campaign, n: int, recipe: Recipe, max_failed: float | None = None
 ) -> TrainingSet:
     """Return one that simulates ``n`` fresh rows for each epoch, and some to validate with."""
-    simulate = partial(campaign.simulate, max_failed=max_failed)
+    simulate = partial(ResidentCampaign(campaign, recipe.device).simulate, max_failed=max_failed)
     n_held_out = min(max(int(recipe.train.val_fraction * n), 100), _MAX_VALIDATION)
     held_out = simulate(np.arange(n_held_out))
-    dtype = recipe.dtype(_largest(held_out["x"]))
+    dtype = recipe.dtype(_largest(held_out["x"].cpu().numpy()))
     source = Online(simulate, n, n_held_out, recipe.prior, recipe.device, dtype)
     validation = to_device(held_out, recipe.prior, recipe.device, dtype)
     return TrainingSet(source, validation, validation, n_held_out + n * recipe.train.n_epochs)
@@ -266,7 +266,7 @@ def _reference(network: PosteriorNetwork, task: TrainingTask, recipe: Recipe) ->
     n_copies = max(1, _N_REFERENCE // (2 * half))
     # a forward pass of a few rows costs as much as one of hundreds
     together = max(1, _ROWS_TOGETHER // half) * half
-    several = torch.arange(half).repeat(n_copies).split(together)
+    several = torch.arange(half, device=recipe.device).repeat(n_copies).split(together)
     shown = [task.cadences.bank]
 
     def features(part: TrainingRows, name: str) -> Tensor:

@@ -17,11 +17,15 @@ from nflows.transforms.splines import unconstrained_rational_quadratic_spline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from nbi_plus.arguments import seed_of, whole
+from nbi_plus.batched import filled
+
 # One block may narrow the prior by e^-12; the bound is smooth, so that the gradient never dies.
 LOG_SCALE_BOUND = 12.0
 _TAIL_BOUND = 6.0
 _UNIT_SLOPE = math.log(math.expm1(1 - 1e-3))  # makes an untrained spline the identity
 _LOG_2PI = math.log(2 * math.pi)
+_WIDEST = 2**16  # hidden units, blocks or bins: more is a slip
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,9 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("maf", "nsf"):
             raise ValueError(f"flow must be 'maf' or 'nsf', but is {self.kind!r}.")
-        for name in ("n_blocks", "hidden", "n_layers", "n_mog"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}.")
-        if self.n_bins < 2:
-            raise ValueError(f"n_bins must be at least 2, but is {self.n_bins}.")
+        for name in ("n_blocks", "hidden", "n_layers", "n_mog", "n_bins"):
+            whole(name, getattr(self, name), 2 if name == "n_bins" else 1, _WIDEST)
+        seed_of("perm_seed", self.perm_seed)
 
 
 class Conditioner(nn.Module):
@@ -77,7 +79,8 @@ class Conditioner(nn.Module):
         self.n_dims, self.n_out, self.n_layers = n_dims, n_out, n_layers
         hidden = max(hidden, n_dims)
         degree = torch.arange(hidden) * n_dims // hidden
-        self.ends = [int((degree <= d).sum()) for d in range(n_dims)]  # units that output d may see
+        # units that output d may see
+        self.ends = [-(-(d + 1) * hidden // n_dims) for d in range(n_dims)]
         self.register_buffer("mask_in", (degree[:, None] > torch.arange(n_dims)).float())
         self.register_buffer("mask_hidden", (degree[:, None] >= degree).float())
         of_output = torch.arange(n_dims).repeat_interleave(n_out)
@@ -93,8 +96,8 @@ class Conditioner(nn.Module):
 
     def terms(self, context: Tensor) -> list[Tensor]:
         """Return what the context (B, F) adds to each layer, each (B, 1, width)."""
-        added = self.context(context)[:, None, :]
-        hidden = self.first.out_features
+        rows, hidden = filled(len(context), context.device), self.first.out_features
+        added = self.context(context if self.training else context[rows])[: len(context), None, :]
         return list(added.split([hidden] * self.n_layers + [self.n_dims * self.n_out], -1))
 
     def forward(self, u: Tensor, terms: list[Tensor]) -> Tensor:

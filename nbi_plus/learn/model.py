@@ -13,15 +13,18 @@ from torch import nn
 
 import featurizers
 from nbi_plus.data.batch import Batch
-from nbi_plus.io.archive import Archive
+from nbi_plus.data.observations import Observations
+from nbi_plus.io.archive import Archive, ArchiveError
 from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.network import PosteriorNetwork, refuse_other_state
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
-from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
+from nbi_plus.problem.random import preserved_random_state
+from nbi_plus.torch_state import Building
 
+_SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
 MULTI = "multi-input"  # one featurizer for each channel of the data
 
 
@@ -101,6 +104,46 @@ class TrainedModel:
         """Channels and points of one object."""
         return tuple(self.conditions.mask.shape[1:])
 
+    def check_grid(self, observations: Observations) -> None:
+        """Refuse data of another shape or grid than the network was trained for."""
+        shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
+        trained = self.conditions
+        own_points = any(v.ndim == 2 for v in trained.coords.values())
+        if shape[0] != self.shape[0] or not (own_points or shape == self.shape):
+            raise ValueError(
+                f"x must have shape {self.shape} (C, L) as in training, but has {shape}. "
+                "Fit again for these data."
+            )
+        if trained.x_err is not None and observations.errors is None:
+            raise ValueError(
+                "x_err must be given, for the network was trained with errors, but is missing."
+            )
+        missing = sorted(set(trained.scalars) - set(observations.scalars))
+        if missing:
+            raise ValueError(
+                f"{missing[0]} must be given for each object, as in training, but the observations "
+                f"have the scalars {tuple(observations.scalars)}."
+            )
+        for name, values in trained.coords.items():
+            if name not in observations.points:
+                raise ValueError(
+                    f"{name} must be given, as in training, but the observations have "
+                    f"{tuple(observations.points)}."
+                )
+            if values.ndim != 1:
+                continue
+            if not observations.shared_grid:
+                raise ValueError(
+                    f"{name} must be given as one grid of shape ({shape[1]},), as in training."
+                )
+            came, grid = observations.points[name], values.numpy()
+            if not np.allclose(came, grid, rtol=0.0, atol=_SAME_GRID * np.ptp(grid)):
+                raise ValueError(
+                    f"{name} must be the grid of the training, {grid.min():.10g} to "
+                    f"{grid.max():.10g}, but differs from it: {came.min():.10g} to "
+                    f"{came.max():.10g}. Fit again for these data."
+                )
+
     def meta(self) -> dict[str, object]:
         """Return the chosen state as plain JSON."""
         config = self.network.encoder.config
@@ -145,31 +188,41 @@ class TrainedModel:
         part = split({k: torch.as_tensor(v) for k, v in arrays.items()})
         encoder = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["encoder"].items()}
         spec = FeaturizerSpec(**meta["featurizer"])
-        network = without_global_rng(
-            0,
-            lambda: PosteriorNetwork(
-                EncoderConfig(**encoder),
-                spec.build(custom),
-                meta["n_dims"],
-                FlowConfig(**meta["flow"]),
-            ),
-        )
+        flow = FlowConfig(**meta["flow"])
+
+        def make(featurizer: nn.Module | None = None) -> PosteriorNetwork:
+            made = spec.build(custom) if featurizer is None else featurizer
+            return PosteriorNetwork(EncoderConfig(**encoder), made, meta["n_dims"], flow)
+
+        # a module of the user's is there already, and has the size that it has
+        own = None if custom is None else spec.build(custom)
+        refuse_other_state("network", lambda: make(own), part["network"])
+        network = without_global_rng(0, make)
         network.load_state_dict(part["network"])
         history = part["history"]
         conditions = part["conditions"]
         window = conditions.get("window")
+        seen = Batch(
+            conditions["x"],
+            conditions.get("x_err"),
+            conditions["mask"],
+            {k: part["coords"][k] for k in meta["coords"]},
+            {k: part["scalars"][k] for k in meta["scalars"]},
+            {k: tuple(v) for k, v in meta["categories"].items()},
+        )
+        network = network.eval()
+        if not bool(network.features(seen).isfinite().all()):
+            raise ArchiveError(
+                "the network must have finite features of the data that it was trained for, but "
+                "has others. The file is damaged or forged."
+            )
         return cls(
-            network=network.to(device).eval(),
+            network=network.to(device),
             featurizer=spec,
-            reference=FeatureReference(**{k: v.to(device) for k, v in part["reference"].items()}),
-            conditions=Batch(
-                conditions["x"],
-                conditions.get("x_err"),
-                conditions["mask"],
-                {k: part["coords"][k] for k in meta["coords"]},
-                {k: part["scalars"][k] for k in meta["scalars"]},
-                {k: tuple(v) for k, v in meta["categories"].items()},
+            reference=FeatureReference.of(
+                {k: v.to(device) for k, v in part["reference"].items()}, network.mix.out_features
             ),
+            conditions=seen,
             history=[
                 {k: float(v[i]) for k, v in history.items()} for i in range(len(history["val_nll"]))
             ],
@@ -181,6 +234,5 @@ class TrainedModel:
 
 def without_global_rng(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     """Return a module initialised from ``seed``; the global generators stay as they were."""
-    with preserved_random_state():
-        reseed_global_generators(seed)
+    with preserved_random_state(alone=True), Building(seed):
         return make()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nbi_plus import launch
+from nbi_plus.batched import filled
 from nbi_plus.data.batch import Batch
+from nbi_plus.data.rearranging import buckets
+from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
 
@@ -18,6 +23,28 @@ ESTIMATORS: dict[str, type[Flow]] = {"maf": Flow, "nsf": Flow}  # of each kind o
 def estimator(n_dims: int, n_context: int, config: FlowConfig) -> Flow:
     """Return an untrained density of the kind that ``config`` names."""
     return ESTIMATORS[config.kind](n_dims, n_context, config)
+
+
+def refuse_other_state(
+    what: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor]
+) -> None:
+    """Refuse a state that is not finite, or not of the module that ``make`` returns.
+
+    The module is made without memory, so that no number in a file can ask for more than it holds.
+    """
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in make().state_dict().items()}
+    came = {k: tuple(v.shape) for k, v in state.items()}
+    for name in sorted({*wanted, *came}):
+        if came.get(name) != wanted.get(name):
+            raise ArchiveError(
+                f"{name} of the {what} must have shape {wanted.get(name)}, but has "
+                f"{came.get(name)}. The file is damaged or forged."
+            )
+        if not bool(state[name].isfinite().all()):
+            raise ArchiveError(
+                f"{name} of the {what} must be finite, but is not. The file is damaged or forged."
+            )
 
 
 class PosteriorNetwork(nn.Module):
@@ -55,17 +82,39 @@ class PosteriorNetwork(nn.Module):
         return joined + self.mix(nn.functional.silu(joined))
 
     @torch.no_grad()
-    def features(self, batch: Batch) -> Tensor:
-        """Return `forward` computed in pieces of bounded memory."""
-        points = launch.of(batch.mask.device).encoded_points
-        step = max(1, points // max(1, batch.mask[0].numel()))
-        return torch.cat([self(piece) for piece in _pieces(batch, step)])
+    def features(self, batch: Batch, lengths: NDArray[np.int64] | None = None) -> Tensor:
+        """Return `forward` computed in pieces of bounded memory.
+
+        Objects of like lengths (n,) go together, padded no further than the longest of them; where
+        none are given, all are as long as the batch.
+        """
+        n, n_channels, longest = batch.mask.shape
+        points = launch.of(batch.mask.device).encoded_points // n_channels
+        lengths = np.full(n, longest) if lengths is None else lengths
+        pieces = list(buckets(lengths, max(1, points)))
+        if len(pieces) == 1:
+            return self._alone(batch, points)
+        found = [
+            self._alone(batch.select(rows).cut(max(1, lengths[rows[0]])), points)
+            for rows in pieces
+        ]  # fmt: skip
+        return torch.cat(found)[np.argsort(np.concatenate(pieces))]
+
+    def _alone(self, batch: Batch, points: int) -> Tensor:
+        """Return `forward`, to the last digit the same whoever stands beside an object.
+
+        Except where so many points as it takes to be sure of that are more than these.
+        """
+        n, _, width = batch.mask.shape
+        rows = filled(n, batch.mask.device)
+        return self(batch if len(rows) * width > points else batch.select(rows))[:n]
+
+    @property
+    def n_not_finite(self) -> int:
+        """How many of its numbers are NaN or infinite."""
+        bad = [(~torch.isfinite(v)).sum() for v in self.state_dict().values()]
+        return int(torch.stack(bad).sum())  # one wait for all, not one each
 
     def exact_flow(self) -> Flow:
         """Return a float64 copy of the flow, for densities that become weights."""
         return self.flow.exact()
-
-
-def _pieces(batch: Batch, step: int) -> Iterator[Batch]:
-    for start in range(0, len(batch), step):
-        yield batch.select(slice(start, start + step))

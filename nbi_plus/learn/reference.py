@@ -6,12 +6,14 @@ A flag, never a gate: on ordinary data it says nothing about whether importance 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
+from nbi_plus.io.header import ArchiveError
 
 _SHRINK = 1e-3
 _CUT = 0.99  # the quantile of ordinary objects beyond which one is flagged
@@ -60,6 +62,25 @@ class FeatureReference:
         bare = cls(mean, root, mean[:0], ranges)
         return cls(mean, root, bare.distance(held_out).sort().values, ranges)
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, Tensor], n_features: int) -> FeatureReference:
+        """Return what `arrays` gave, of networks with so many features."""
+        made = cls(**arrays)
+        f, m = n_features, len(made.distances)
+        shapes = {"mean": (f,), "precision_root": (f, f), "distances": (m,)}
+        shapes["ranges"] = (2, made.ranges.shape[-1])
+        for name, shape in shapes.items():
+            own = arrays[name]
+            # of channels without errors, or without points, there is no range
+            bad = own.isnan() if name == "ranges" else ~own.isfinite()
+            if tuple(own.shape) != shape or own.dtype != torch.float64 or bool(bad.any()):
+                raise ArchiveError(
+                    f"{name} of the feature reference must be finite numbers of shape {shape}, but "
+                    f"is {own.dtype} of {tuple(own.shape)} with {int(bad.sum())} that are not. "
+                    "The file is damaged or forged."
+                )
+        return made
+
     def distance(self, features: Tensor) -> Tensor:
         """Return the Mahalanobis distance of features (n, F), shape (n,)."""
         return torch.linalg.vector_norm(
@@ -69,7 +90,7 @@ class FeatureReference:
     def p_value(self, features: Tensor) -> Tensor:
         """Return the share of held-out simulations further out than each object, shape (n,)."""
         further = len(self.distances) - torch.searchsorted(self.distances, self.distance(features))
-        return (further + 1.0) / (len(self.distances) + 1.0)
+        return (further.to(torch.float64) + 1.0) / (len(self.distances) + 1.0)
 
     def flag(self, features: Tensor, coverage: Tensor) -> Tensor:
         """Say which objects are unlike the training set, bool (n,).

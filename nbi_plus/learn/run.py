@@ -6,17 +6,18 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
 
+from nbi_plus.arguments import real, whole
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.training import History
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.campaign import Campaign
+from nbi_plus.problem.simulator.parallel import simulated
 
 _LOG = logging.getLogger("nbi_plus")
 _N_COMPARED = 8  # simulations that are made at an object's own points, too
@@ -30,7 +31,8 @@ def _compare(problem: Problem, columns: Mapping[str, NDArray]) -> None:
     found = problem.grid.interpolate(torch.as_tensor(columns["x"]), objects)
     theta = problem.prior.complete(columns["theta"])
     own = {k: v.numpy() for k, v in objects.arguments().items()}
-    exact = torch.as_tensor(problem.simulator.run(theta, own, objects.per_object()).x)
+    job = theta, own, objects.per_object()
+    exact = torch.as_tensor(simulated(problem.simulator, job).x)
     off = torch.where(objects.mask, found - exact, torch.nan)
     size = torch.where(objects.mask, exact, torch.nan).flatten(1)
     if objects.x_err is None:
@@ -77,11 +79,9 @@ class Run:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.n_sims is not None and not (isinstance(self.n_sims, Integral) and self.n_sims >= 2):
-            raise ValueError(
-                f"n_sims must be a whole number of at least 2, but is {self.n_sims!r}."
-            )
-        if not 0 <= self.max_failed <= 1:
+        if self.n_sims is not None:
+            whole("n_sims", self.n_sims, 2)
+        if not 0 <= real("max_failed", self.max_failed) <= 1:
             raise ValueError(f"max_failed must lie in [0, 1], but is {self.max_failed!r}.")
 
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,10 +109,10 @@ class Streamed:
 class Online:
     """Simulations made for one epoch and never used again.
 
-    ``simulate(rows)`` returns the `COLUMNS` of numbered simulations.
+    ``simulate(rows)`` returns the `COLUMNS` of numbered simulations, best as tensors of the device.
     """
 
-    simulate: Callable[[NDArray[np.int64]], dict[str, NDArray]]
+    simulate: Callable[[NDArray[np.int64]], Mapping[str, NDArray | Tensor]]
     n_rows: int
     first_row: int
     prior: Prior
@@ -158,9 +158,9 @@ def noisy_copy(clean: TrainingRows, noise: CallableNoise, prior: Prior, seed: in
 
 
 def to_device(
-    columns: dict[str, NDArray], prior: Prior, device: torch.device, dtype: torch.dtype
+    columns: Mapping[str, NDArray | Tensor], prior: Prior, device: torch.device, dtype: torch.dtype
 ) -> TrainingRows:
-    """Return stored columns as tensors; the model in the dtype that the data need."""
+    """Return columns as tensors of the device; the model in the dtype that the data need."""
     theta = prior.complete(torch.as_tensor(columns["theta"], device=device))
     return TrainingRows(
         torch.as_tensor(columns["z"], device=device),

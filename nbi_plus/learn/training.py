@@ -17,8 +17,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from nbi_plus.arguments import real, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
@@ -33,6 +33,7 @@ from nbi_plus.problem.random import (
     stage_key,
 )
 from nbi_plus.problem.simulator.cadence import Cadences
+from nbi_plus.progress import progress as shown
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -82,15 +83,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_epochs", "batch_size", "patience"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)!r}.")
+            whole(name, getattr(self, name))
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, but is {getattr(self, name)!r}.")
+            if not 0 < real(name, getattr(self, name)) < math.inf:
+                raise ValueError(
+                    f"{name} must be finite and positive, but is {getattr(self, name)!r}."
+                )
         for name in ("warmup", "ema", "val_fraction"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= real(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), but is {getattr(self, name)!r}.")
-        if not (self.val_fraction > 0 and self.weight_decay >= 0):
+        if not (self.val_fraction > 0 and real("weight_decay", self.weight_decay) >= 0):
             raise ValueError(
                 "val_fraction must be positive and weight_decay not negative, but are "
                 f"{self.val_fraction!r} and {self.weight_decay!r}."
@@ -163,7 +165,7 @@ def train(
     callback : callable, optional
         Called with the history after each epoch.
     progress : bool, optional
-        Show a bar; by default only on a terminal.
+        See `nbi_plus.progress.progress`.
 
     Returns
     -------
@@ -177,25 +179,18 @@ def train(
             restore(run, checkpoint)
         held_out = _validation_data(task, seed)
         loss_of = _loss(network, task.loss, config)
-        bar = tqdm(
-            total=config.n_epochs,
-            initial=len(run.history),
-            desc="train",
-            disable=None if progress is None else not progress,
-        )
-        with bar:
+        how = {"unit": "epochs", "done": len(run.history)}
+        with shown("training", config.n_epochs, progress, **how) as bar:
             for epoch in range(len(run.history), config.n_epochs):
                 if epoch - 1 - run.best_epoch >= config.patience:
                     _LOG.info("training stopped: no better epoch since %d", run.best_epoch)
                     break
-                with preserved_random_state():  # dropout draws from the global generators
+                # dropout draws from the global generators: fits in several threads take turns
+                with preserved_random_state(alone=True):
                     reseed_global_generators(stage_key(seed, f"epoch {epoch}"))
                     _epoch(run, task, loss_of, held_out, config, seed, epoch)
-                bar.update()
-                bar.set_postfix(
-                    train=f"{run.history[-1]['train_nll']:.3f}",
-                    val=f"{run.history[-1]['val_nll']:.3f}",
-                )
+                last = run.history[-1]
+                bar.step(note=f"loss {last['train_nll']:.3f}, held out {last['val_nll']:.3f}")
                 if checkpoint is not None:
                     save(run, checkpoint)
                 if callback is not None:
@@ -266,7 +261,7 @@ def _epoch(
     rng = generator(seed, f"epoch {epoch}", device)
     size = min(config.batch_size, task.source.n_rows)
     n_batches = max(1, task.source.n_rows // size)
-    total, n_good, n_bad = torch.zeros((3,), device=device)
+    total, n_good, n_bad = torch.zeros((3,), dtype=torch.float64, device=device)
     n_steps = 0
     for rows in task.source.batches(epoch, size, rng):
         rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)

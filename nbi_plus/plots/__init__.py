@@ -1,25 +1,28 @@
-"""Plots: pictures of posteriors, weights, chains, training, sequential rounds and calibration.
+"""Plots: pictures of answers and data, chains, training, rounds, calibration and catalogues.
 
 Every function returns a `matplotlib.figure.Figure` of its own, made without pyplot: nothing is
-shown and no figure stays open. Save it with ``figure.savefig("corner.png")``; in a notebook its
-value is displayed once ``matplotlib.pyplot`` has been imported.
+shown and no figure stays open. Save it with ``figure.savefig("corner.png")``; in a notebook it
+shows itself where it is the value of a cell.
 """
 
 from nbi_plus.plots.corners import corner
 from nbi_plus.plots.diagnostics import loss, ranks, weights
 from nbi_plus.plots.escalation import before_after, efficiency_by_rung, rank, trace
-from nbi_plus.plots.light_curves import light_curve
+from nbi_plus.plots.light_curves import light_curve, observed
+from nbi_plus.plots.populations import against
 from nbi_plus.plots.predictions import predictive
 from nbi_plus.plots.progress import rounds
 from nbi_plus.plots.style import STYLE
 
 __all__ = [
     "STYLE",
+    "against",
     "before_after",
     "corner",
     "efficiency_by_rung",
     "light_curve",
     "loss",
+    "observed",
     "predictive",
     "rank",
     "ranks",

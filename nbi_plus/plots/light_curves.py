@@ -91,6 +91,50 @@ def light_curve(
     return figure
 
 
+def observed(
+    observations: Observations, curves: ArrayLike | None = None, title: str = "", most: int = 4
+) -> Figure:
+    """Draw one object's data, and models of them at its own points, where there are any.
+
+    Parameters
+    ----------
+    observations : Observations
+        Of one object.
+    curves : array_like, shape (n, C, L), optional
+        Models without noise.
+    title : str
+    most : int
+        Channels that are drawn, one above the other.
+    """
+    batch = observations.batch()
+    numbers = {k: np.atleast_2d(v.numpy())[0] for k, v in batch.coords.items()
+               if v.is_floating_point()}  # fmt: skip
+    name, at = next(iter(numbers.items()), ("point", np.arange(batch.x.shape[2], dtype=float)))
+    codes, names = _bands(observations)
+    n_channels = min(observations.n_channels, most)
+    models = None if curves is None else np.asarray(curves, np.float64)
+    with house_style("observed") as figure_class:
+        figure = figure_class(figsize=(5.4, 2.0 + 1.4 * n_channels), layout="tight")
+        grid = figure.subplots(n_channels, 1, sharex=True, squeeze=False)[:, 0]
+        for channel, axes in enumerate(grid):
+            real = batch.mask[0, channel].numpy()
+            for code, band in enumerate(names):
+                own = real if codes is None else real & (codes == code)
+                if not own.any():
+                    continue
+                color = COLORS[code % len(COLORS)]
+                _points(axes, observations, at, own, color, band, channel)
+                if models is not None:
+                    order = np.flatnonzero(own)[np.argsort(at[own])]
+                    draw_band(axes, at[order], models[:, channel, order], color, label=None)
+            axes.set_ylabel("x" if n_channels == 1 else f"x[{channel}]")
+        grid[-1].set_xlabel(name)
+        grid[0].set_title(title)
+        if names[0]:
+            grid[0].legend()
+    return figure
+
+
 def _bands(observations: Observations) -> tuple[NDArray | None, tuple[str, ...]]:
     """Return the codes of one object's points and the names of its bands; one nameless band."""
     for name, kinds in observations.categories.items():
@@ -99,15 +143,16 @@ def _bands(observations: Observations) -> tuple[NDArray | None, tuple[str, ...]]
 
 
 def _points(
-    axes: Axes, observations: Observations, at: Array, own: NDArray, color: str, name: str
-) -> None:
+    axes: Axes, observations: Observations, at: Array, own: NDArray, color: str, name: str,
+    channel: int = 0,
+) -> None:  # fmt: skip
     """Draw points with their errors, and upper limits as arrows."""
-    x, error = observations.x[0, 0], observations.x_err
+    x, error = observations.x[0, channel], observations.x_err
     limits = observations.coords.get("upper_limit", np.zeros(len(at), bool))
     limits = np.atleast_2d(limits)[0] & own
     seen = own & ~limits
     look = {"color": color, "markersize": 3, "elinewidth": 0.8, "alpha": 0.8, "zorder": 1}
-    bars = None if error is None else error[0, 0][seen]
+    bars = None if error is None else error[0, channel][seen]
     axes.errorbar(at[seen], x[seen], bars, fmt="o", label=name or None, **look)
     if limits.any():
         axes.plot(at[limits], x[limits], "v", color=color, markersize=4, alpha=0.5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +50,8 @@ STYLE: Mapping[str, Any] = MappingProxyType(
 
 
 @contextmanager
-def house_style(caller: str) -> Iterator[type[Figure]]:
-    """Yield matplotlib's Figure under `STYLE`; the user's own settings come back afterwards."""
+def house_style(caller: str) -> Iterator[Callable[..., Figure]]:
+    """Yield what makes figures under `STYLE`; the user's own settings come back afterwards."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -57,8 +59,22 @@ def house_style(caller: str) -> Iterator[type[Figure]]:
         raise ImportError(
             f'{caller} needs matplotlib. Install it with: pip install "nbi-plus[plots]"'
         ) from error
+
+    def made(**options: Any) -> Figure:  # noqa: ANN401 - as Figure
+        figure = Figure(**options)
+        # a notebook asks for this, whether pyplot was imported or not
+        figure._repr_png_ = partial(png_of, figure)
+        return figure
+
     with matplotlib.rc_context(dict(STYLE)):
-        yield Figure
+        yield made
+
+
+def png_of(figure: Figure, dpi: float | None = None) -> bytes:
+    """Return the picture of a figure, cut to what is drawn; dots per inch are its own, or these."""
+    file = BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight", dpi=dpi or "figure")
+    return file.getvalue()
 
 
 def colors(n: int) -> list[str]:

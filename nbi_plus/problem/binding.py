@@ -21,6 +21,8 @@ from nbi_plus.data.tables.tables import is_table
 from nbi_plus.data.units import factor
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.calling import arguments_of
+from nbi_plus.problem.simulator.parallel import simulated, workers_for
+from nbi_plus.problem.simulator.scouting import bind_elsewhere
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator, bind
 
 _N_PROBES = 16
@@ -219,7 +221,10 @@ def is_one_object(x: ArrayLike, shape: tuple[int, int], n_draws: int) -> bool:
     """Say whether x is one object (L,) or (C, L) rather than n_draws of them."""
     if holds_objects(x):
         return True
-    came = np.shape(ingest("x", x)[0])
+    array, _ = ingest("x", x)
+    if isinstance(array, list):  # objects of several lengths
+        return False
+    came = array.shape
     if len(came) == 2 and came == shape:
         return shape[0] > 1 or n_draws != 1
     return len(came) == 1
@@ -315,11 +320,16 @@ def check_inputs(
 
 
 def bind_simulator(
-    simulator: Simulator | Callable, prior: Prior, conditions: Batch, unit: str | None = None
+    simulator: Simulator | Callable,
+    prior: Prior,
+    conditions: Batch,
+    unit: str | None = None,
+    n_jobs: int | None = None,
 ) -> BoundSimulator:
     """Return the simulator probed at prior draws, with the inputs of the first object.
 
-    Its answers are in ``unit``, that of the data.
+    Its answers are in ``unit``, that of the data. Where worker processes are asked for it is tried
+    in one, which it may end.
     """
     wish = simulator if isinstance(simulator, Simulator) else Simulator(simulator)
     # keyed, so that the probes are the same in every session
@@ -327,7 +337,10 @@ def bind_simulator(
     per_row = conditions.per_object()
     inputs = {k: v.numpy() for k, v in conditions.arguments().items()}
     first = {k: np.repeat(v[:1], _N_PROBES, 0) if k in per_row else v for k, v in inputs.items()}
-    bound = bind(wish, theta, first, per_row, unit)
+    if workers_for(n_jobs) > 1:
+        bound = bind_elsewhere(wish, theta, first, per_row, unit, n_jobs)
+    else:
+        bound = bind(wish, theta, first, per_row, unit)
     _check_points_apart(bound, theta[:2], {k: v[:2] if k in per_row else v
                                            for k, v in first.items()}, conditions)  # fmt: skip
     return bound
@@ -349,7 +362,7 @@ def _check_points_apart(
     longer = {k: np.concatenate([v, v[:, -1:], v[:, -1:]], 1) if k in own else v
               for k, v in coords.items()}  # fmt: skip
     per_row = conditions.per_object() & set(coords)
-    alone, padded = (bound.run(theta, c, per_row).x for c in (coords, longer))
+    alone, padded = (simulated(bound, (theta, c, per_row)).x for c in (coords, longer))
     if not np.allclose(padded[..., : alone.shape[-1]], alone, rtol=1e-6, equal_nan=True):
         raise ValueError(
             "simulator must give each point whatever other points there are, for objects with "

@@ -125,11 +125,30 @@ class _GlobalGenerators:
 _global_generators = _GlobalGenerators()
 
 
-def preserved_random_state() -> _GlobalGenerators:
+class _Alone:
+    """The same generators, in one thread at a time: for who seeds them and then draws."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        _global_generators.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        _global_generators.__exit__()
+        self._lock.release()
+
+
+_alone = _Alone()
+
+
+def preserved_random_state(*, alone: bool = False) -> _GlobalGenerators | _Alone:
     """Return a context that leaves the global generators as they were found.
 
     For calls of user code. Contexts may be nested and may overlap in several threads: what the
-    first one found is put back when the last one ends.
+    first one found is put back when the last one ends. Those that are to be ``alone``, as who seeds
+    the generators must be, wait for each other.
 
     Examples
     --------
@@ -139,11 +158,11 @@ def preserved_random_state() -> _GlobalGenerators:
     >>> random.getstate() == before
     True
     """
-    return _global_generators
+    return _alone if alone else _global_generators
 
 
 def reseed_global_generators(seed: int) -> None:
-    """Seed the global generators for user code; only inside `preserved_random_state`."""
+    """Seed the global generators for user code; only inside `preserved_random_state`, alone."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)

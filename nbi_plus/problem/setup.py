@@ -213,7 +213,11 @@ class Problem:
 
 
 def set_up(
-    prior: Prior, simulator: Simulator | Callable | None, noise: Noise, given: FitInputs
+    prior: Prior,
+    simulator: Simulator | Callable | None,
+    noise: Noise,
+    given: FitInputs,
+    n_jobs: int | None = None,
 ) -> Problem:
     """Match prior, simulator, noise and data, or say what does not fit."""
     if given.theta is None and given.x is None and simulator is None:
@@ -226,7 +230,9 @@ def set_up(
     start = _bare(given.inputs) if seen is None else _bank(seen).batch()
     grid = given.dense_grid(start, asked_for(simulator, start))
     place = start if grid is None else grid.conditions(start)
-    bound = None if simulator is None else bind_simulator(simulator, prior, place, unit)
+    bound = None
+    if simulator is not None:
+        bound = bind_simulator(simulator, prior, place, unit, n_jobs)
     shape = tuple(bound.shape if columns is None else columns["x"].shape[1:])
     if seen is None:
         units = {} if unit is None else {"x": unit}
@@ -321,7 +327,7 @@ def _bare(inputs: Mapping[str, ArrayLike]) -> Batch:
     coords, scalars, _ = split_inputs(inputs)
     named = {k: coordinate(k, v, None) for k, v in coords.items()}
     return Batch(
-        x=torch.zeros(1, 1, 1),
+        x=torch.zeros(1, 1, 1, dtype=torch.float64),
         x_err=None,
         mask=torch.ones(1, 1, 1, dtype=torch.bool),
         coords={k: torch.as_tensor(v) for k, (v, _) in named.items()},

@@ -17,11 +17,10 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_normal
-from nbi_plus.problem.simulator.parallel import simulate_rows
+from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import (
     FAILED,
     BoundSimulator,
-    SimulationBlock,
     SimulationError,
 )
 
@@ -204,13 +203,13 @@ class Target:
     def _models(
         self, theta: Tensor, index: Tensor, inside: Tensor
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Simulate the draws ``inside``; the others get NaN."""
+        """Simulate the draws ``inside``; the others get NaN, or what nobody looks at."""
         if torch.compiler.is_compiling():  # nothing may depend on what the numbers are
             owner = index.repeat_interleave(theta.shape[1])
             model = self.simulator.call.traced(theta.flatten(0, 1), *self._coords(owner))
             return model.reshape(*inside.shape, *model.shape[1:]), torch.zeros_like(inside), ()
         failed = torch.zeros(inside.numel(), dtype=torch.bool, device=theta.device)
-        if self.simulator.backend == "torch" and inside.numel() and bool(inside.all()):
+        if self.simulator.backend == "torch" and inside.numel() and _whole(inside):
             owner = index.repeat_interleave(theta.shape[1])
             model = self._torch(theta.flatten(0, 1), *self._coords(owner))
             if model is not None:
@@ -223,7 +222,11 @@ class Target:
         errors: tuple[str, ...] = ()
         model = self._torch(flat, coords, per_row) if self.simulator.backend == "torch" else None
         if model is None:
-            block = self._run(flat.detach().cpu().numpy(), coords, per_row)
+            arrays = {k: v.cpu().numpy() for k, v in coords.items()}
+            block = simulated(
+                self.simulator, (flat.detach().cpu().numpy(), arrays, per_row),
+                n_jobs=self.n_jobs, client=self.client,
+            )  # fmt: skip
             bad = torch.as_tensor(block.state == FAILED, device=theta.device)
             failed[rows] = bad
             errors = tuple(message for _, message in block.errors)
@@ -254,7 +257,7 @@ class Target:
             return self.simulator.torch(theta, coords, per_row)
         except (torch.cuda.OutOfMemoryError, SimulationError):
             raise  # no single row is to blame
-        except Exception as error:  # noqa: BLE001 - user code; `_run` finds the row and keeps the error
+        except Exception as error:  # noqa: BLE001 - user code; `simulated` finds the row and keeps the error
             _LOG.debug("simulator raised on %d rows, trying them one by one: %r", len(theta), error)
             return None
 
@@ -269,32 +272,7 @@ class Target:
         again = self._torch(theta[good], own, per_row)
         return model if again is None else model.index_put((good.nonzero()[:, 0],), again)
 
-    def _run(
-        self, theta: NDArray, coords: dict[str, Tensor], per_row: frozenset[str]
-    ) -> SimulationBlock:
-        """Run a numpy simulator on all rows, in parallel where that pays."""
-        arrays = {k: v.cpu().numpy() for k, v in coords.items()}
-        x = np.full((len(theta), *self.simulator.shape_for(arrays)), np.nan)
-        state = np.full(len(theta), FAILED, np.uint8)
-        errors: list[tuple[int, str]] = []
 
-        def make_rows(rows: NDArray) -> tuple:
-            return (
-                theta[rows],
-                {k: v[rows] if k in per_row else v for k, v in arrays.items()},
-                per_row,
-            )
-
-        def keep(rows: NDArray, _: NDArray, block: SimulationBlock) -> None:
-            x[rows], state[rows] = block.x, block.state
-            errors.extend(block.errors)
-
-        simulate_rows(
-            self.simulator,
-            make_rows,
-            np.arange(len(theta)),
-            keep,
-            n_jobs=self.n_jobs,
-            client=self.client,
-        )
-        return SimulationBlock(x=x, state=state, errors=errors)
+def _whole(inside: Tensor) -> bool:
+    """Say whether all draws are simulated: off the CPU they are, for to look would mean to wait."""
+    return inside.device.type != "cpu" or bool(inside.all())

@@ -10,6 +10,7 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.flat import FlatData
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.cadence import TIME
+from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import BoundSimulator
 
 Window = tuple[float, float]
@@ -88,6 +89,6 @@ def _follows_the_clock(
     coords = {k: v.numpy() for k, v in one.arguments().items() if k in simulator.arguments}
     per_row = one.per_object() & set(coords)
     moved = coords | {TIME: coords[TIME] - coords[TIME].min() + there}
-    here, elsewhere = (simulator.run(theta, c, per_row).x for c in (coords, moved))
+    here, elsewhere = (simulated(simulator, (theta, c, per_row)).x for c in (coords, moved))
     size = np.nanmax(np.abs(here), initial=0.0)
     return not np.allclose(here, elsewhere, rtol=_SAME, atol=_SAME * size, equal_nan=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from nbi_plus.arguments import new_file, path_of, seed_of, whole
+from nbi_plus.data.ingest import numbers
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Status
+from nbi_plus.io.archive import Archive, fitting_parts, read_archive, write_archive
 
 Array = NDArray[np.float64]
 
@@ -20,6 +24,10 @@ _GRID = np.linspace(0.0, 1.0, 101)
 _N_SETS = 1000  # uniform sets behind the band
 _CONFIDENCE = 0.95
 _FEW = 300  # fewer objects than these test little
+_ARRAYS = (
+    "ranks", "p_values", "max_deviation", "grid", "ecdf_difference", "band", "coverage",
+    "coverage_low", "coverage_high",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +87,33 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibration to an HDF5 file of JSON and numbers, with checksums."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {k: v for k, v in own.items() if k in _ARRAYS}
+        meta = {k: v for k, v in own.items() if k not in _ARRAYS} | {"ids": self.ids.tolist()}
+        write_archive(new_file("path", path), "calibration", meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a calibration; nothing in the file is executed."""
+        return cls.from_archive(read_archive(path_of("path", path), "calibration"), str(path))
+
+    @classmethod
+    def from_archive(cls, archive: Archive, name: str) -> Calibration:
+        """Return what an archive holds; ``name`` is what errors call it."""
+        with fitting_parts(name, "calibration"):
+            meta = dict(archive.meta)
+            told = {k: tuple(meta.pop(k)) for k in ("names", "labels", "levels")}
+            ids = np.array(meta.pop("ids"), np.str_)
+            found = cls(**told, ids=ids, **meta, **{k: archive.arrays[k] for k in _ARRAYS})
+            n, n_dim = found.ranks.shape
+            shapes = {"p_values": (n_dim,), "coverage": (n_dim, len(found.levels))}
+            fit = len(ids) == n and len(found.names) == len(found.labels) == n_dim
+            if not fit or any(getattr(found, k).shape != shape for k, shape in shapes.items()):
+                raise ValueError("its parts are of different objects or parameters")
+        return found
 
     def __repr__(self) -> str:
         values = ", ".join(f"{n}: {p:.3g}" for n, p in zip(self.names, self.p_values, strict=True))
@@ -143,12 +178,11 @@ def sbc(
     -------
     Calibration
     """
-    if not n_ranks >= 1:
-        raise ValueError(f"n_ranks must be at least 1, but is {n_ranks}.")
+    whole("n_ranks", n_ranks)
     truths = _checked(posteriors, theta_true)
     entered, truths = _entered(posteriors, truths)
     n, n_dim = truths.shape
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_of("seed", seed))
     below = rng.binomial(n_ranks, weighted_share_below(entered, truths))
     ranks = (below + rng.random((n, n_dim))) / (n_ranks + 1)
     deviation, p_values = _kolmogorov_smirnov(ranks)
@@ -232,10 +266,16 @@ def ecdf_band(n: int, seed: int = 0) -> Array:
 
 def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike) -> Array:
     """Return the truths (N, D) as numbers, if they fit the posteriors."""
+    if not isinstance(posteriors, Posteriors) and not (
+        isinstance(posteriors, Sequence) and all(isinstance(p, Posterior) for p in posteriors)
+    ):
+        raise TypeError(
+            f"posteriors must be Posteriors or a sequence of Posterior, but are {posteriors!r:.80}."
+        )
     if not len(posteriors):
         raise ValueError("posteriors must hold at least one object, but are empty.")
     names = posteriors[0].names
-    truths = np.asarray(theta_true, np.float64)
+    truths = numbers("theta_true", theta_true)
     shape = (len(posteriors), len(names))
     if truths.shape != shape:
         raise ValueError(

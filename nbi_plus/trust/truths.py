@@ -18,6 +18,7 @@ from scipy.stats import poisson
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.arguments import whole
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -29,9 +30,9 @@ from nbi_plus.infer.proposals.base import FlowProposal
 from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.weights.summary import gate_of
 from nbi_plus.learn.network import PosteriorNetwork
-from nbi_plus.problem.random import generator, keyed_normal, keyed_uniform
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.target import Target
+from nbi_plus.trust.simulated import known_objects
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -132,6 +133,11 @@ class _Answers:
     context: RungContext
 
 
+def chance(n: int, expected: float) -> float:
+    """Return the probability of n or more, by Poisson's law."""
+    return float(poisson.sf(n - 1, expected)) if n else 1.0
+
+
 @dataclass(frozen=True)
 class TruthTrial:
     """How a network is tried.
@@ -168,8 +174,8 @@ class TruthTrial:
         answers += [self._answers(part) for part in rows[_N_FIRST:].split(at_once) if len(part)]
         n_above = sum(len(own.missed.grade) for own in answers)
         expected = sum(own.expected for own in answers)
-        p_value = float(poisson.sf(n_above - 1, expected)) if n_above else 1.0
-        test = TruthTest(sum(own.n_certified for own in answers), n_above, expected, p_value)
+        n_certified = sum(own.n_certified for own in answers)
+        test = TruthTest(n_certified, n_above, expected, chance(n_above, expected))
         audit = self.ladder.audit
         return self._audited(test, answers, audit) if test.failed and audit is not None else test
 
@@ -194,16 +200,11 @@ class TruthTrial:
     @torch.no_grad()
     def _answers(self, rows: Tensor) -> _Answers:
         """Return the network's answers about simulated objects of these numbers."""
-        problem, prior, every = self.problem, self.problem.prior, torch.arange(len(rows))
-        index = every.to(self.device)
-        truth = keyed_normal(self.seed, f"{_STAGE} theta", rows, (prior.n_dim,))[:, None]
-        bank = problem.conditions
-        owner = keyed_uniform(self.seed, f"{_STAGE} owner", rows, ()) * len(bank)
-        blank = bank.select(owner.long().cpu()).to(self.device)
-        curves = Target(prior, problem.simulator, problem.noise, blank).simulate(truth, index)
-        theta = prior.complete(prior.from_latent(truth))[:, 0]
-        rng = generator(self.seed, f"{_STAGE} noise {int(rows[0])}", self.device)
-        data = problem.noise.observe(curves[:, 0], blank, theta, rng)
+        problem, prior = self.problem, self.problem.prior
+        index = torch.arange(len(rows), device=self.device)
+        stages = _STAGE, f"{_STAGE} noise {int(rows[0])}"
+        made = known_objects(problem, problem.conditions, rows, self.seed, *stages)
+        truth, data = made.truth, made.data
         target = Target(prior, problem.simulator, problem.noise, data)
         features = self.network.features(data)
         draws = self._flow.draw(features, rows, _N_DRAWS, self.seed, _STAGE)
@@ -251,9 +252,7 @@ def truth_test(
             "truth_test must have a likelihood and a simulator that gives one answer, but one of "
             "them is missing. Fit with truth_test=None."
         )
-    n = N_OBJECTS if wanted is None or wanted is True else int(wanted)
-    if n < 1:
-        raise ValueError(f"truth_test must be at least 1 object, but is {wanted!r}.")
+    n = N_OBJECTS if wanted is None or wanted is True else whole("truth_test", wanted)
     result = trial.run(n, _SHARE * seconds if wanted is None else math.inf)
     if result is not None and result.failed:
         _LOG.warning(

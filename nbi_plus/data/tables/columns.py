@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbi_plus.data.ingest import ingest, is_time, times
 
 _NO_TEXT = ("", "None", "nan", "NaN", "<NA>", "--")
+NOTE = "nbi_plus"  # where a table that we wrote says what its columns are
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Table:
         The name of the file that it is in, which names the object otherwise.
     layout : mapping
         What `Observations.write` noted about its columns; empty for other tables.
+    about : mapping
+        What else the table says of itself: the meta of an astropy table.
     """
 
     names: tuple[str, ...]
@@ -64,6 +68,7 @@ class Table:
     label: str | None = None
     source: str | None = None
     layout: Mapping[str, object] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
@@ -103,6 +108,14 @@ def column(
     gaps = gaps | np.isnan(array) if array.dtype.kind == "f" else gaps
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return Column(native, gaps, unit=unit, clock=clock)
+
+
+def noted(text: str | bytes | None) -> dict[str, object]:
+    """Return the layout that stands in the note of a table, if any."""
+    layout = json.loads(text) if text else {}
+    if not isinstance(layout, dict):
+        raise ValueError(f"its note {NOTE!r} must be an object of JSON, but is {layout!r:.50}")
+    return layout
 
 
 def coded(codes: NDArray, texts: ArrayLike, missing: NDArray, unit: str | None = None) -> Column:

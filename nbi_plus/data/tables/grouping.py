@@ -69,7 +69,7 @@ def group(values: NDArray, texts: NDArray | None = None) -> Grouping:
     first = np.empty(len(found), np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equal places, the last assigned stays
     order = np.argsort(first)
-    ids = _whole(found) if texts is None else texts[found]
+    ids = whole(found) if texts is None else texts[found]
     return Grouping(ids[order], np.argsort(order)[codes])
 
 
@@ -89,7 +89,7 @@ def one_group(name: str | int, n_rows: int) -> Grouping:
     return Grouping(np.array([name]), np.zeros(n_rows, np.int64))
 
 
-def _whole(ids: NDArray) -> NDArray:
+def whole(ids: NDArray) -> NDArray:
     """Return numbers of objects as whole ones: a column with gaps once may hold floats."""
     if ids.dtype.kind != "f":
         return ids

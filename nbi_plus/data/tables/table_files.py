@@ -7,6 +7,7 @@ so that it can be read without naming them; CSV has no place for that, and none 
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import json
 import os
@@ -15,20 +16,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.data.tables.columns import Column, Table, column
-from nbi_plus.data.tables.tables import arrow_column, of_arrow, of_astropy, solid
+from nbi_plus.arguments import path_of
+from nbi_plus.data.tables.columns import NOTE, Column, Table, column, noted
+from nbi_plus.data.tables.tables import arrow_column, of_arrow, of_astropy, solid, unit_of_field
 from nbi_plus.io.archive import ArchiveError, open_hdf5
 
+if TYPE_CHECKING:
+    import pyarrow
+
 Columns = Mapping[str, NDArray]
-_NOTE = "nbi_plus"
-_FITS_NOTE = "NBIPLUS"  # names in a FITS header have eight letters
-_FITS_KEYS = ("OBJECT", _FITS_NOTE)
+FITS_NOTE = "NBIPLUS"  # names in a FITS header have eight letters
+_FITS_KEYS = ("OBJECT", FITS_NOTE)
 
 
 class Format(NamedTuple):
@@ -41,7 +45,7 @@ class Format(NamedTuple):
 
 def read_table(path: Path | str) -> Table:
     """Return the table in a file, of which only the columns asked for will be loaded."""
-    path = Path(path)
+    path = path_of("path", path)
     form = format_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be an existing file, but there is no file {path}.")
@@ -78,13 +82,13 @@ def write_table(
     overwrite : bool
         Whether an existing file may be replaced.
     """
-    path = Path(path)
+    path = path_of("path", path)
     form = format_of(path)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"path must be a new file, but {path} exists. Give overwrite=True to replace it."
         )
-    draft = path.with_name(f".{uuid.uuid4().hex}{_suffix(path)}")
+    draft = path.with_name(f".{uuid.uuid4().hex}{suffix_of(path)}")
     try:
         form.write(draft, columns, units, json.dumps(layout))
         os.replace(draft, path)
@@ -94,7 +98,7 @@ def write_table(
 
 def format_of(path: Path) -> Format:
     """Return the format that the name of a file stands for."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix in FORMATS:
         return FORMATS[suffix]
     raise ValueError(
@@ -105,12 +109,31 @@ def format_of(path: Path) -> Format:
 
 def stem(path: Path) -> str:
     """Return the name of a file without its suffix."""
-    return path.name[: len(path.name) - len(_suffix(path))]
+    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """Return the suffix of a file in lower case, with that before ``.gz``."""
     ends = [s.lower() for s in path.suffixes[-2:]]
     return "".join(ends) if ends[-1:] == [".gz"] else "".join(ends[-1:])
+
+
+def found_files(what: str, pattern: Path | str, ends: Sequence[str]) -> list[Path]:
+    """Return the file, those that a glob fits, or those in a folder with one of these ends."""
+    path = Path(pattern)
+    if path.is_dir():
+        inside = {p: p.relative_to(path).parts for p in path.rglob("*")}
+        found = sorted(
+            p for p, parts in inside.items() if p.name.lower().endswith(tuple(ends))
+            and not any(k.startswith(("_", ".")) for k in parts)
+        )  # fmt: skip
+    else:
+        found = [path] if path.exists() else sorted(Path(p) for p in glob.glob(str(pattern)))
+    if not found:
+        raise FileNotFoundError(
+            f"{what} must name at least one file, but there is none of {str(pattern)!r}."
+        )
+    return found
 
 
 @contextmanager
@@ -125,14 +148,6 @@ def _sound(path: Path, form: Format, signs: tuple[type[Exception], ...]) -> Iter
             f"{path.name} must be a sound {form.name} file, but cannot be read "
             f"({type(error).__name__}: {error}). Copy it again, or write it anew."
         ) from error
-
-
-def _noted(text: str | bytes | None) -> dict[str, object]:
-    """Return the layout that `write_table` noted, if any."""
-    layout = json.loads(text) if text else {}
-    if not isinstance(layout, dict):
-        raise ValueError(f"its note {_NOTE!r} must be an object of JSON, but is {layout!r:.50}")
-    return layout
 
 
 def _parquet() -> Any:  # noqa: ANN401 - pyarrow is optional
@@ -150,17 +165,24 @@ def _read_parquet(path: Path) -> Table:
         schema, n_rows = file.schema_arrow, file.metadata.num_rows
     if any(schema.field(i).type.num_fields for i in range(len(schema))):
         return of_arrow(_parquet().read_table(path))
-    note = (schema.metadata or {}).get(_NOTE.encode())
+    note = (schema.metadata or {}).get(NOTE.encode())
 
     def load(names: Sequence[str]) -> dict[str, Column]:
         found = {}
         with _parquet().ParquetFile(path) as file:
             for name in names:  # one at a time, so that memory holds one copy more, not all
-                unit = (schema.field(name).metadata or {}).get(b"unit", b"").decode() or None
-                found[name] = arrow_column(name, solid(file.read(columns=[name])[name]), unit)
+                values = solid(file.read(columns=[name])[name])
+                found[name] = arrow_column(name, values, unit_of_field(schema.field(name)))
         return found
 
-    return Table(tuple(schema.names), n_rows, load, layout=_noted(note))
+    return Table(tuple(schema.names), n_rows, load, layout=noted(note))
+
+
+def arrow_of_parquet(path: Path, unread: str) -> pyarrow.Table:
+    """Return the table in a file, without the columns whose names begin with ``unread``."""
+    with _sound(path, FORMATS[".parquet"], (OSError, EOFError, TypeError, ValueError)):
+        names = _parquet().read_schema(path).names
+        return _parquet().read_table(path, columns=[n for n in names if not n.startswith(unread)])
 
 
 def _write_parquet(path: Path, columns: Columns, units: Mapping[str, str], layout: str) -> None:
@@ -171,7 +193,7 @@ def _write_parquet(path: Path, columns: Columns, units: Mapping[str, str], layou
     arrays |= {k: v.dictionary_encode() for k, v in arrays.items() if v.type == pa.string()}
     fields = [pa.field(k, v.type, metadata={"unit": units[k]} if k in units else None)
               for k, v in arrays.items()]  # fmt: skip
-    schema = pa.schema(fields, metadata={_NOTE: layout})
+    schema = pa.schema(fields, metadata={NOTE: layout})
     parquet.write_table(pa.table(list(arrays.values()), schema=schema), path)
 
 
@@ -191,7 +213,7 @@ def _read_fits(path: Path) -> Table:
             data = file[place].data
             return {k: _fits_column(k, np.array(data[k]), *found[k]) for k in names}
 
-    return Table(tuple(found), n_rows, load, label=label or None, layout=_noted(note))
+    return Table(tuple(found), n_rows, load, label=label or None, layout=noted(note))
 
 
 def _fits_column(name: str, values: NDArray, unit: str | None, null: int | None) -> Column:
@@ -213,30 +235,30 @@ def _write_fits(path: Path, columns: Columns, units: Mapping[str, str], layout: 
         for name, array in columns.items()
     ]
     hdu = fits.BinTableHDU.from_columns(made)
-    hdu.header[_FITS_NOTE] = layout
+    hdu.header[FITS_NOTE] = layout
     hdu.writeto(path)
 
 
 def _read_hdf5(path: Path) -> Table:
     with open_hdf5(path) as file:
-        place, found = _hdf5_columns(file)
-        note = file.attrs.get(_NOTE)
+        place, found = hdf5_columns(file)
+        note = file.attrs.get(NOTE)
         units = {k: file[place][k].attrs.get("unit") for k in found if found[k]}
 
     def load(names: Sequence[str]) -> dict[str, Column]:
         with open_hdf5(path) as file:
             node = file[place]
-            return {k: column(k, _texts(node[k]), None, units.get(k)) for k in names}
+            return {k: column(k, texts_of_hdf5(node[k]), None, units.get(k)) for k in names}
 
     sizes = {size for size in found.values() if size}
     if len(sizes) > 1:
         raise ValueError(f"its columns have different lengths: {found}")
     with open_hdf5(path) as file:
         n_rows = sizes.pop() if sizes else len(file[place])
-    return Table(tuple(found), n_rows, load, layout=_noted(note))
+    return Table(tuple(found), n_rows, load, layout=noted(note))
 
 
-def _hdf5_columns(file: h5py.File) -> tuple[str, dict[str, int | None]]:
+def hdf5_columns(file: h5py.File) -> tuple[str, dict[str, int | None]]:
     """Return where the columns are: datasets of one group, or fields (None) of one dataset."""
     node = file
     while len(node) == 1 and isinstance(next(iter(node.values())), h5py.Group):
@@ -251,15 +273,15 @@ def _hdf5_columns(file: h5py.File) -> tuple[str, dict[str, int | None]]:
     return node.name, flat
 
 
-def _texts(data: h5py.Dataset | NDArray) -> NDArray:
-    """Return a dataset, texts of any length as texts, not bytes."""
+def texts_of_hdf5(data: h5py.Dataset | NDArray, rows: slice = slice(None)) -> NDArray:
+    """Return rows of a dataset, texts of any length as texts, not bytes."""
     flexible = h5py.check_vlen_dtype(data.dtype) is str
-    return data.asstr()[:] if flexible and isinstance(data, h5py.Dataset) else data[:]
+    return data.asstr()[rows] if flexible and isinstance(data, h5py.Dataset) else data[rows]
 
 
 def _write_hdf5(path: Path, columns: Columns, units: Mapping[str, str], layout: str) -> None:
     with h5py.File(path, "w-") as file:
-        file.attrs[_NOTE] = layout
+        file.attrs[NOTE] = layout
         for name, array in columns.items():
             is_text = array.dtype.kind == "U"
             file[name] = np.char.encode(array, "utf-8") if is_text else array
@@ -271,7 +293,7 @@ def _read_text(path: Path, kind: str) -> Table:
     from astropy.table import Table as AstropyTable
 
     table = AstropyTable.read(path, format=kind)
-    return of_astropy(table, _noted(table.meta.get(_NOTE)))
+    return of_astropy(table, noted(table.meta.get(NOTE)))
 
 
 def _read_csv(path: Path) -> Table:
@@ -295,7 +317,7 @@ def _write_ecsv(path: Path, columns: Columns, units: Mapping[str, str], layout: 
     from astropy.table import Table as AstropyTable
     from astropy.units import Unit
 
-    table = AstropyTable(dict(columns), meta={_NOTE: layout})
+    table = AstropyTable(dict(columns), meta={NOTE: layout})
     for name, unit in units.items():
         table[name].unit = Unit(unit, parse_strict="silent")
     table.write(path, format="ascii.ecsv")

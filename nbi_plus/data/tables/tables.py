@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbi_plus.data.tables.columns import Column, Table, coded, column
+from nbi_plus.data.tables.columns import NOTE, Column, Table, coded, column, noted
 from nbi_plus.data.tables.surveys import find_roles
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _LOG = logging.getLogger("nbi_plus")
-_LABELS = ("LABEL", "OBJECT", "TARGETID")
+_LABELS = ("LABEL", "OBJECT", "TARGETID", "SNID", "name", "id")
 _DTYPES = {"f": np.float64, "i": np.int64, "u": np.uint64, "b": np.bool_, "M": "datetime64[ns]"}
 
 
@@ -103,6 +103,7 @@ def of_astropy(table: astropy.table.Table, layout: Mapping[str, object] | None =
         lambda wanted: {name: column(name, table[name]) for name in wanted},
         label=label,
         layout=layout or {},
+        about=dict(table.meta),
     )
 
 
@@ -138,8 +139,24 @@ def _of_series(name: str, series: pandas.Series) -> Column:
 
 def _of_nested(frame: pandas.DataFrame) -> Table:
     """Return a NestedFrame: light curves within rows of objects."""
-    from_pandas = _arrow().Table.from_pandas
-    return of_arrow(from_pandas(frame, preserve_index=any(frame.index.names)))
+    return of_arrow(arrow_of_frame(frame))
+
+
+def arrow_of_frame(data: object) -> pyarrow.Table | None:
+    """Return a frame of pandas, nested-pandas or pyarrow as a table of arrow; None for others."""
+    kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}
+    if "pyarrow.Table" in kinds:
+        return data
+    if "pandas.DataFrame" not in kinds:
+        return None
+    arrow = _arrow()
+    try:
+        return arrow.Table.from_pandas(data, preserve_index=any(data.index.names))
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
+        raise ValueError(
+            f"table must have columns of one kind of values each, but {error}. Convert the column, "
+            "or give the rows as dicts."
+        ) from error
 
 
 def _arrow() -> Any:  # noqa: ANN401 - pyarrow is optional
@@ -159,10 +176,12 @@ def of_arrow(table: pyarrow.Table) -> Table:
     Lists beside columns that are a light curve already are no points, and left alone.
     """
     flat, lists = _unfolded(table)
+    units = {field.name: unit_of_field(field) for field in table.schema}
+    layout = noted((table.schema.metadata or {}).get(NOTE.encode()))
     if not lists or _is_long(flat):
-        load = partial(_load_arrow, flat)
-        return Table(tuple(flat), table.num_rows, load)
-    lengths = [_lengths(values) for values in lists.values()]
+        load = partial(_load_arrow, flat, units)
+        return Table(tuple(flat), table.num_rows, load, layout=layout)
+    lengths = [lengths_of(values) for values in lists.values()]
     if any(not np.array_equal(lengths[0], other) for other in lengths):
         raise ValueError(
             f"table must have lists of one length in each row, but {list(lists)} differ. Select "
@@ -177,7 +196,7 @@ def of_arrow(table: pyarrow.Table) -> Table:
         (*flat, *points),
         len(owner),
         lambda names: _load_arrow(
-            points | {k: flat[k].take(rows) for k in names if k not in points}, names
+            points | {k: flat[k].take(rows) for k in names if k not in points}, units, names
         ),
         owner=owner,
     )
@@ -217,8 +236,15 @@ def arrow_column(name: str, values: pyarrow.Array, unit: str | None = None) -> C
     return column(name, values.to_numpy(zero_copy_only=False), missing, unit)
 
 
-def _load_arrow(data: Mapping[str, pyarrow.Array], names: Sequence[str]) -> dict[str, Column]:
-    return {name: arrow_column(name, data[name]) for name in names}
+def _load_arrow(
+    data: Mapping[str, pyarrow.Array], units: Mapping[str, str | None], names: Sequence[str]
+) -> dict[str, Column]:
+    return {name: arrow_column(name, data[name], units.get(name)) for name in names}
+
+
+def unit_of_field(field: pyarrow.Field) -> str | None:
+    """Return the unit that a field of a schema notes, if any."""
+    return (field.metadata or {}).get(b"unit", b"").decode() or None
 
 
 def _unfolded(table: pyarrow.Table) -> tuple[dict, dict]:
@@ -227,7 +253,7 @@ def _unfolded(table: pyarrow.Table) -> tuple[dict, dict]:
     Where several structures are nested, or names meet, a field is called ``structure.field``.
     """
     flat = {name: solid(table[name]) for name in table.column_names}
-    nested = {k: dict(_fields(v)) for k, v in flat.items() if _is_nested(v.type)}
+    nested = {k: dict(fields_of(v)) for k, v in flat.items() if is_of_lists(v.type)}
     plain = {k: v for k, v in flat.items() if k not in nested}
     lists = {}
     for outer, fields in nested.items():
@@ -237,15 +263,16 @@ def _unfolded(table: pyarrow.Table) -> tuple[dict, dict]:
     return plain, lists
 
 
-def _is_nested(kind: pyarrow.DataType) -> bool:
+def is_of_lists(kind: pyarrow.DataType) -> bool:
+    """Say whether a type is a list, or a structure of lists alone."""
     import pyarrow.types as kinds
 
     if kinds.is_struct(kind):
-        return all(_is_nested(kind.field(i).type) for i in range(kind.num_fields))
+        return all(is_of_lists(kind.field(i).type) for i in range(kind.num_fields))
     return kinds.is_list(kind) or kinds.is_large_list(kind)
 
 
-def _fields(values: pyarrow.Array) -> Iterator[tuple[str, pyarrow.Array]]:
+def fields_of(values: pyarrow.Array) -> Iterator[tuple[str, pyarrow.Array]]:
     """Yield lists of a list (nameless), a structure of lists, or a list of structures."""
     import pyarrow.types as kinds
 
@@ -254,7 +281,7 @@ def _fields(values: pyarrow.Array) -> Iterator[tuple[str, pyarrow.Array]]:
         yield from zip(names, values.flatten(), strict=True)
     elif kinds.is_struct(values.type.value_type):
         inner = values.flatten()
-        offsets = np.concatenate([[0], np.cumsum(_lengths(values))])
+        offsets = np.concatenate([[0], np.cumsum(lengths_of(values))])
         make = _arrow().LargeListArray.from_arrays
         for i, part in enumerate(inner.flatten()):
             yield values.type.value_type.field(i).name, make(offsets, part)
@@ -262,7 +289,7 @@ def _fields(values: pyarrow.Array) -> Iterator[tuple[str, pyarrow.Array]]:
         yield "", values
 
 
-def _lengths(values: pyarrow.Array) -> np.ndarray:
+def lengths_of(values: pyarrow.Array) -> np.ndarray:
     """Return the lengths of the lists of each row, 0 where there is none."""
     return values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
 

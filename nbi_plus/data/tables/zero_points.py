@@ -79,12 +79,18 @@ def scaling(
         return None
     if found.system is not None:
         _check_systems(found.system, columns[found.system], band)
-    values, counts = np.unique(zero[known], return_counts=True)
-    target = float(values[counts.argmax()]) if wanted is None else wanted
+    values = np.unique(zero[known])
+    target = most_common(zero) if wanted is None else wanted
     if not math.isfinite(target):
         raise ValueError(f"zero_point must be a finite magnitude, but is {target}.")
     _report(found.value, values, target, int((~known).sum()))
     return 10 ** (-0.4 * (zero - target))
+
+
+def most_common(zero: NDArray[np.float64]) -> float | None:
+    """Return the zero point that most rows have, None where none has any."""
+    values, counts = np.unique(zero[np.isfinite(zero)], return_counts=True)
+    return float(values[counts.argmax()]) if len(values) else None
 
 
 def _are_fluxes(found: ZeroPoints, columns: Mapping[str, Column], x: Sequence[str]) -> bool:

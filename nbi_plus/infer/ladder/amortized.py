@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,25 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus import launch
-from nbi_plus.batched import join
+from nbi_plus.arguments import of_kind, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.earlier import Earlier, can_be_tried_again, places_of
+from nbi_plus.infer.ladder.audit import AUDIT_TIMES
+from nbi_plus.infer.ladder.earlier import Earlier, Tried, can_be_tried_again, places_of
 from nbi_plus.infer.ladder.escalation import (
     Answered,
     Group,
+    counted,
     escalate,
     in_order,
-    joined_accounts,
     settled,
 )
 from nbi_plus.infer.ladder.hints import Hints, hints_for
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, reweight
 from nbi_plus.infer.ladder.rung import RungContext
+from nbi_plus.infer.ladder.waiting import MOST_BYTES, Begun, Gathered, Waiting
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.accounts import Meter, ReportLog
 from nbi_plus.infer.posterior.certificate import unweighted_pool
-from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.translated import Change, TranslatedFlow
@@ -42,8 +43,19 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator.simulator import BoundSimulator
 from nbi_plus.problem.target import Target
 from nbi_plus.problem.window import strangers
+from nbi_plus.progress import progress as shown
 
-_SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
+
+@dataclass(frozen=True)
+class Asked:
+    """How answers are wanted: the ladder with as many draws, and what is asked of verdicts.
+
+    ``n_unweighted`` draws are made where nothing weighs them.
+    """
+
+    ladder: Ladder
+    request: verdict.Request
+    n_unweighted: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,8 @@ class Amortized:
     model : TrainedModel
     ladder : Ladder
     device : torch.device
-    n_jobs, client
-        How a numpy simulator is run.
+    n_jobs, client, progress
+        How a numpy simulator is run; what is told meanwhile.
     earlier : Earlier or None
         What is known of the objects that are asked for: places to look at, earlier attempts.
     change : Change or None
@@ -84,6 +96,7 @@ class Amortized:
     change: Change | None = None
     doubted: bool | None = None
     blind: bool = False
+    progress: bool | None = None
 
     def looking_at(self, modes: Hints | None, objects: Observations) -> Amortized:
         """Return the same with places to look at for these objects."""
@@ -99,47 +112,42 @@ class Amortized:
         self, observations: Observations, n_samples: int, keep: int | None, seed: int
     ) -> Posteriors:
         """Return posteriors of many objects, in batches of bounded memory."""
-        if not n_samples >= 1:
-            raise ValueError(f"n_samples must be at least 1, but is {n_samples}.")
-        if not len(observations):
-            raise ValueError("observations must hold at least one object, but hold none.")
-        if keep is not None and not keep >= 0:
-            raise ValueError(f"keep must be None or at least 0, but is {keep}.")
-        self.check_grid(observations)
+        asked, n = self.asked(n_samples, keep, seed), len(observations)
+        with preserved_random_state(), shown("answering", n, self.progress, unit="objects") as work:
+            return in_order(counted(self._answers(observations, asked), work), n)
+
+    def begin(self, observations: Observations, asked: Asked) -> Begun:
+        """Return the answers that the network's draws settle, and the objects that climb later.
+
+        Where places are known to look at, and where more wait than the memory should hold, objects
+        climb at once.
+        """
+        with preserved_random_state():
+            if self.earlier is not None or self._why_not(observations):
+                return Begun(tuple(self._answers(observations, asked)))
+            waiting: list[Waiting] = []
+            answered = tuple(self._first(observations, asked, waiting, MOST_BYTES))
+            return Begun(answered, tuple(waiting))
+
+    def climb(self, waiting: Sequence[Waiting], asked: Asked) -> list[Answered]:
+        """Return the answers for objects that waited, after the whole ladder."""
+        with preserved_random_state():
+            return list(self._escalated(waiting, asked))
+
+    def asked(self, n_samples: int, keep: int | None, seed: int, keep_unfinished: int = 0) -> Asked:
+        """Return how answers are wanted, for `begin` and `climb`."""
+        whole("n_samples", n_samples)
+        whole("keep", 0 if keep is None else keep, 0)
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
         if ladder.audit is not None and self.doubted:
             ladder = replace(ladder, audit=ladder.audit.doubled())
         doubt = verdict.Doubt.of(bool(self.doubted), self.blind)
-        request = verdict.Request(self.prior, keep, ladder.gate, seed, doubt)
-        reason = self._why_not(observations)
-        weighted = not reason
-        if not weighted and self.change is not None:
-            raise ValueError(
-                f"predict with another prior must weigh its draws, but {reason}. Use "
-                "posterior.reweight(prior)."
-            )
-        proposal = self.proposal(ladder.defensive_share if weighted else 0.0)
-        # without weights a draw more makes no answer better than was asked for
-        n_draws = ladder.n_draws if weighted else max(n_samples, keep or 0)
-        step = max(1, launch.of(self.device).batch_draws // n_draws)
-        by_length = np.argsort(observations.lengths, kind="stable")  # so that little is padded
-        pieces = (by_length[i : i + step] for i in range(0, len(by_length), step))
-        with preserved_random_state():
-            if weighted:
-                found = self._weighted(observations, pieces, proposal, ladder, request)
-                return in_order(list(found))
-            parts = []
-            for rows in pieces:
-                objects, _, features = self._see(observations[rows])
-                own = Conditioned(proposal, features)
-                z = own.draw(objects.keys, n_draws, seed, "predict")
-                pool = unweighted_pool(own, z[:, :keep])
-                answer = verdict.amortized(pool, z, objects, request, reason)
-                parts.append(Answered(answer, rows))
-            return in_order(parts)
+        request = verdict.Request(self.prior, keep, ladder.gate, seed, doubt, keep_unfinished)
+        return Asked(ladder, request, max(n_samples, keep or 0))
 
     def retry(self, posteriors: Posteriors, observations: Observations, seed: int) -> Posteriors:
         """Return the posteriors with those that no rung certified tried once more."""
+        of_kind("posteriors", posteriors, Posteriors, "Give what predict_many returned.")
         if posteriors.draws is None:
             raise ValueError(
                 "posteriors must have kept draws to be tried again, but kept summaries only "
@@ -150,25 +158,75 @@ class Amortized:
             return posteriors
         old = posteriors[waiting]
         objects = observations[places_of(old, observations)]
+        costs = np.stack([old.n_simulated, old.n_gradients])
+        again = self.after(list(old), costs, objects, seed)
+        again = again.posteriors(objects, self.ladder.n_draws, None, seed)
+        settled_before = np.setdiff1d(np.arange(len(posteriors)), waiting)
+        kept = Answered(posteriors[settled_before], settled_before)
+        return in_order([kept, Answered(again, waiting)], len(posteriors))
+
+    def after(
+        self, tried: Sequence[Tried], costs: NDArray[np.int64], objects: Observations, seed: int
+    ) -> Amortized:
+        """Return the same, knowing what was tried with these objects, as `Earlier.of` takes it."""
         keys = torch.as_tensor(objects.keys, device=self.device)
         family = self.ladder.refine.family(self.prior.n_dim)
         with preserved_random_state():
-            earlier = Earlier.of(old, self.prior, family, keys, seed)
-        again = replace(self, earlier=earlier).posteriors(objects, self.ladder.n_draws, None, seed)
-        settled_before = np.setdiff1d(np.arange(len(posteriors)), waiting)
-        kept = Answered(posteriors[settled_before], settled_before)
-        return in_order([kept, Answered(again, waiting)])
+            earlier = Earlier.of(tried, costs, self.prior, family, keys, seed)
+        return replace(self, earlier=earlier)
 
-    def _weighted(
-        self, observations: Observations, pieces: Iterable[NDArray[np.int64]],
-        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
-    ) -> Iterator[Answered]:  # fmt: skip
-        """Yield answers; those objects that escalate wait until enough are there to go together."""
+    def _answers(self, observations: Observations, asked: Asked) -> Iterator[Answered]:
+        """Yield the answers for all objects."""
+        reason = self._why_not(observations)
+        if not reason:
+            waiting: list[Waiting] = []
+            yield from self._first(observations, asked, waiting, 0)
+            if waiting:
+                yield from self._escalated(waiting, asked)
+            return
+        if self.change is not None:
+            raise ValueError(
+                f"predict with another prior must weigh its draws, but {reason}. Use "
+                "posterior.reweight(prior)."
+            )
+        # without weights a draw more makes no answer better than was asked for
+        for rows in self._pieces(observations, asked.n_unweighted):
+            yield self._unweighted(observations[rows], rows, asked, reason)
+
+    def _pieces(self, observations: Observations, n_draws: int) -> Iterator[NDArray[np.int64]]:
+        """Yield which objects go together, all once; those of like lengths, so little is padded."""
+        if not len(observations):
+            raise ValueError("observations must hold at least one object, but hold none.")
+        self.model.check_grid(observations)
+        step = max(1, launch.of(self.device).batch_draws // n_draws)
+        by_length = np.argsort(observations.lengths, kind="stable")
+        for i in range(0, len(by_length), step):
+            yield by_length[i : i + step]
+
+    def _unweighted(
+        self, observations: Observations, rows: NDArray[np.int64], asked: Asked, reason: str
+    ) -> Answered:
+        """Return answers of the network alone, with the reason why nothing weighs its draws."""
+        request = asked.request
+        objects, _, features = self._see(observations)
+        own = Conditioned(self.proposal(0.0), features)
+        z = own.draw(objects.keys, asked.n_unweighted, request.seed, "predict")
+        pool = unweighted_pool(own, z[:, : request.keep])
+        return Answered(verdict.amortized(pool, z, objects, request, reason), rows)
+
+    def _first(
+        self, observations: Observations, asked: Asked, waiting: list[Waiting], most_bytes: int
+    ) -> Iterator[Answered]:
+        """Yield the answers that the network's draws settle; the others are left waiting.
+
+        Once these are enough to go together, and take more memory than ``most_bytes``, they climb.
+        """
+        ladder, request = asked.ladder, asked.request
         at_once = launch.of(self.device).escalated_objects
-        waiting: list[tuple[Group, Outcome]] = []
-        for rows, earlier in self._apart(pieces):
+        proposal = self.proposal(ladder.defensive_share)
+        for rows, earlier in self._apart(self._pieces(observations, ladder.n_draws)):
             objects, batch, features = self._see(observations[rows])
-            context = self._context(batch, earlier.accounts(ladder.gate), ladder, request)
+            context = self._context(batch, earlier.accounts(ladder.gate), asked)
             group = Group(objects, rows, features, context)
             first = reweight(proposal, features, objects.keys, context, ladder, earlier.look)
             for outcome in first:
@@ -182,12 +240,12 @@ class Amortized:
                 if not goes_on.all():
                     yield settled(outcome.select((~goes_on).nonzero()[:, 0]), group, request)
                 if goes_on.any():
-                    waiting.append((group, outcome.select(goes_on.nonzero()[:, 0])))
-            if sum(len(o.grade) for _, o in waiting) >= at_once:
-                yield from self._escalated(observations, waiting, proposal, ladder, request)
-                waiting = []
-        if waiting:
-            yield from self._escalated(observations, waiting, proposal, ladder, request)
+                    left = outcome.select(goes_on.nonzero()[:, 0])
+                    waiting.append(Waiting.of(group, left, observations))
+            enough = sum(map(len, waiting)) >= at_once
+            if enough and sum(own.n_bytes for own in waiting) > most_bytes:
+                yield from self._escalated(waiting, asked)
+                waiting.clear()
 
     def _apart(
         self, pieces: Iterable[NDArray[np.int64]]
@@ -202,28 +260,15 @@ class Amortized:
                 if len(some):
                     yield some, self.earlier.select(some)
 
-    def _escalated(
-        self, observations: Observations, waiting: list[tuple[Group, Outcome]],
-        proposal: NetworkProposal, ladder: Ladder, request: verdict.Request,
-    ) -> Iterator[Answered]:  # fmt: skip
+    def _escalated(self, waiting: Sequence[Waiting], asked: Asked) -> Iterator[Answered]:
         """Yield answers for objects that waited, as one group; those of one rung as one batch."""
-        waiting = sorted(waiting, key=lambda own: own[1].rung)
-        indices = [outcome.pool.index for _, outcome in waiting]
-        rows = np.concatenate([p.positions[i.cpu().numpy()]
-                               for (p, _), i in zip(waiting, indices, strict=True)])  # fmt: skip
-        features = torch.cat([p.features[i] for (p, _), i in zip(waiting, indices, strict=True)])
-        objects, batch, _ = self._see(observations[rows], features)
-        context = self._context(batch, joined_accounts(waiting), ladder, request)
-        group = Group(objects, rows, features, context)
-        outcomes, first = [], 0
-        for _, same in groupby((outcome for _, outcome in waiting), key=lambda o: o.rung):
-            outcome = join(list(same))
-            n = len(outcome.grade)
-            index = torch.arange(first, first + n, device=features.device)
-            outcomes.append(replace(outcome, pool=replace(outcome.pool, index=index)))
-            first += n
-        look = None if self.earlier is None else self.earlier.look_of(rows)
-        yield from escalate(group, outcomes, proposal, look, ladder, request)
+        some = Gathered.of(waiting, asked.ladder.gate)
+        objects, batch, _ = self._see(some.observations, some.features)
+        context = self._context(batch, some.accounts, asked)
+        group = Group(objects, some.positions, some.features, context)
+        look = None if self.earlier is None else self.earlier.look_of(some.positions)
+        proposal = self.proposal(asked.ladder.defensive_share)
+        yield from escalate(group, some.outcomes, proposal, look, asked.ladder, asked.request)
 
     def _batch(self, objects: Observations) -> Batch:
         return objects.batch().to(self.device)
@@ -232,18 +277,19 @@ class Amortized:
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
     def _context(
-        self, batch: Batch, accounts: tuple[Meter, ReportLog], ladder: Ladder,
-        request: verdict.Request,
-    ) -> RungContext:  # fmt: skip
+        self, batch: Batch, accounts: tuple[Meter, ReportLog], asked: Asked
+    ) -> RungContext:
+        ladder = asked.ladder
         attempt = 0 if self.earlier is None else self.earlier.attempt
         return RungContext(
             self._target(batch),
             *accounts,
             ladder.gate,
             ladder.budget,
-            request.seed,
+            asked.request.seed,
             attempt,
             ladder.n_draws,
+            kept_back=0.0 if ladder.audit is None else AUDIT_TIMES,
         )
 
     def posterior(self, one: Observations, n_samples: int, seed: int) -> Posterior:
@@ -255,8 +301,9 @@ class Amortized:
 
     def sample(self, one: Observations, n_samples: int, seed: int) -> NDArray[np.float64]:
         """Return draws (n, D) of the network alone, for one object."""
-        self.check_grid(one)
-        _, features = self.features(one)
+        whole("n_samples", n_samples)
+        self.model.check_grid(one)
+        features = self._sound_features(one)
         keys = torch.as_tensor(one.keys, device=features.device)
         z = self.proposal(0.0).draw(features, keys, n_samples, seed, "sample").z
         return self.prior.from_latent(z)[0].cpu().numpy()
@@ -265,13 +312,13 @@ class Amortized:
         self, theta: NDArray[np.float64], observations: Observations
     ) -> NDArray[np.float64]:
         """Return log q(theta | x), shape (n,), of theta (n, D) and one object, or n objects."""
-        self.check_grid(observations)
+        self.model.check_grid(observations)
         if len(observations) not in (1, len(theta)):
             raise ValueError(
                 f"x must hold one object, or one for each of {len(theta)} theta, but holds "
                 f"{len(observations)}."
             )
-        features = self.features(observations)[1].expand(len(theta), -1)
+        features = self._sound_features(observations).expand(len(theta), -1)
         z = torch.as_tensor(self.prior.to_latent(theta), device=features.device)
         latent = self.proposal(0.0).log_prob(z[:, None], features)[:, 0]
         change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).cpu().numpy()
@@ -288,47 +335,13 @@ class Amortized:
     def features(self, observations: Observations) -> tuple[Batch, Tensor]:
         """Return a batch on the device, and its features (n, F)."""
         batch = self._batch(observations)
-        return batch, self.model.network.features(batch)
+        return batch, self.model.network.features(batch, observations.lengths)
 
-    def check_grid(self, observations: Observations) -> None:
-        """Refuse data of another shape or grid than the network was trained for."""
-        shape = (observations.n_channels, int(observations.lengths.max(initial=0)))
-        trained = self.model.conditions
-        own_points = any(v.ndim == 2 for v in trained.coords.values())
-        if shape[0] != self.model.shape[0] or not (own_points or shape == self.model.shape):
-            raise ValueError(
-                f"x must have shape {self.model.shape} (C, L) as in training, but has {shape}. "
-                "Fit again for these data."
-            )
-        if trained.x_err is not None and observations.errors is None:
-            raise ValueError(
-                "x_err must be given, for the network was trained with errors, but is missing."
-            )
-        missing = sorted(set(trained.scalars) - set(observations.scalars))
-        if missing:
-            raise ValueError(
-                f"{missing[0]} must be given for each object, as in training, but the observations "
-                f"have the scalars {tuple(observations.scalars)}."
-            )
-        for name, values in trained.coords.items():
-            if name not in observations.points:
-                raise ValueError(
-                    f"{name} must be given, as in training, but the observations have "
-                    f"{tuple(observations.points)}."
-                )
-            if values.ndim != 1:
-                continue
-            if not observations.shared_grid:
-                raise ValueError(
-                    f"{name} must be given as one grid of shape ({shape[1]},), as in training."
-                )
-            came, grid = observations.points[name], values.numpy()
-            if not np.allclose(came, grid, rtol=0.0, atol=_SAME_GRID * np.ptp(grid)):
-                raise ValueError(
-                    f"{name} must be the grid of the training, {grid.min():.10g} to "
-                    f"{grid.max():.10g}, but differs from it: {came.min():.10g} to "
-                    f"{came.max():.10g}. Fit again for these data."
-                )
+    def _sound_features(self, observations: Observations) -> Tensor:
+        """Return the features of a network that can be believed without weights."""
+        if self._broken:
+            raise ValueError(f"The network must be finite, but {self._broken}")
+        return self.features(observations)[1]
 
     def _why_not(self, observations: Observations) -> str:
         """Return why draws cannot be weighed; nothing where they can."""
@@ -345,27 +358,40 @@ class Amortized:
             return np.full(len(observations), "")
         return strangers(observations, model.window, self.simulator, self.prior, model.conditions)
 
-    def _refusals(self, observations: Observations) -> NDArray[np.str_]:
-        """Return why the data of each object (N,) cannot be used, "" where they can."""
+    @cached_property
+    def _broken(self) -> str:
+        """What is wrong with the network's numbers; nothing where nothing is."""
+        n_bad = self.model.network.n_not_finite
+        return (
+            f"{n_bad} of the network's numbers are NaN or infinite. Fit it again." if n_bad else ""
+        )
+
+    def _refusals(self, observations: Observations, features: Tensor) -> NDArray[np.str_]:
+        """Return why each object (N,) cannot be answered, "" where it can."""
         away = self._strangers(observations)
         reasons = np.where(away == "", "", np.char.add(f"{verdict.BAD_INPUT}: ", away))
+        good = torch.isfinite(features).all(1).cpu().numpy() & (not self._broken)
+        told = f"{verdict.BAD_NETWORK}: {self._broken or 'its features of the data overflow.'}"
+        reasons = np.where((reasons != "") | good, reasons, told)
         return np.where(observations.n_points > 0, reasons, f"{verdict.BAD_INPUT}: no valid point.")
 
     def _see(
         self, observations: Observations, features: Tensor | None = None
     ) -> tuple[verdict.Objects, Batch, Tensor]:
         """Return what is known of some objects, their data, and their features if not given."""
-        batch = self._batch(observations)
-        features = self.model.network.features(batch) if features is None else features
-        reference = self.model.reference
+        if features is None:
+            batch, features = self.features(observations)
+        else:
+            batch = self._batch(observations)
         objects = verdict.Objects(
             ids=observations.ids,
             keys=torch.as_tensor(observations.keys, device=features.device),
-            ood=reference.flag(features, batch.coverage),
-            p_value=reference.p_value(features),
+            ood=self.model.reference.flag(features, batch.coverage),
+            p_value=self.model.reference.p_value(features),
+            n_points=observations.n_points,
             n_masked=observations.n_masked,
             n_duplicates=observations.n_duplicates,
-            refusals=self._refusals(observations),
+            refusals=self._refusals(observations, features),
             hashes=observations.hashes,
         )
         return objects, batch, features

@@ -1,7 +1,8 @@
 """Audit: whether there are places that a certified answer does not hold.
 
 Weights say nothing of places that no draw visited. The audit goes uphill from many draws, weighs
-the neighbourhood of every peak by draws of its own, and compares with the answer.
+the neighbourhood of every peak by draws of its own, and compares with the answer. The end of a long
+bent ridge has no peak of its own; but the ratio of the posterior to the proposal has one there.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.batched import pick
-from nbi_plus.infer.ladder.peak_masses import weighed
+from nbi_plus.infer.ladder.peak_masses import lacking, weighed
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.outcome import Outcome
-from nbi_plus.infer.proposals.base import PriorProposal
-from nbi_plus.infer.samplers import peaks
+from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
+from nbi_plus.infer.samplers import ends, peaks
 from nbi_plus.infer.samplers.gradients import Gradients
 from nbi_plus.infer.samplers.landscape import Landscape
 from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
+from nbi_plus.infer.weights.summary import Grade
 from nbi_plus.problem.target import Target
 
+AUDIT_TIMES = 10.0  # what the first rung took: so long an audit of point lenses takes
 _STAGE = "audit"
 _CHEAP = 1e-4  # seconds of one simulation
 _SCOUTING = 0.4  # seconds that the scouts of one object may take, where simulations are not cheap
@@ -31,6 +34,8 @@ _SCOUTS_OF_BLACK_BOX = 4096
 _OF_ONE = 16  # times the starts of one of many
 _MANY = 4  # peaks: where there are more of them, some others were not found ...
 _MORE = 4  # ... and so many times the starts follow
+_POWERS = 0.2, 0.5  # of the proposal's density: little finds what is near, more what is far
+_BEYOND = 4  # places of each that are kept: there is one at every end
 _TOLD = 4  # peaks of an object that its report names
 
 
@@ -57,6 +62,9 @@ class PeakAudit:
         them: so many that narrow places are met where simulations are short.
     n_local : int
         Draws around each peak.
+    n_beyond : int
+        Ascents of the ratio of posterior to proposal, for each of two powers of the latter; 0
+        leaves them out.
     n_quick, n_tried_quick, steep : int, int, float
         Of the quick audit: ascents from the steepest of so many draws alone, and only where their
         steepness is beyond that of a normal by such a factor. 0 ascents leave it out.
@@ -71,6 +79,7 @@ class PeakAudit:
     n_scouts: int = 131_072
     scout_numbers: int = 2**20
     n_local: int = 384
+    n_beyond: int = 8
     n_quick: int = 2
     n_tried_quick: int = 64
     steep: float = 4.0
@@ -80,11 +89,12 @@ class PeakAudit:
     search: PeaksConfig = PeaksConfig(max_steps=60)
 
     def __post_init__(self) -> None:
-        if not (self.n_starts >= 4 and self.n_local >= 16 and self.n_quick >= 0):
-            raise ValueError(
-                "n_starts must be at least 4, n_local at least 16 and n_quick at least 0, but are "
-                f"{self.n_starts}, {self.n_local} and {self.n_quick}."
-            )
+        least = {"n_starts": 8, "n_local": 16, "n_quick": 0, "n_beyond": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise ValueError(
+                    f"{name} must be at least {value}, but is {getattr(self, name)!r}."
+                )
 
     def doubled(self) -> PeakAudit:
         """Return the same with twice the starts, for answers that there is reason to doubt."""
@@ -109,10 +119,16 @@ class PeakAudit:
             n = min(n, int(_SCOUTING / context.target.simulator.seconds_per_row))
         return max(n, _FEWEST)
 
+    @property
+    def room(self) -> int:
+        """How many places of one object are kept at most."""
+        return self.search.max_peaks + len(_POWERS) * _BEYOND
+
     @torch.no_grad()
     def __call__(
-        self, outcome: Outcome, keys: Tensor, context: RungContext, *, quick: bool = False
-    ) -> Outcome:
+        self, outcome: Outcome, keys: Tensor, context: RungContext, *, quick: bool = False,
+        proposal: LatentProposal | None = None,
+    ) -> Outcome:  # fmt: skip
         """Return the outcome with nothing certified for those whose draws miss a place.
 
         Parameters
@@ -124,26 +140,45 @@ class PeakAudit:
             Nothing is counted in its meter, but what was found stands in its report.
         quick : bool
             Look at the steepest draws alone, and no further where these are not steep.
+        proposal : LatentProposal, optional
+            What the last draws came from: where it ends too early is looked for, too.
         """
         missed = torch.zeros_like(outcome.passed)
-        found = Peaks.none(len(missed), self.search.max_peaks, outcome.pool.z)
+        found = Peaks.none(len(missed), self.room, outcome.pool.z)
         if outcome.missed is not None:  # of an earlier look
             missed |= outcome.missed
             found.put(torch.arange(len(missed), device=missed.device), outcome.peaks)
-        passed = outcome.passed.nonzero()[:, 0]
-        each = self.n_scouts_of(context) + outcome.pool.z.shape[1]
-        at_once = max(1, launch.of(passed.device).batch_draws // each)
-        for rows in passed.split(at_once) if len(passed) else ():
-            own = _Audited(outcome.select(rows), keys[rows], context, self)
-            if quick:
-                own.look_quickly()
-            else:
-                own.look()
-            missed[rows] = own.missed
-            found.put(rows, own.peaks)
-            index = outcome.pool.index[rows]
-            context.report.note_audit(index, own.missed, own.found, own.n_spent)
+        outcome = self._in_time(outcome, context)
+        passed, n_pool = outcome.passed.nonzero()[:, 0], outcome.pool.z.shape[1]
+        told, n_spent = [""] * len(missed), torch.zeros_like(outcome.pool.index)
+        first = _Audited.look_quickly if quick else _Audited.look
+        looks = [(self.n_scouts_of(context) + n_pool, lambda own, _: first(own))]
+        if proposal is not None and self.n_beyond:
+            n_local = len(_POWERS) * _BEYOND * self.n_local
+            looks.append((n_pool + n_local, lambda own, i: own.look_beyond(proposal.select(i))))
+        for each, look in looks if len(passed) else ():
+            at_once = max(1, launch.of(passed.device).batch_draws // each)
+            for rows in passed.split(at_once):
+                own = _Audited(outcome.select(rows), keys[rows], context, self)
+                with context.meter.timed(outcome.pool.index[rows]):
+                    look(own, rows)
+                missed[rows] |= own.missed
+                found.put(rows, own.peaks.beside(found.select(rows)))
+                n_spent[rows] += own.n_spent
+                for row, words in zip(rows.tolist(), own.found, strict=True):
+                    told[row] = f"{told[row]} {words}".strip()
+        words = [told[row] for row in passed.tolist()]
+        index = outcome.pool.index[passed]
+        context.report.note_audit(index, missed[passed], words, n_spent[passed])
         return outcome.audited(missed, found)
+
+    def _in_time(self, outcome: Outcome, context: RungContext) -> Outcome:
+        """Return the outcome with nothing certified that there is no time left to look at."""
+        late = outcome.passed & ~context.can_afford(outcome.pool.index)
+        if not late.any():
+            return outcome
+        context.report.note_unaudited(outcome.pool.index[late])
+        return replace(outcome, grade=torch.where(late, Grade.F, outcome.grade))
 
 
 class _Audited:
@@ -172,7 +207,7 @@ class _Audited:
         self._gradients = Gradients(density, context.gradient_rows)
         self.n_spent = torch.zeros_like(pool.index)
         self.missed = torch.zeros_like(outcome.passed)
-        self.peaks = Peaks.none(len(keys), config.search.max_peaks, pool.z)
+        self.peaks = Peaks.none(len(keys), config.room, pool.z)
         self.found = [""] * len(keys)
 
     def look(self) -> None:
@@ -198,6 +233,40 @@ class _Audited:
         if len(rows):
             self._climb(rows, starts[rows])
 
+    def look_beyond(self, proposal: LatentProposal) -> None:
+        """Look where the posterior goes on and a proposal does not, from the ends of the draws."""
+        context, c, land, index = self._context, self._config, self._land, self._land.index
+        n = c.n_beyond // 2
+        starts = [land.heaviest(n), land.some(c.n_beyond - n, context.seed, f"{self._stage} ends")]
+        found = [
+            ends.find(
+                context.density(index), proposal, torch.cat(starts, 1), power=power,
+                seed=context.seed, circles=context.circles, rows=context.gradient_rows,
+                differentiable=context.target.differentiable,
+                config=replace(c.search, max_peaks=_BEYOND),
+            )
+            for power in _POWERS
+        ]  # fmt: skip
+        both, rows = found[0].beside(found[1]), torch.arange(len(index), device=index.device)
+        self.n_spent += both.n_gradients
+        cheap = ends.without_networks(proposal)
+        # networks are dear: those are asked of whom the other parts say that something is missing
+        for q in (proposal,) if cheap is proposal else (cheap, proposal):
+            places, own = both.select(rows), self._outcome.select(rows)
+            short = lacking(
+                places, q.select(rows), own, self._keys[rows], context, c.n_local,
+                f"{self._stage} beyond",
+            )  # fmt: skip
+            self.n_spent[rows] += c.n_local * places.found.sum(1)
+            missing = short.missing(c.mass_max, c.mean_max, c.std_max)
+            rows, mass = rows[missing], short.mass[missing]
+            if not len(rows):
+                return
+        self.missed[rows] = True
+        self.peaks.put(rows, both.select(rows))
+        for row, lack in zip(rows.tolist(), mass.tolist(), strict=True):
+            self.found[row] = f"Mass {lack:.3g} beyond the ends of the draws."
+
     def _starts(self, scouts: Landscape, prior: Landscape) -> Tensor:
         c, land, seed, stage = self._config, self._land, self._context.seed, self._stage
         differentiable = self._context.target.differentiable
@@ -213,6 +282,8 @@ class _Audited:
             parts.append(self._steepest(n // 2, tried)[0])
         else:
             parts.append(land.suspects(n // 2, scouts))
+        if self._outcome.peaks is not None:
+            parts.append(self._outcome.peaks.z)  # of an earlier look
         return torch.cat(parts, 1)
 
     def _steepest(self, n: int, places: Tensor) -> tuple[Tensor, Tensor]:

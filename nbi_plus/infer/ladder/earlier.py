@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
-from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
 from nbi_plus.infer.posterior.verdict import BROKEN
@@ -26,6 +27,18 @@ _FIRST = ("reweight", HINTS)  # the rungs that an attempt begins with
 _KEPT_DRAWS = 2000  # of each object are learned from
 _COMPARED = 64  # of each object say whether the prior is theirs
 _SAME_PRIOR = 1e-6  # of the largest log density
+
+
+class Tried(Protocol):
+    """What is kept of an object that no rung certified: a `Posterior`, or its draws alone."""
+
+    id: str
+    data_hash: str
+    rungs: tuple[RungReport, ...]
+    samples: NDArray[np.float64]
+    log_weights: NDArray[np.float64]
+    log_prior: NDArray[np.float64]
+    log_likelihood: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,17 @@ class Earlier:
 
     @classmethod
     def of(
-        cls, posteriors: Posteriors, prior: Prior, family: MixtureFamily, keys: Tensor, seed: int
-    ) -> Earlier:
+        cls, tried: Sequence[Tried], costs: NDArray[np.int64], prior: Prior, family: MixtureFamily,
+        keys: Tensor, seed: int,
+    ) -> Earlier:  # fmt: skip
         """Return what answers that no rung certified teach: a mixture fitted to their draws.
 
         Parameters
         ----------
-        posteriors : Posteriors
+        tried : sequence of Tried
             With draws.
+        costs : ndarray of int, shape (2, N)
+            Simulations, and those with a gradient among them.
         prior : Prior
             Theirs.
         family : MixtureFamily
@@ -86,16 +102,16 @@ class Earlier:
         keys : Tensor of int64, shape (N,)
         seed : int
         """
+        reports = tuple(p.rungs for p in tried)
         known = cls(
-            None, torch.zeros(len(keys), dtype=torch.bool, device=keys.device),
-            posteriors.rungs, posteriors.n_simulated - posteriors.n_gradients,
-            posteriors.n_gradients,
-            max(sum(r.name in _FIRST for r in own) for own in posteriors.rungs),
+            None, torch.zeros(len(keys), dtype=torch.bool, device=keys.device), reports,
+            costs[0] - costs[1], costs[1],
+            max(sum(r.name in _FIRST for r in own) for own in reports),
         )  # fmt: skip
         if not prior.has_inverse:
             return known  # draws that cannot be taken back to the latent space teach nothing
-        refuse_other_prior(posteriors, prior)
-        draws = [_thinned(p, prior) for p in posteriors]
+        refuse_other_prior(tried, prior)
+        draws = [_thinned(p, prior) for p in tried]
         n = max(len(z) for z, _, _ in draws)
         # the objects' draws differ in number: those that are missing have no weight
         z, log_w, flat = (
@@ -160,9 +176,9 @@ def places_of(posteriors: Posteriors, observations: Observations) -> NDArray[np.
     return places
 
 
-def refuse_other_prior(posteriors: Posteriors, prior: Prior) -> None:
+def refuse_other_prior(tried: Iterable[Tried], prior: Prior) -> None:
     """Refuse answers under another prior than the one that is believed now."""
-    for p in posteriors:  # their draws differ in number
+    for p in tried:  # their draws differ in number
         then, now = p.log_prior[:_COMPARED], prior.log_prob(p.samples[:_COMPARED])
         both = np.isfinite(now) & np.isfinite(then)
         scale = 1 + np.abs(now[both]).max(initial=0.0)
@@ -173,7 +189,7 @@ def refuse_other_prior(posteriors: Posteriors, prior: Prior) -> None:
             )
 
 
-def _thinned(p: Posterior, prior: Prior) -> tuple[NDArray, NDArray, NDArray]:
+def _thinned(p: Tried, prior: Prior) -> tuple[NDArray, NDArray, NDArray]:
     """Return some of the draws: z (S, D), log-weights, and those towards the target's root (S,)."""
     step = -(-len(p.samples) // _KEPT_DRAWS)
     some = slice(None, None, max(step, 1))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbi_plus.batched import join, pick
-from nbi_plus.infer.ladder.earlier import HINTS
+from nbi_plus.infer.ladder.earlier import HINTS, can_be_tried_again
 from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal, climb, open_objects_of
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior import verdict
-from nbi_plus.infer.posterior.accounts import Cost, Meter, ReportLog
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.predictive import checked
-from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.proposals.base import LatentProposal
+from nbi_plus.progress import Work
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers for some of the objects that were asked for, and where these stand."""
+    """Answers for some of the objects that were asked for, and where these stand.
+
+    ``unfinished`` are those of them that no rung certified, with draws, if these were wanted.
+    """
 
     posteriors: Posteriors
     positions: NDArray[np.int64]
+    unfinished: Posteriors | None = None
 
 
-def in_order(parts: Sequence[Answered]) -> Posteriors:
-    """Return the answers of all parts in the order in which they were asked for."""
-    order = np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")
-    return Posteriors.concatenate([part.posteriors for part in parts])[order]
+def in_order(parts: Iterable[Answered], n: int) -> Posteriors:
+    """Return the answers of all parts, for n objects, in the order in which they were asked for."""
+    return Posteriors.placed(((part.posteriors, part.positions) for part in parts), n)
+
+
+def counted(parts: Iterable[Answered], work: Work) -> Iterator[Answered]:
+    """Yield the parts, and tell the work of them."""
+    for part in parts:
+        yield part
+        work.step(len(part.positions))
 
 
 def settled(outcome: Outcome, group: Group, request: verdict.Request) -> Answered:
@@ -63,7 +72,13 @@ def settled(outcome: Outcome, group: Group, request: verdict.Request) -> Answere
     keys = group.objects.keys[index]
     outcome = checked(context.target, outcome, keys, request.seed)
     posteriors = verdict.corrected([outcome], group.objects, request, context.report)
-    return Answered(posteriors, group.positions[index.cpu().numpy()])
+    open_rows = np.flatnonzero(can_be_tried_again(posteriors)) if request.keep_unfinished else ()
+    unfinished = None
+    if len(open_rows):
+        kept = replace(request, keep=request.keep_unfinished)
+        rows = torch.as_tensor(open_rows, device=index.device)
+        unfinished = verdict.corrected([outcome.select(rows)], group.objects, kept, context.report)
+    return Answered(posteriors, group.positions[index.cpu().numpy()], unfinished)
 
 
 def escalate(
@@ -109,17 +124,8 @@ def _answers(
         for outcome in objects.answers():
             own, passed = objects.of(outcome), outcome.passed
             if ladder.audit is not None:
-                outcome = ladder.audit(outcome, own.keys, group.context)
+                # the frozen proposals are of the last rung's draws; chains find the ends themselves
+                is_last = outcome.rung == own.tried[-1].rung and not outcome.status.from_chains
+                last = own.pair.frozen if is_last else None
+                outcome = ladder.audit(outcome, own.keys, group.context, proposal=last)
             yield own, outcome, passed & ~outcome.passed
-
-
-def joined_accounts(groups: Sequence[tuple[Group, Outcome]]) -> tuple[Meter, ReportLog]:
-    """Return what objects of several groups cost and tried so far."""
-    contexts = [(group.context, outcome.pool.index) for group, outcome in groups]
-    cost: Cost = join([context.meter.read(index) for context, index in contexts])
-    free: Cost = join([pick(context.meter.free, index) for context, index in contexts])
-    lines: list[list[RungReport]] = [
-        context.report.lines[i] for context, index in contexts for i in index.tolist()
-    ]
-    meter = Meter.of(cost, free)
-    return meter, ReportLog.of(meter, contexts[0][0].gate, lines)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.arguments import of_kind, whole
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.open_objects import OpenObjects
@@ -31,6 +32,7 @@ from nbi_plus.infer.proposals.cross_fit import Pair, take
 from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.target import Evaluation
+from nbi_plus.progress import say
 
 _N_HINTED = 2048  # draws from the places that are worth a look
 _BEYOND = "the posterior can go on where the old prior allowed no draws"
@@ -94,8 +96,12 @@ class Ladder:
     rungs: tuple[Rung, ...] | None = None
 
     def __post_init__(self) -> None:
+        whole("n_draws", self.n_draws)
+        whole("top_up_draws", self.top_up_draws, 0)
         if self.escalate not in _ESCALATE:
             raise ValueError(f"escalate must be one of {_ESCALATE}, but is {self.escalate!r}.")
+        if self.rungs is not None:
+            of_kind("rungs", self.rungs, tuple, "Write (rung, ...).")
         for rung in self.rungs or ():
             missing = [name for name in _CONTRACT if not hasattr(rung, name)]
             if isinstance(rung, type) or missing:
@@ -228,6 +234,7 @@ def climb(groups: list[OpenObjects], context: RungContext, ladder: Ladder) -> It
         while groups:
             group = groups.pop(0)
             enters = group.can_improve | takes_all
+            say(f"{int(enters.sum())} at rung {rung.name}")
             if not enters.all():
                 after.append(group.where(~enters))
             for left in rung.run(group.where(enters), context) if enters.any() else ():

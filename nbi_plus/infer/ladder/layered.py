@@ -32,6 +32,7 @@ from nbi_plus.infer.weights.clean import CleanWeights
 from nbi_plus.infer.weights.summary import Grade, summarise
 from nbi_plus.problem.target import Evaluation
 
+WEIGHING = 8.0  # times what the first rung took: so long it takes
 _MANY_SIGMA = 4.0  # between the means of two methods
 
 

@@ -84,7 +84,7 @@ class OpenObjects:
         """
         if self.peaks is None:
             return None
-        alike = torch.where(self.peaks.found, 0.0, -math.inf).to(self.peaks.log_mass)
+        alike = torch.zeros_like(self.peaks.log_mass).masked_fill(~self.peaks.found, -math.inf)
         return laplace_mixture(self.peaks.z, self.peaks.factor, alike, circles)
 
     def select(self, rows: Tensor) -> OpenObjects:

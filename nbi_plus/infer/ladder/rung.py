@@ -85,6 +85,8 @@ class RungContext:
         How many draws of each object the first rung made: what was wanted of the answer.
     again : bool
         Whether it is climbed once more because an audit found places that were missed.
+    kept_back : float
+        The time of an audit, in units of that of the first rung.
     """
 
     target: Target
@@ -96,6 +98,7 @@ class RungContext:
     attempt: int = 0
     n_draws: int = 0
     again: bool = False
+    kept_back: float = 0.0
 
     @property
     def circles(self) -> tuple[int, ...]:
@@ -148,10 +151,34 @@ class RungContext:
         name = f"{name} again" if self.again else name
         return f"{name} attempt {self.attempt}" if self.attempt else name
 
-    def can_afford(self, index: Tensor, *what: str) -> Tensor:
-        """Say which objects (b,) have time, and ``"calls"`` or ``"gradients"``, left."""
+    def can_afford(self, index: Tensor, *what: str, seconds: float | Tensor = 0.0) -> Tensor:
+        """Say which objects (b,) have ``"calls"`` or ``"gradients"`` left, and time for a step.
+
+        ``seconds`` are what the step should take; what an audit takes is kept back.
+        """
         left = self.left(index)
-        return torch.stack([left.seconds > 0, *(getattr(left, name) > 0 for name in what)]).all(0)
+        in_time = left.seconds - self.kept_back * self.first_seconds(index) > seconds
+        return torch.stack([in_time, *(getattr(left, name) > 0 for name in what)]).all(0)
+
+    def first_seconds(self, index: Tensor) -> Tensor:
+        """Return what the first rung took for each object (b,): by it other steps are guessed.
+
+        Without a limit of time there is nothing to guess, and it is 0.
+        """
+        found = torch.zeros(len(index), dtype=torch.float64, device=index.device)
+        if math.isinf(self.budget.seconds):
+            return found
+        for row, i in enumerate(index.tolist()):
+            found[row] = next((line.seconds for line in self.report.lines[i]), 0.0)
+        return found
+
+    def seconds_left(self, index: Tensor, times: float) -> float:
+        """Return the time for a step of some objects together, before an audit and others follow.
+
+        ``times`` what the first rung took is left for these others.
+        """
+        after = (self.kept_back + times) * self.first_seconds(index)
+        return float((self.left(index).seconds - after).clamp(min=0.0).sum())
 
     def left(self, index: Tensor) -> Cost:
         """Return what is left of the budget of some objects."""

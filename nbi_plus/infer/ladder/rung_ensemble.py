@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.batched import join
-from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
+from nbi_plus.infer.ladder.layered import WEIGHING, LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
@@ -57,7 +57,8 @@ class EnsembleRung(OptionalRung):
         """
         n_walkers = max(self.sampler.n_walkers, 4 * objects.n_dim)
         n_walkers += n_walkers % 2
-        can = context.can_afford(objects.index, "calls")
+        seconds = 2 * WEIGHING * context.first_seconds(objects.index)
+        can = context.can_afford(objects.index, "calls", seconds=seconds)
         can &= finite_draws(objects).sum(1) >= n_walkers
         if not can.all():
             yield objects.where(~can)
@@ -85,7 +86,7 @@ def _walk(
     own = torch.zeros(1, dtype=torch.int64, device=z0.device)
     jumps = start.jumps if bool(start.acceptance >= config.jump_accept) else None
     left = context.left(objects.index)
-    deadline = time.perf_counter() + float(left.seconds)
+    deadline = time.perf_counter() + context.seconds_left(objects.index, WEIGHING)
     found = ensemble.sample(
         lambda z: density(z[None], own)[0], z0, jumps=jumps,
         max_calls=config.calls_share * float(left.calls),

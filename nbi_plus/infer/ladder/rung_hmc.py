@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nbi_plus.infer.ladder.layered import LayeredConfig, weigh_chains
+from nbi_plus.infer.ladder.layered import WEIGHING, LayeredConfig, weigh_chains
 from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import OptionalRung, RungContext
 from nbi_plus.infer.ladder.starts import Start, finite_draws
@@ -69,7 +69,8 @@ class HmcRung(OptionalRung):
         Objects of which no draw has a finite density cannot start, and come back as they were.
         """
         can = finite_draws(objects).any(1)
-        can &= context.can_afford(objects.index, "gradients", "calls")
+        seconds = 2 * WEIGHING * context.first_seconds(objects.index)
+        can &= context.can_afford(objects.index, "gradients", "calls", seconds=seconds)
         if not can.all():
             yield objects.where(~can)
         if not can.any():
@@ -93,7 +94,7 @@ def _chains(
         seed=stage_key(context.seed, context.stage("hmc")), mean=start.whitening.mean[:, 0],
         factor=start.whitening.factor, ess_target=config.ess_target, keys=objects.keys,
         jumps=start.jumps, may_jump=start.acceptance >= config.jump_accept,
-        rows=context.gradient_rows, max_seconds=float(left.seconds.sum()),
+        rows=context.gradient_rows, max_seconds=context.seconds_left(objects.index, WEIGHING),
         config=replace(config.sampler, max_gradients=int(left.gradients.clamp(max=2**53).min())),
     )  # fmt: skip
     context.meter.add_gradients(objects.index, found.n_gradients)

@@ -24,6 +24,9 @@ from nbi_plus.infer.samplers import peaks
 from nbi_plus.infer.samplers.peaks import PeaksConfig
 from nbi_plus.infer.weights.summary import Gate
 
+# what the first rung took: the least that the rung takes, what follows the ascents, and a refit
+_LEAST, _AFTER, _REFIT = 4.0, 2.0, 6.0
+
 
 @dataclass(frozen=True)
 class PeaksRung(OptionalRung):
@@ -74,7 +77,8 @@ class PeaksRung(OptionalRung):
 
         Objects without a peak come back as they were.
         """
-        can = context.can_afford(objects.index, "gradients", "calls")
+        least = _LEAST * context.first_seconds(objects.index)
+        can = context.can_afford(objects.index, "gradients", "calls", seconds=least)
         if not can.all():
             yield objects.where(~can)
         if not can.any():
@@ -89,7 +93,12 @@ class PeaksRung(OptionalRung):
             yield from self._settled(objects.where(there), context)
 
     def _looked(self, objects: OpenObjects, context: RungContext) -> OpenObjects:
-        """Return the objects with the peaks above their draws, and those known before."""
+        """Return the objects with the peaks above their draws, and those known before.
+
+        An audit has looked harder; and its places need not be peaks.
+        """
+        if context.again:
+            return objects
         land, stage = objects.landscape, context.stage(self.name)
         half = self.n_starts // 2
         places = [
@@ -100,7 +109,8 @@ class PeaksRung(OptionalRung):
             places.insert(0, objects.peaks.z)
         found = peaks.find(
             context.density(objects.index), torch.cat(places, 1), seed=context.seed,
-            circles=context.circles, rows=context.gradient_rows, config=self.search,
+            circles=context.circles, rows=context.gradient_rows,
+            max_seconds=context.seconds_left(objects.index, _AFTER), config=self.search,
         )  # fmt: skip
         context.meter.add_gradients(objects.index, found.n_gradients)
         return replace(objects, peaks=found)
@@ -115,8 +125,9 @@ class PeaksRung(OptionalRung):
             short = ~outcome.passed & (trial.fresh.efficiency >= gate.efficiency_min)
             short &= trial.n_more < self.n_more
             near = ~outcome.passed & ~short & (trial.fresh.efficiency >= self.near)
+            seconds = _REFIT * context.first_seconds(trial.objects.index)
             near &= (trial.n_refits < self.n_refits) & context.can_afford(
-                trial.objects.index, "calls"
+                trial.objects.index, "calls", seconds=seconds
             )
             done = ~short & ~near
             if done.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -56,6 +57,7 @@ class RefineRung(OptionalRung):
     )
     wide: MixtureConfig = COARSE
     name: ClassVar[str] = "refine"
+    round_times: ClassVar[float] = 6.0  # what the first rung took, of a round before any was timed
     status: ClassVar[Status] = Status.REFINED
 
     @property
@@ -92,6 +94,7 @@ class FlowRung(OptionalRung):
     ess_min: float = 20.0
     density: DensityConfig = field(default_factory=DensityConfig)
     name: ClassVar[str] = "flow"
+    round_times: ClassVar[float] = 100.0
     status: ClassVar[Status] = Status.REFINED
 
     @property
@@ -110,11 +113,12 @@ class FlowRung(OptionalRung):
 
 @dataclass(frozen=True)
 class _Open:
-    """Objects that have been adapted to for so many rounds."""
+    """Objects that have been adapted to for so many rounds, the last of which took so long."""
 
     objects: OpenObjects
     n_rounds: int = 0
     tried: bool = False
+    seconds: float = 0.0
 
     def where(self, chosen: Tensor) -> _Open:
         """Return the objects for which ``chosen`` (b,) is true."""
@@ -138,7 +142,9 @@ def refine(
     """
     family = OnCircles(rung.family(objects.n_dim), context.circles)
     gate = family.gate(context.gate)
-    begins = (objects.pair.ess >= rung.ess_min) & context.can_afford(objects.index, "calls")
+    seconds = rung.round_times * context.first_seconds(objects.index)
+    begins = context.can_afford(objects.index, "calls", seconds=seconds)
+    begins &= objects.pair.ess >= rung.ess_min
     if not begins.all():
         yield objects.where(~begins)
     if not begins.any():
@@ -146,7 +152,7 @@ def refine(
     groups = [_Open(_scouted(objects.where(begins), context, rung))]
     while groups:
         group = groups.pop()
-        over = ~context.can_afford(group.objects.index, "calls")
+        over = ~context.can_afford(group.objects.index, "calls", seconds=group.seconds)
         if over.any():
             yield _out_of_budget(group.where(over).objects, context, gate, rung)
         if over.all():
@@ -167,7 +173,7 @@ def refine(
             if not done.all():
                 # a certificate that failed is no outcome yet: its draws only join the pool
                 before = replace(tried, tried=tried.tried[:-1]).where(~done)
-                groups.append(_Open(before, group.n_rounds, tried=True))
+                groups.append(_Open(before, group.n_rounds, True, group.seconds))
 
 
 def _scouted(
@@ -187,9 +193,10 @@ def _scouted(
 def _adapted(
     group: _Open, context: RungContext, family: ProposalFamily, rung: RefineRung | FlowRung
 ) -> _Open:
-    n = group.n_rounds + 1
+    n, began = group.n_rounds + 1, time.perf_counter()
     objects = context.adapted(group.objects, family, rung.n_each, f"{rung.name} {n}")
-    return replace(group, objects=objects, n_rounds=n)
+    seconds = (time.perf_counter() - began) / len(objects)
+    return replace(group, objects=objects, n_rounds=n, seconds=seconds)
 
 
 def _looks_good(pair: Pair, gate: Gate) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import real
 from nbi_plus.infer.posterior.outcome import Chains, Outcome
 from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.weights.summary import Gate, gate_of
@@ -28,7 +29,9 @@ class Budget:
         Simulations without a gradient.
     gradients : int
     seconds : float
-        Of wall-clock time; what is computed for many objects together is shared among them.
+        Of wall-clock time; what is computed for many objects together is shared among them, so that
+        it holds for their sum. A step that should take longer than what is left is not begun, and
+        without the time for an audit nothing is certified.
     """
 
     calls: int = 200_000
@@ -37,7 +40,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("calls", "gradients", "seconds"):
-            if not getattr(self, name) >= 0:
+            if not real(name, getattr(self, name)) >= 0:
                 raise ValueError(f"{name} must be at least 0, but is {getattr(self, name)!r}.")
 
 
@@ -103,6 +106,7 @@ class Meter:
 
 
 _MISSED = "an audit found places that these draws miss"
+_NO_TIME = "the time was spent before an audit"
 CUT_OFF = "the prior all but excludes what the data want"
 
 
@@ -137,7 +141,8 @@ class ReportLog:
 
     def _cost(self, rows: Tensor) -> Tensor:
         cost = self.meter.read(rows.to(self.meter.calls.device))
-        return torch.stack([v.double().cpu() for v in (cost.calls, cost.gradients, cost.seconds)])
+        spent = (cost.calls, cost.gradients, cost.seconds)
+        return torch.stack([v.double() for v in spent]).cpu()
 
     def note(self, outcome: Outcome, *, otherwise: str | Sequence[str] = "") -> None:
         """Write a line for every object of an outcome of weighted draws.
@@ -172,6 +177,13 @@ class ReportLog:
             at = max(k for k, line in enumerate(own) if line.passed)
             line = replace(own[at], audit=text, n_apart=own[at].n_apart + n, passed=not bad)
             own[at] = replace(line, reason=_MISSED) if bad else line
+
+    def note_unaudited(self, index: Tensor) -> None:
+        """Write that there was no time for an audit, beside the last line that passed."""
+        for i in index.tolist():
+            own = self.lines[i]
+            at = max(k for k, line in enumerate(own) if line.passed)
+            own[at] = replace(own[at], passed=False, reason=_NO_TIME)
 
     def reports(
         self, rows: NDArray[np.int64], failures: list[str]

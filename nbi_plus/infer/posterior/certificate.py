@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from nbi_plus.infer.posterior.accounts import CUT_OFF
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.proposals.base import LatentProposal, PriorProposal
 from nbi_plus.infer.proposals.circles import unwrapped
@@ -19,6 +20,7 @@ from nbi_plus.infer.weights.summary import (
     Gate,
     Grade,
     WeightSummary,
+    effective_sample_size,
     log_evidence,
     summarise,
 )
@@ -27,6 +29,7 @@ from nbi_plus.problem.target import Evaluation
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
 _MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
 MISSING = "fresh draws miss mass that earlier ones hold"
+_SCATTER = 0.25  # of the k-hat of a thousand draws
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
@@ -142,3 +145,52 @@ def unweighted_pool(proposal: LatentProposal, z: Tensor) -> Pool:
     index = torch.arange(len(z), device=z.device)
     nothing = torch.zeros_like(log_q, dtype=torch.bool)
     return Pool(index, z, log_q, log_prior, torch.full_like(log_q, torch.nan), nothing)
+
+
+def why_not(outcome: Outcome, fresh: Stream, gate: Gate, circles: tuple[int, ...]) -> str:
+    """Return what stands against an answer that did not pass.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        All draws, of one object.
+    fresh : Stream
+        Those that judge.
+    gate : Gate
+        Of the family of their proposals.
+    circles : tuple of int
+        The periodic parameters.
+    """
+    if outcome.cut_off.any():
+        return CUT_OFF
+    judged = summary_of(fresh, circles)
+    own = gate.reasons(judged)[0]
+    if own:
+        return f"fresh draws: {own}"
+    pooled, most = outcome.summary, gate.moment_max(judged.efficiency)
+    rules = {
+        "k_hat above its threshold": pooled.heavy_tail,
+        f"ess below {gate.ess_min:g}": pooled.ess < gate.ess_min,
+        "k_hat of the moments too high": pooled.k_hat_moment > most,
+    }
+    told = "; ".join(words for words, broken in rules.items() if broken.any())
+    return f"all draws: {told}" if told else MISSING
+
+
+def may_be_luck(fresh: Stream, gate: Gate, circles: tuple[int, ...]) -> bool:
+    """Say whether tails of fresh draws are too heavy by so little that more of them may pass."""
+    judged = summary_of(fresh, circles)
+    by_weight = (judged.k_hat - judged.k_hat_threshold) * judged.heavy_tail
+    by_moment = judged.k_hat_moment - gate.moment_max(judged.efficiency)
+    return bool(max(by_weight, by_moment) < _SCATTER)
+
+
+def only_now(fresh: Stream, gate: Gate, left: int, n_per_round: int, wanted: float) -> bool:
+    """Say whether more draws like ``fresh`` can pass, and none would after another round.
+
+    ``left`` calls are left, and ``wanted`` effective draws are what the fit of that round needs.
+    """
+    efficiency = float(fresh.efficiency)
+    now = gate.needed(efficiency, float(effective_sample_size(fresh.log_weights)))
+    later = gate.needed(efficiency) + max(n_per_round, wanted / max(efficiency, 1e-9))
+    return efficiency >= gate.efficiency_min and now <= left < later

@@ -21,6 +21,7 @@ class Stored(Enum):
     ANSWER = "In Posterior, its file and Posteriors; the same whatever the weights."
     SURVEY = "In Posteriors alone."
     DRAWS = "In Posteriors, for each parameter; a Posterior computes it from its draws."
+    CATALOGUE = "In catalogues of surveys alone."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Figure:
         return np.nan if self.kind is float else self.kind()
 
 
-_V, _W, _A, _S, _D = Stored
+_V, _W, _A, _S, _D, _ = Stored
 
 # in the order of `Posteriors.to_table`
 FIGURES = (
@@ -65,6 +66,7 @@ FIGURES = (
     Figure("certified", bool, _V, "Whether the weights, or chains, passed their gate."),
     Figure("trusted", bool, _V, "Whether it is certified, with no flag against model or draws."),
     Figure("flags", str, _V, "What else was seen: see Flag."),
+    Figure("settled_by", str, _V, "The last rung of its report; nothing where there is no answer."),
     Figure("ess", float, _W, "Kish's effective sample size of the weights.", 0.0),
     Figure("ess_low", float, _W, "The 5 % bootstrap quantile of ess.", 0.0),
     Figure("efficiency", float, _W, "Effective draws for each draw.", 0.0),
@@ -74,15 +76,20 @@ FIGURES = (
     Figure("evidence_reliable", bool, _W, "Whether log_evidence can be relied on.", False),
     Figure("ood_p_value", float, _A, "Share of simulations whose features lie further out."),
     Figure("fit_p_value", float, _A, "Probability that the model makes data no likelier."),
+    Figure("chi2_best", float, _S, "Deviance of the best draw, for Gaussian noise chi-square."),
+    Figure("n_points", int, _S, "Points that counted."),
     Figure("n_masked", int, _S, "Points masked for not being finite."),
     Figure("n_simulated", int, _S, "Simulations that the rungs made, with a gradient or without."),
     Figure("n_gradients", int, _S, "Simulations with a gradient among them."),
     Figure("n_failed", int, _S, "Draws of the answer whose simulation failed."),
+    Figure("seconds", float, _S, "Its share of the time that the rungs took."),
     Figure("mean", float, _D, "Weighted mean of the draws.", np.nan, hidden=True),
     Figure("std", float, _D, "Weighted standard deviation of the draws.", np.nan, hidden=True),
     Figure("q16", float, _D, "Weighted 16 % quantile of the draws.", np.nan, hidden=True),
     Figure("median", float, _D, "Weighted median of the draws.", np.nan, hidden=True),
     Figure("q84", float, _D, "Weighted 84 % quantile of the draws.", np.nan, hidden=True),
+    Figure("q025", float, _D, "Weighted 2.5 % quantile of the draws.", np.nan, hidden=True),
+    Figure("q975", float, _D, "Weighted 97.5 % quantile of the draws.", np.nan, hidden=True),
 )  # fmt: skip
 BY_NAME = {figure.name: figure for figure in FIGURES}
 

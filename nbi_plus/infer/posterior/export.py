@@ -1,12 +1,14 @@
-"""Export: posteriors as astropy tables and arviz InferenceData."""
+"""Export: posteriors as astropy tables, tables of HTML and arviz InferenceData."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus import markup
 from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, MOMENTS, Figure
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.weights.moments import LEVELS
@@ -17,13 +19,15 @@ if TYPE_CHECKING:
 
     from nbi_plus.infer.posterior.posterior import Posterior
     from nbi_plus.infer.posterior.posteriors import Posteriors
+    from nbi_plus.printed import Summary
 
+_N_SHOWN = 10
 _LEVELS = dict(zip(MOMENTS[2:], LEVELS, strict=True))
 
 
 def parameter_table(posterior: Posterior) -> QTable:
     """Return one row per parameter of one posterior."""
-    table = _table({"parameter": list(posterior.names)})
+    table = _summary({"parameter": list(posterior.names)})
     rows = (posterior.mean(), posterior.std(), *posterior.quantile(list(_LEVELS.values())))
     for name, row in zip(MOMENTS, rows, strict=True):
         _add(table, name, row, BY_NAME[name])
@@ -37,11 +41,11 @@ def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
     if uncertified not in ("nan", "keep"):
         raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
     hide = ~posteriors.certified & (uncertified == "nan")
-    plain = _words(posteriors) | {k: getattr(posteriors, k) for k in ALL_NUMBERS}
+    plain = verdicts(posteriors) | {k: getattr(posteriors, k) for k in ALL_NUMBERS}
     table = _table()
     for name, values in plain.items():
         _add(table, name, values, BY_NAME[name], hide)
-    moments = _moments(posteriors)
+    moments = moments_of(posteriors)
     for i, name in enumerate(posteriors.parameters.names):
         unit = posteriors.parameters.units.get(name)
         for kind, values in moments.items():
@@ -53,16 +57,16 @@ def long_table(posteriors: Posteriors) -> QTable:
     """Return one row per object and parameter; moments of uncertified objects are NaN."""
     names, n = posteriors.parameters.names, len(posteriors)
     hide = ~posteriors.certified
-    table = _table()
+    table = _summary()
     _add(table, "id", np.repeat(posteriors.ids, len(names)), BY_NAME["id"])
     table["parameter"] = list(names) * n
-    for kind, values in _moments(posteriors).items():
+    for kind, values in moments_of(posteriors).items():
         _add(table, kind, values.ravel(), BY_NAME[kind], np.repeat(hide, len(names)))
     table["unit"] = [posteriors.parameters.units.get(name, "") for name in names] * n
     return table
 
 
-def _words(posteriors: Posteriors) -> dict[str, Any]:
+def verdicts(posteriors: Posteriors) -> dict[str, Any]:
     """Return the verdict on each object, by the names of the columns."""
     return {
         "id": posteriors.ids,
@@ -70,11 +74,12 @@ def _words(posteriors: Posteriors) -> dict[str, Any]:
         "certified": posteriors.certified,
         "trusted": posteriors.trusted,
         "flags": [" ".join(sorted(f.name for f in flags)) for flags in posteriors.flags],
+        "settled_by": list(posteriors.settled_by),
     }
 
 
-def _moments(posteriors: Posteriors) -> dict[str, NDArray[np.float64]]:
-    """Return each moment, shape (N, D)."""
+def moments_of(posteriors: Posteriors) -> dict[str, NDArray[np.float64]]:
+    """Return each moment, shape (N, D), by the names of the columns."""
     quantiles = np.moveaxis(posteriors.quantiles, 1, 0)
     return dict(zip(MOMENTS, (posteriors.mean, posteriors.std, *quantiles), strict=True))
 
@@ -100,6 +105,50 @@ def _table(*columns: dict[str, Any], **options: Any) -> QTable:  # noqa: ANN401 
     from astropy.table import QTable  # half a second, which only tables are worth
 
     return QTable(*columns, **options)
+
+
+def _summary(*columns: dict[str, Any]) -> Summary:
+    from nbi_plus.printed import Summary  # as slow
+
+    return Summary(*columns)
+
+
+def posterior_html(posterior: Posterior) -> str:
+    """Return what a notebook shows of one object: verdict, moments and flags."""
+    p = posterior
+    told = {
+        "status": f"{p.status.name}: {p.status.value}", "trusted": p.trusted,
+        "draws": len(p), "ess": p.ess, "k-hat": p.k_hat,
+        "log evidence": f"{p.log_evidence:.3f} +- {p.log_evidence_err:.3f}",
+        **{flag.name: flag.sentence for flag in sorted(p.flags)},
+    }  # fmt: skip
+    moments = p.summary()._repr_html_() if p.weights.sum() > 0 else ""
+    return markup.facts(told, f"Posterior of {p.id}") + moments
+
+
+def posteriors_html(posteriors: Posteriors) -> str:
+    """Return what a notebook shows of many objects: their verdicts, and the first of them."""
+    n = len(posteriors)
+    counts = Counter(status.name for status in posteriors.status)
+    told = {name: f"{k} ({k / n:.0%})" for name, k in counts.most_common()}
+    told["trusted"] = f"{posteriors.trusted.sum()} of {n}"
+    flags = Counter(flag.name for own in posteriors.flags for flag in own)
+    told |= {f"flag {name}": k for name, k in flags.most_common()}
+    some = posteriors[:_N_SHOWN]
+    spreads = zip(some.mean.tolist(), some.std.tolist(), strict=True)
+    values = (
+        [
+            f"{markup.beside(m, s)} +- {markup.number(s)}" if c else ""
+            for m, s in zip(*own, strict=True)
+        ]
+        for own, c in zip(spreads, some.certified, strict=True)
+    )
+    figures = zip(some.ids.tolist(), (s.name for s in some.status), some.ess.tolist(),
+                  some.k_hat.tolist(), values, strict=True)  # fmt: skip
+    rows = [[*row, *own] for *row, own in figures]
+    names = ("id", "status", "ess", "k-hat", *posteriors.parameters.names)
+    above = f"The first {len(some)} of {n} objects" if n > len(some) else ""
+    return markup.facts(told, f"Posteriors of {n} objects") + markup.table(names, rows, above)
 
 
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:  # noqa: ANN401 - arviz is optional

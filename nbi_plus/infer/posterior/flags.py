@@ -11,7 +11,7 @@ from nbi_plus.infer.proposals.circles import unwrapped
 from nbi_plus.infer.weights.summary import Gate, WeightSummary
 
 _EDGE_Z, _EDGE_MASS = 2.8, 0.05  # flag EDGE: this much mass this far out in the latent space
-_DOMINATED = 0.5
+DOMINATED = 0.5
 
 
 def weight_rules(
@@ -41,7 +41,7 @@ def weight_rules(
         Flag.LOW_ESS: s.ess < gate.ess_min,
         Flag.HIGH_KHAT: s.heavy_tail,
         Flag.TAIL: (s.k_hat_moment > gate.k_hat_moment_max) & ~nothing,
-        Flag.DOMINATED: s.max_share > _DOMINATED,
+        Flag.DOMINATED: s.max_share > DOMINATED,
         Flag.EVIDENCE_SOFT: s.evidence_soft | s.evidence_corrected,
         Flag.MULTIMODAL: separate_modes(whole, s.weights) & (s.ess >= gate.ess_min),
         Flag.EDGE: at_edge.amax(-1) > _EDGE_MASS,
@@ -51,4 +51,7 @@ def weight_rules(
 def raised(rules: dict[Flag, Tensor]) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each of b objects, from one bool (b,) for each flag."""
     names, table = list(rules), torch.stack(list(rules.values()), 1).tolist()
-    return tuple(frozenset(n for n, on in zip(names, row, strict=True) if on) for row in table)
+    rows = [tuple(row) for row in table]
+    # objects that are alike share one set, which in a survey most do
+    sets = {row: frozenset(n for n, on in zip(names, row, strict=True) if on) for row in set(rows)}
+    return tuple(sets[row] for row in rows)

@@ -90,10 +90,10 @@ class Outcome:
     ``family`` says where the judged draws came from, and so by which gate (`weights.gate_of`);
     ``status`` is that of the objects that passed.
     ``fit_p_value`` (b,) says how well the model describes the data, ``misfit`` (b,) where it does
-    not; None before anybody looked. ``beyond`` (b,) says where the proposal of another prior ends
-    inside the posterior; None where there is no other prior. ``peaks`` are places that were found
-    by looking for them, and ``missed`` (b,) says where one holds mass that the draws do not; None
-    before anybody looked.
+    not, ``chi2_best`` (b,) how far the best draw is from them; None before anybody looked.
+    ``beyond`` (b,) says where the proposal of another prior ends inside the posterior; None where
+    there is no other prior. ``peaks`` are places that were found by looking for them, and
+    ``missed`` (b,) says where one holds mass that the draws do not; None before anybody looked.
     """
 
     rung: str
@@ -105,6 +105,7 @@ class Outcome:
     status: Status = Status.REFINED
     chains: Chains | None = None
     fit_p_value: Tensor | None = None
+    chi2_best: Tensor | None = None
     misfit: Tensor | None = None
     beyond: Tensor | None = None
     missed: Tensor | None = None

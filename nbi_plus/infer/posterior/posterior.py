@@ -11,14 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from nbi_plus.arguments import generator_of, new_file, path_of, whole
+from nbi_plus.data.ingest import numbers
 from nbi_plus.infer.posterior import export
+from nbi_plus.infer.posterior.agreeing import contradictions
 from nbi_plus.infer.posterior.columns import NUMBERS, FiguresOfOne
 from nbi_plus.infer.posterior.reweighting import reweighted
-from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted, settled_by
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.infer.weights.summary import Gate
-from nbi_plus.io.archive import Archive, ArchiveError, read_archive, write_archive
+from nbi_plus.io.archive import (
+    Archive,
+    ArchiveError,
+    fitting_parts,
+    read_archive,
+    write_archive,
+)
 from nbi_plus.io.parts import joined, split
+from nbi_plus.markup import Shown
+from nbi_plus.torch_state import door
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -47,7 +58,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, eq=False)
-class Posterior(FiguresOfOne):
+class Posterior(FiguresOfOne, Shown):
     """Weighted draws of one object, and how far they can be trusted.
 
     Unpacks as ``samples, weights = posterior``.
@@ -118,7 +129,7 @@ class Posterior(FiguresOfOne):
             return self.samples[:, self.names.index(name)]
         if name in self.derived:
             return self.derived[name]
-        raise KeyError(f"{name!r} must be one of {[*self.names, *self.derived]}.")
+        raise KeyError(f"name must be one of {[*self.names, *self.derived]}, but is {name!r}.")
 
     def __repr__(self) -> str:
         flags = " ".join(sorted(f.name for f in self.flags)) or "none"
@@ -127,6 +138,9 @@ class Posterior(FiguresOfOne):
             f"ess={self.ess:.0f}, k_hat={self.k_hat:.2f}, "
             f"log_evidence={self.log_evidence:.3f}+-{self.log_evidence_err:.3f}, flags: {flags})"
         )
+
+    def _repr_html_(self) -> str:
+        return export.posterior_html(self)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,6 +156,11 @@ class Posterior(FiguresOfOne):
     def trusted(self) -> bool:
         """Whether it is certified, and no flag says that the model or the draws are wrong."""
         return is_trusted(self.status, self.flags)
+
+    @property
+    def settled_by(self) -> str:
+        """The last rung of the report; "" where there is no answer."""
+        return settled_by(self.status, self.rungs)
 
     @property
     def best(self) -> Array:
@@ -171,7 +190,7 @@ class Posterior(FiguresOfOne):
 
     def quantile(self, q: ArrayLike) -> Array:
         """Return weighted quantiles of each parameter, shape (D,) or (len(q), D)."""
-        levels = np.asarray(q, np.float64)
+        levels = numbers("q", q)
         if not ((levels >= 0) & (levels <= 1)).all():
             raise ValueError(f"q must lie in [0, 1], but is {q}.")
         columns = [weighted_quantile(c, self._require_weights(), levels) for c in self.samples.T]
@@ -181,13 +200,16 @@ class Posterior(FiguresOfOne):
         """Return a table with one row per parameter: mean, std, quantiles, unit."""
         return export.parameter_table(self)
 
+    @door
     def resample(self, n: int, rng: np.random.Generator | int | None = None) -> Array:
         """Return n draws of equal weight, shape (n, D): systematic resampling, shuffled."""
-        rng = np.random.default_rng(rng)
+        rng, n = generator_of("rng", rng), whole("n", n, 0)
         weights = torch.from_numpy(self._require_weights())
-        picked = systematic_resample(weights, n, torch.tensor(rng.random())).numpy()
+        start = torch.tensor(rng.random(), dtype=torch.float64)
+        picked = systematic_resample(weights, n, start).numpy()
         return self.samples[rng.permutation(picked)]
 
+    @door
     def reweight(self, new_prior: Prior) -> Posterior:
         """Return the posterior under another prior on the same parameters, judged anew.
 
@@ -223,7 +245,7 @@ class Posterior(FiguresOfOne):
     def save(self, path: str | Path) -> None:
         """Write the posterior to an HDF5 file of JSON and numbers."""
         archive = self.to_archive()
-        write_archive(Path(path), "posterior", archive.meta, archive.arrays)
+        write_archive(new_file("path", path), "posterior", archive.meta, archive.arrays)
 
     def to_archive(self) -> Archive:
         """Return the posterior as JSON and numbers."""
@@ -235,30 +257,19 @@ class Posterior(FiguresOfOne):
     @classmethod
     def load(cls, path: str | Path) -> Posterior:
         """Read a posterior; nothing in the file is executed."""
-        return cls.from_archive(read_archive(Path(path), "posterior"), str(path))
+        return cls.from_archive(read_archive(path_of("path", path), "posterior"), str(path))
 
     @classmethod
     def from_archive(cls, archive: Archive, name: str) -> Posterior:
         """Undo `to_archive`; ``name`` is what errors call it."""
-        try:
+        with fitting_parts(name, "posterior"):
             posterior = cls._of_archive(archive)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            told = next(contradictions(posterior), None)
+        if told is not None:
             raise ArchiveError(
-                f"{name} must hold a complete posterior, but its parts do not fit: {error!r}."
-            ) from error
-        n, d = len(posterior.weights), len(posterior.names)
-        expected = {k: (n,) for k in _ARRAYS} | {"samples": (n, d)}
-        if posterior.chains is not None:
-            expected["chains"] = (*posterior.chains.shape[:2], d)
-        if posterior.support is not None:
-            expected["support"] = (d, 2)
-        for array_name, shape in expected.items():
-            array = getattr(posterior, array_name)
-            if array.shape != shape or array.dtype != np.float64:
-                raise ArchiveError(
-                    f"{name}: {array_name} must be float64 of shape {shape}, but is "
-                    f"{array.dtype} of {array.shape}."
-                )
+                f"{name} must hold an answer that agrees with itself, but {told}. The file is "
+                "damaged or forged: predict again."
+            )
         return posterior
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from nbi_plus.infer.posterior import columns, export
 from nbi_plus.infer.posterior.posterior import Parameters, Posterior
 from nbi_plus.infer.posterior.reweighting import reweighted
-from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted
+from nbi_plus.infer.posterior.status import Flag, RungReport, Status, is_trusted, settled_by
 from nbi_plus.infer.weights.moments import LEVELS
+from nbi_plus.markup import Shown
+from nbi_plus.torch_state import door
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -25,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Posteriors(columns.FiguresOfMany):
+class Posteriors(columns.FiguresOfMany, Shown):
     """Posteriors of N objects.
 
     Indexing with a number gives a `Posterior`, with a slice or an array Posteriors.
@@ -41,12 +43,16 @@ class Posteriors(columns.FiguresOfMany):
         As for `Posterior`, shape (N,).
     ood_p_value, fit_p_value : ndarray, shape (N,)
         p-values of the feature distance, and of the data given the posterior.
-    n_masked, n_simulated, n_gradients, n_failed : ndarray of int, shape (N,)
-        Points masked for not being finite; simulations without and with a gradient that the rungs
-        made (`fit_p_value` takes 100 more); draws of the answer whose simulation failed.
+    chi2_best, seconds : ndarray, shape (N,)
+        Deviance of the draw of highest posterior, chi-square for Gaussian noise; the share of the
+        time that the rungs took.
+    n_points, n_masked, n_simulated, n_gradients, n_failed : ndarray of int, shape (N,)
+        Points that counted; those masked for not being finite; simulations without and
+        with a gradient that the rungs made (`fit_p_value` takes 100 more); draws of the answer
+        whose simulation failed.
     mean, std : ndarray, shape (N, D)
-    quantiles : ndarray, shape (N, 3, D)
-        At 0.16, 0.5 and 0.84.
+    quantiles : ndarray, shape (N, 5, D)
+        At 0.16, 0.5, 0.84, 0.025 and 0.975.
     draws : tuple of Posterior, or None
         The kept draws of each object; None when only summaries were kept.
     data_hash : ndarray of str, shape (N,)
@@ -100,6 +106,9 @@ class Posteriors(columns.FiguresOfMany):
         )
         return f"Posteriors({len(self)} objects of {self.parameters.names}: {counts})"
 
+    def _repr_html_(self) -> str:
+        return export.posteriors_html(self)
+
     @property
     def certified(self) -> NDArray[np.bool_]:
         """Which objects passed a gate, shape (N,)."""
@@ -111,6 +120,11 @@ class Posteriors(columns.FiguresOfMany):
         each = zip(self.status, self.flags, strict=True)
         return np.array([is_trusted(status, flags) for status, flags in each], bool)
 
+    @property
+    def settled_by(self) -> tuple[str, ...]:
+        """The last rung of each report; "" where there is no answer."""
+        return tuple(map(settled_by, self.status, self.rungs))
+
     def summary(self) -> QTable:
         """Return one row per object and parameter: mean, std, quantiles, unit.
 
@@ -118,6 +132,7 @@ class Posteriors(columns.FiguresOfMany):
         """
         return export.long_table(self)
 
+    @door
     def reweight(self, new_prior: Prior) -> Posteriors:
         """Return the posteriors under another prior: see `Posterior.reweight`.
 
@@ -156,8 +171,35 @@ class Posteriors(columns.FiguresOfMany):
     @classmethod
     def concatenate(cls, parts: Sequence[Posteriors]) -> Posteriors:
         """Join posteriors of the same parameters."""
-        first = parts[0]
-        lists = {k: sum((getattr(p, k) for p in parts), ()) for k in cls.LISTS}
-        arrays = {k: np.concatenate([getattr(p, k) for p in parts]) for k in cls.ARRAYS}
-        draws = None if first.draws is None else sum((p.draws for p in parts), ())
-        return replace(first, **lists, **arrays, draws=draws)
+        ends = np.cumsum([len(part) for part in parts])
+        places = (np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True))
+        return cls.placed(zip(parts, places, strict=True), int(ends[-1]))
+
+    @classmethod
+    def placed(cls, parts: Iterable[tuple[Posteriors, NDArray[np.int64]]], n: int) -> Posteriors:
+        """Return the posteriors of n objects, from parts and the places of each part's objects.
+
+        What was put in its place is let go of before the next part comes, so that many answers
+        are in memory once.
+        """
+        arrays: dict[str, NDArray] = {}
+        for i, (part, places) in enumerate(parts):
+            if not i:
+                first = part
+                names = cls.LISTS if part.draws is None else (*cls.LISTS, "draws")
+                lists = {name: [None] * n for name in names}
+            for name in cls.ARRAYS:
+                arrays[name] = _with(arrays.get(name), getattr(part, name), places, n)
+            for name, own in lists.items():
+                for place, value in zip(places.tolist(), getattr(part, name), strict=True):
+                    own[place] = value
+        return replace(first, **arrays, **{name: tuple(own) for name, own in lists.items()})
+
+
+def _with(column: NDArray | None, values: NDArray, places: NDArray[np.int64], n: int) -> NDArray:
+    """Return a column of n objects with values at their places, of a type that holds them all."""
+    if column is None:
+        column = np.empty((n, *values.shape[1:]), values.dtype)
+    column = column.astype(np.result_type(column.dtype, values.dtype), copy=False)
+    column[places] = values
+    return column

@@ -51,12 +51,32 @@ def checked(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> Outcom
         pick = systematic_resample(weights[rows], _N_DRAWS, comb)
         z = pool.z[rows].gather(1, pick[..., None].expand(-1, -1, pool.z.shape[-1]))
         tails[rows] = _mean_tails(target, z, pool.index[rows], keys[rows], seed)
-    return with_tails(outcome, tails)
+    return replace(with_tails(outcome, tails), chi2_best=_deviance(target, outcome, alive))
 
 
 def with_tails(outcome: Outcome, tails: Tensor) -> Outcome:
     """Return the outcome with the p-values (b, 2) of both tails judged."""
     return replace(outcome, fit_p_value=tails[:, 0], misfit=(tails < MISFIT).any(1))
+
+
+def _deviance(target: Target, outcome: Outcome, alive: Tensor) -> Tensor:
+    """Return how far the draw of highest posterior is from the data, (b,); NaN without weights.
+
+    Twice the logarithm of how much likelier a model would be that is the data themselves: for
+    Gaussian noise, chi-square.
+    """
+    found = torch.full_like(outcome.summary.ess, math.nan)
+    pool = outcome.pool.select(alive)
+    height = torch.where(
+        outcome.summary.weights[alive] > 0, pool.log_prior + pool.log_likelihood, -math.inf
+    )
+    best = height.argmax(1, keepdim=True)
+    z = pool.z.gather(1, best[..., None].expand(-1, -1, pool.z.shape[-1]))[:, 0]
+    theta = target.prior.complete(target.prior.from_latent(z)).to(target.data.x.dtype)
+    data = target.data.select(pool.index)
+    itself = target.noise.log_likelihood(theta, data.x, data)
+    found[alive] = 2 * (itself - pool.log_likelihood.gather(1, best)[:, 0])
+    return torch.where(found.isfinite(), found, math.nan)
 
 
 def averaged(tails: Tensor, weights: Tensor, *, exact: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import of_kind
 from nbi_plus.infer.posterior.columns import WEIGHT_NUMBERS
 from nbi_plus.infer.posterior.flags import raised, weight_rules
 from nbi_plus.infer.posterior.status import Flag, RungReport, Status
@@ -82,6 +83,7 @@ class _Group:
 
 def reweighted(answers: Sequence[Posterior], prior: Prior) -> list[Posterior]:
     """Return answers under another prior, judged anew: see `Posterior.reweight`."""
+    of_kind("new_prior", prior, Prior, "Write Prior({...}).")
     for answer in answers:
         _check(answer, prior)
     alike: dict[tuple, list[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,6 +60,7 @@ class Flag(str, Enum):
     UNCALIBRATED = "UNCALIBRATED"
     SUPPORT = "SUPPORT"
     DUPLICATES = "DUPLICATES"
+    FEW_DRAWS = "FEW_DRAWS"
 
     @property
     def sentence(self) -> str:
@@ -85,6 +87,7 @@ _FLAG_SENTENCES = {
     "UNCALIBRATED": "Answers like this one did not hold the truth as often as they said.",
     "SUPPORT": "A part of the posterior can lie where an earlier prior allowed no draws.",
     "DUPLICATES": "Points seen twice were merged.",
+    "FEW_DRAWS": "The draws of the objects, or of the selection, are too few for this population.",
 }
 
 # what a certificate of the weights knows nothing of
@@ -166,3 +169,14 @@ class RungReport:
         if not self.n_apart:
             return told
         return f"{told} Audit, {self.n_apart} simulations apart: {self.audit or 'nothing steep.'}"
+
+
+def settled_by(status: Status, rungs: Sequence[RungReport]) -> str:
+    """Return the last rung of a report; "" where there is no answer.
+
+    Examples
+    --------
+    >>> settled_by(Status.REFINED, [RungReport("refine", 2048, 900.0, 0.4, 0.2, True)])
+    'refine'
+    """
+    return rungs[-1].name if rungs and status is not Status.FAILED else ""

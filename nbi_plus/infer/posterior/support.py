@@ -57,14 +57,14 @@ def missing_share(samples: Array, weights: Array, ess: Array, edges: Array, prio
                 used = weights[i] > 0
                 start = prior.to_latent(at_edge[used])[:, d]
                 inward = np.clip(sign * (z[i, used, d] - start), 0.0, None)
-                likely, most = _beyond_edge(inward, weights[i, used], float(ess[i]))
+                likely, most = beyond_edge(inward, weights[i, used], float(ess[i]))
                 sums[i] += likely
                 worst[i] = max(worst[i], most)
     bound = np.maximum(sums, worst)
     return 1.0 - 1.0 / (1.0 + bound)
 
 
-def _beyond_edge(inward: Array, weights: Array, ess: float) -> tuple[float, float]:
+def beyond_edge(inward: Array, weights: Array, ess: float) -> tuple[float, float]:
     """Return the mass beyond an edge in terms of that before it: as estimated, and at most.
 
     ``inward`` (n,) are the distances of draws from the edge, their weights sum to one.

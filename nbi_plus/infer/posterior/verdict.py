@@ -26,8 +26,8 @@ from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
-_OF_DATA = ("ood_p_value", "n_masked")  # known of an object before it is answered
-BAD_INPUT, BROKEN = "FAIL_INPUT", "FAIL_SIMULATOR"
+_OF_DATA = ("ood_p_value", "n_points", "n_masked")  # known of an object before it is answered
+BAD_INPUT, BAD_NETWORK, BROKEN = "FAIL_INPUT", "FAIL_NETWORK", "FAIL_SIMULATOR"
 _REASONS = {
     Failure.SIMULATOR: BROKEN,
     Failure.NUMERIC: "FAIL_NUMERIC",
@@ -45,9 +45,9 @@ class Objects:
     keys : Tensor of int64, shape (N,)
     ood, p_value : Tensor, shape (N,)
         Flag and p-value of the feature distance.
-    n_masked, n_duplicates : ndarray of int, shape (N,)
+    n_points, n_masked, n_duplicates : ndarray of int, shape (N,)
     refusals : ndarray of str, shape (N,)
-        Why the data cannot be used; "" where they can.
+        Why they cannot be answered, because of data or network; "" where they can.
     hashes : ndarray of str, shape (N,)
         Of their data.
     """
@@ -56,6 +56,7 @@ class Objects:
     keys: Tensor
     ood: Tensor
     p_value: Tensor
+    n_points: NDArray[np.int64]
     n_masked: NDArray[np.int64]
     n_duplicates: NDArray[np.int64]
     refusals: NDArray[np.str_]
@@ -63,8 +64,15 @@ class Objects:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Whose data can be used, shape (N,)."""
+        """Who can be answered, shape (N,)."""
         return self.refusals == ""
+
+    @property
+    def bad_input(self) -> Tensor:
+        """Whose data cannot be used, bool (N,)."""
+        return torch.as_tensor(
+            np.char.startswith(self.refusals, BAD_INPUT), device=self.keys.device
+        )
 
 
 class Doubt(Enum):
@@ -89,7 +97,8 @@ class Request:
     """How the answers are wanted: the prior to translate with, draws to keep, gate and seed.
 
     ``doubt`` says which certified answers are not to be trusted, because others of this problem
-    missed places.
+    missed places; ``keep_unfinished`` how many draws of objects that nothing certified are kept
+    beside the answers, to try them again.
     """
 
     prior: Prior
@@ -97,6 +106,7 @@ class Request:
     gate: Gate
     seed: int
     doubt: Doubt = Doubt.NONE
+    keep_unfinished: int = 0
 
 
 def corrected(
@@ -126,16 +136,18 @@ def amortized(pool: Pool, z: Tensor, objects: Objects, request: Request, reason:
     n, n_draws, _ = z.shape
     valid = objects.usable
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
-    flags = tuple(
-        frozenset({Flag.OOD} if o else set())
-        | (set() if v else {Flag.BAD_INPUT})
-        | ({Flag.DUPLICATES} if d else set())
-        for o, v, d in zip(objects.ood.tolist(), valid, objects.n_duplicates > 0, strict=True)
-    )
+    flags = raised({
+        Flag.OOD: objects.ood,
+        Flag.BAD_INPUT: objects.bad_input,
+        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates > 0, device=objects.ood.device),
+    })  # fmt: skip
     numbers = {k: np.full(n, BY_NAME[k].unknown) for k in ALL_NUMBERS if k not in _OF_DATA}
     numbers["ess"] = np.full(n, float(n_draws))
     line = RungReport("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason)
-    rungs = tuple((replace(line, reason=own or reason),) for own in objects.refusals.tolist())
+    refusals = objects.refusals.tolist()
+    # one for all of one reason: a line each would be half of what the answers of a survey weigh
+    lines = {own: (replace(line, reason=own or reason),) for own in set(refusals)}
+    rungs = tuple(lines[own] for own in refusals)
     theta = request.prior.from_latent(bounded(z))
     weights = torch.full_like(z[..., 0], 1.0 / n_draws)
     verdicts = status, flags, rungs
@@ -157,6 +169,8 @@ def _weighted(
     unknown = torch.full_like(s.ess, torch.nan)
     p_value = unknown if outcome.fit_p_value is None else outcome.fit_p_value
     numbers["fit_p_value"] = _numpy(p_value)
+    chi2 = unknown if outcome.chi2_best is None else outcome.chi2_best
+    numbers["chi2_best"] = _numpy(chi2)
     numbers["n_failed"] = _numpy(outcome.pool.failed.sum(1) + cleaned.n_nan)
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
     refusals = objects.refusals[rows].tolist()
@@ -175,6 +189,7 @@ def _weighted(
         numbers["n_simulated"] = _numpy(cost.calls + cost.gradients)
         numbers["n_gradients"] = _numpy(cost.gradients)
         rungs = report.reports(rows, failure)
+    numbers["seconds"] = np.array([sum(line.seconds for line in own) for own in rungs])
     flags = _flags(outcome, objects, rows, request)
     valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
     weights = torch.where(valid, s.weights, 0.0)
@@ -222,7 +237,7 @@ def _flags(
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
-        Flag.BAD_INPUT: torch.as_tensor(~objects.usable[rows], device=pool.z.device),
+        Flag.BAD_INPUT: objects.bad_input[pool.index],
         Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates[rows] > 0, device=pool.z.device),
     }
     if outcome.misfit is not None:
@@ -260,6 +275,7 @@ def _collect(
         parameters=Parameters.of(request.prior), ids=objects.ids[rows],
         data_hash=objects.hashes[rows], status=status, flags=flags, rungs=rungs,
         **numbers, ood_p_value=_numpy(objects.p_value[index]), n_masked=objects.n_masked[rows],
+        n_points=objects.n_points[rows],
         mean=np.where(failed, np.nan, mean), std=np.where(failed, np.nan, std),
         quantiles=np.where(failed[..., None], np.nan, quantiles),
     )  # fmt: skip

@@ -118,7 +118,6 @@ class FlowProposal:
     def _scales(self, share: float) -> tuple[float, ...]:
         return (1.0, self.width) if share else (1.0,)
 
-    @torch.no_grad()
     def _log_prob(self, z: Tensor, features: Tensor, share: float) -> Tensor:
         scales = self._scales(share)
         each = [self.exact.log_probs(z[i], features[i], scales) for i in _pieces(z)]
@@ -198,7 +197,7 @@ class Blend:
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities (B, S) of draws z (B, S, D)."""
         each = torch.stack([part.log_prob(z) for part in self.parts])
-        return log_mixture(each, torch.tensor(self.shares, dtype=torch.float64))
+        return log_mixture(each, self.shares)
 
     def select(self, rows: Tensor) -> Blend:
         """Return the proposals of some of the objects."""

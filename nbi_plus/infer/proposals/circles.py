@@ -47,7 +47,7 @@ class Cut:
         With ``sums``, a sum or difference of two circles that is narrower than both takes the place
         of the looser one.
         """
-        u = torch.special.ndtr(z[..., list(columns)])
+        u = torch.special.ndtr(columns_of(z, columns))
         summed = _narrow_sums(u, weights) if sums and len(columns) > 1 else None
         if summed is not None:
             u = u + u @ summed.mT
@@ -60,13 +60,13 @@ class Cut:
         kernel = torch.exp(-0.5 * (lag / _KERNEL).square())
         rolled = torch.stack([kernel.roll(i) for i in range(_N_BINS)])
         smooth = torch.einsum("ij,bjc->bic", rolled, mass)
-        return cls(columns, (smooth.argmin(1) + 0.5) / _N_BINS, summed)
+        return cls(columns, (smooth.argmin(1).to(smooth) + 0.5) / _N_BINS, summed)
 
     def to(self, z: Tensor) -> Tensor:
         """Return coordinates (B, S, D) of this cut."""
         if not self.columns:
             return z
-        u = torch.special.ndtr(z[..., list(self.columns)])
+        u = torch.special.ndtr(columns_of(z, self.columns))
         if self.sums is not None:
             u = u + u @ self.sums.mT
         return self._with_circles(z, u - self.start[:, None])
@@ -75,7 +75,7 @@ class Cut:
         """Undo `to`."""
         if not self.columns:
             return z
-        u = torch.special.ndtr(z[..., list(self.columns)]) + self.start[:, None]
+        u = torch.special.ndtr(columns_of(z, self.columns)) + self.start[:, None]
         if self.sums is not None:
             u = u - u @ self.sums.mT
         return self._with_circles(z, u)
@@ -88,7 +88,7 @@ class Cut:
         """Return z with its circles at u (B, S, C), in turns."""
         result = z.clone()
         turned = (u - u.floor()).clamp(1e-300, 1 - 2.0**-53)
-        result[..., list(self.columns)] = torch.special.ndtri(turned)
+        _set_columns(result, self.columns, torch.special.ndtri(turned))
         return result
 
 
@@ -126,17 +126,28 @@ def _narrow_sums(u: Tensor, weights: Tensor) -> Tensor | None:
     return sums if bool(sums.any()) else None
 
 
+def columns_of(z: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Return some columns (..., C) of z (..., D); a list as an index would be sent to a GPU."""
+    return torch.stack([z[..., column] for column in columns], -1) if columns else z[..., :0]
+
+
+def _set_columns(z: Tensor, columns: tuple[int, ...], values: Tensor) -> None:
+    for column, own in zip(columns, values.unbind(-1), strict=True):
+        z[..., column] = own
+
+
 def stretch(before: Tensor, after: Tensor, columns: tuple[int, ...]) -> Tensor:
     """Return how much wider (..., D) each column is after a turn of the circles than before."""
-    wider, at = torch.ones_like(before), list(columns)
-    wider[..., at] = (0.5 * (after[..., at].square() - before[..., at].square())).exp()
+    wider = torch.ones_like(before)
+    for at in columns:
+        wider[..., at] = (0.5 * (after[..., at].square() - before[..., at].square())).exp()
     return wider
 
 
 def change(before: Tensor, after: Tensor, columns: tuple[int, ...]) -> Tensor:
     """Return what a log-density (...) before a turn of the circles gains to be one after it."""
-    at = list(columns)
-    return 0.5 * (before[..., at].square() - after[..., at].square()).sum(-1)
+    old, new = columns_of(before, columns), columns_of(after, columns)
+    return 0.5 * (old.square() - new.square()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -149,13 +160,14 @@ class CutProposal:
     def draw(self, keys: Tensor, n: int, seed: int, stage: str) -> Tensor:
         """Return draws (B, n, D); those at the very cut are nowhere: their weight is zero."""
         moved = self.inner.draw(keys, n, seed, stage)
-        at_cut = (moved[..., list(self.cut.columns)].abs() > _CUT_Z).any(-1, keepdim=True)
+        at_cut = (columns_of(moved, self.cut.columns).abs() > _CUT_Z).any(-1, keepdim=True)
         return torch.where(at_cut, _NOWHERE, self.cut.back(moved))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log-densities (B, S) of draws z (B, S, D)."""
-        moved, at = self.cut.to(z), list(self.cut.columns)
-        moved[..., at] = moved[..., at].clamp(-_CUT_Z, _CUT_Z)
+        moved = self.cut.to(z)
+        inside = columns_of(moved, self.cut.columns).clamp(-_CUT_Z, _CUT_Z)
+        _set_columns(moved, self.cut.columns, inside)
         return self.inner.log_prob(moved) + change(moved, z, self.cut.columns)
 
     def select(self, rows: Tensor) -> CutProposal:

@@ -106,7 +106,7 @@ class NormalMixtures:
     def around(cls, means: Tensor) -> NormalMixtures:
         """Return mixtures of equal components, half as wide as all draws together."""
         k, d = means.shape[-2:]
-        wide = 0.5 * torch.eye(d).to(means)
+        wide = 0.5 * torch.eye(d, dtype=means.dtype, device=means.device)
         return cls(
             torch.full_like(means[..., 0], 1.0 / k), means, wide.expand(*means.shape[:-1], d, d)
         )
@@ -253,7 +253,7 @@ def _pairs(d: int, device: torch.device) -> _Pairs:
     first, second = torch.triu_indices(d, d, device=device)
     place = torch.zeros(d, d, dtype=torch.int64, device=device)
     place[first, second] = place[second, first] = torch.arange(len(first), device=device) + 1 + d
-    factor = torch.where(first == second, -0.5, -1.0).to(torch.float64)
+    factor = 0.5 * (first == second).to(torch.float64) - 1.0
     return _Pairs(first * d + second, factor, place.flatten())
 
 

@@ -73,6 +73,6 @@ def laplace_mixture(
 
 def floored(shares: Tensor, there: Tensor) -> Tensor:
     """Return shares (B, M) of which those of every mode ``there`` (B, M) have a floor."""
-    n = there.sum(1, keepdim=True).clamp(min=1)
+    n = there.sum(1, keepdim=True).clamp(min=1).to(shares)
     floor = torch.clamp(_FLOORS / n, max=FLOOR)
     return torch.where(there, (1 - n * floor) * shares + floor, 0.0)

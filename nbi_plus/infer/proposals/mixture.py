@@ -55,9 +55,17 @@ class StudentMixture:
         pick = pick.clamp(max=edges.shape[1] - 1)
         noise = keyed_normal(seed, stage, keys, (n, n_dim))
         noise = noise * self._stretch(keys, n, seed, stage)[..., None]
-        factor = self.factors.gather(1, pick[..., None, None].expand(-1, -1, n_dim, n_dim))
-        mean = self.means.gather(1, pick[..., None].expand(-1, -1, n_dim))
-        return mean + (factor @ noise[..., None])[..., 0]
+        own = pick + edges.shape[1] * torch.arange(len(keys), device=keys.device)[:, None]
+        return self._moved(own.flatten(), noise.flatten(0, 1)).view_as(noise)
+
+    def _moved(self, components: Tensor, noise: Tensor) -> Tensor:
+        """Return noise (m, D) with place and shape of components (m,), counted over all objects."""
+        means, factors = self.means.flatten(0, 1), self.factors.flatten(0, 1)
+        # each draw takes a copy of its factor: in many dimensions far more than a cache holds
+        step = max(1, launch.of(noise.device).factor_numbers // noise.shape[1] ** 2)
+        pieces = zip(components.split(step), noise.split(step), strict=True)
+        moved = [means[i] + (factors[i] @ u[..., None])[..., 0] for i, u in pieces]
+        return torch.cat(moved)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density (B, S) of draws z (B, S, D)."""
@@ -320,7 +328,8 @@ def _with_wide(found: NormalMixtures, config: MixtureConfig) -> StudentMixture:
     shares, means = found.shares[:, 0], found.means[:, 0]
     factors = torch.linalg.cholesky(found.cov[:, 0])
     d = means.shape[-1]
-    wide = config.wide_scale * torch.eye(d).to(factors).expand(len(means), 1, d, d)
+    eye = torch.eye(d, dtype=factors.dtype, device=factors.device)
+    wide = config.wide_scale * eye.expand(len(means), 1, d, d)
     narrow = shares * (1 - config.wide_share)
     return StudentMixture(
         torch.cat([narrow, torch.full_like(narrow[:, :1], config.wide_share)], 1).log(),

@@ -81,7 +81,7 @@ class Stream:
     @property
     def log_mixture(self) -> Tensor:
         """The log-density of the mixture at every draw, shape (B, S)."""
-        return log_mixture(self.log_q, torch.tensor(self.counts))
+        return log_mixture(self.log_q, self.counts)
 
     @property
     def log_weights(self) -> Tensor:

@@ -143,9 +143,9 @@ class Ascent:
     def begin(cls, slope: Slope, v: Tensor) -> Ascent:
         """Return rows at their starts v (n, D)."""
         n, d = v.shape
-        none, every = torch.zeros(n, dtype=torch.int64, device=v.device), torch.arange(n)
+        none = torch.zeros(n, dtype=torch.int64, device=v.device)
         eye = torch.eye(d, dtype=v.dtype, device=v.device).expand(n, d, d)
-        log_prob, grad = slope(v, every.to(v.device), eye)
+        log_prob, grad = slope(v, torch.arange(n, device=v.device), eye)
         no = torch.zeros(n, dtype=torch.bool, device=v.device)
         reach = torch.full_like(log_prob, _REACH)
         dead = ~log_prob.isfinite()
@@ -154,8 +154,8 @@ class Ascent:
 
     @property
     def moving(self) -> Tensor:
-        """Which rows are still on their way, int64 (k,)."""
-        return (~(self.settled | self.stopped)).nonzero()[:, 0]
+        """Which rows are still on their way, bool (n,)."""
+        return ~(self.settled | self.stopped)
 
     def step(self, slope: Slope, rows: Tensor) -> None:
         """Take one step with these rows."""
@@ -196,9 +196,11 @@ class Ascent:
             self.n_slopes[rows[left]] += 1
             wanted = f[left] + _ARMIJO * t[left] * rise[left] - slack[left]
             good = value.isfinite() & (value >= wanted)
-            done = left[good]
-            best[done], new_f[done], new_g[done] = t[done], value[good], grad[good]
-            left, value = left[~good], value[~good]
+            best[left] = torch.where(good, t[left], best[left])
+            new_f[left] = torch.where(good, value, new_f[left])
+            new_g[left] = torch.where(good[:, None], grad, new_g[left])
+            lost = (~good).nonzero()[:, 0]
+            left, value = left[lost], value[lost]
             if not len(left):
                 break
             # the parabola through what is known of this line

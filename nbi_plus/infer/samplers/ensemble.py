@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import of_kind, seed_of
 from nbi_plus.infer.proposals.base import LatentProposal
+from nbi_plus.torch_state import door
 
 _INDEPENDENT = 0.1  # share of the moves that are independence steps
 _FAR = 0.1  # share of the others that move by a whole difference: from one mode to another
@@ -63,6 +65,7 @@ class EnsembleResult:
     converged: bool
 
 
+@door
 def sample(
     log_prob: Callable[[Tensor], Tensor], z0: Tensor, *, seed: int = 0,
     jumps: LatentProposal | None = None, max_calls: float = np.inf,
@@ -100,6 +103,13 @@ def sample(
     (True, torch.Size([64, 100, 2]))
     """
     config = EnsembleConfig() if config is None else config
+    seed = seed_of("seed", seed)
+    of_kind("z0", z0, Tensor, "Give a torch tensor.")
+    if z0.ndim != 2 or not z0.dtype.is_floating_point or len(z0) < 2 * z0.shape[1] or len(z0) % 2:
+        raise ValueError(
+            f"z0 must have shape (W, D), W even and at least 2 D, and be of floating point, but is "
+            f"{z0.dtype} of shape {tuple(z0.shape)}."
+        )
     n_walkers, n_dim = z0.shape
 
     def density(z: NDArray[np.float64]) -> NDArray[np.float64]:

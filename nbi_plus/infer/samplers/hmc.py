@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.arguments import of_kind, seed_of, whole
 from nbi_plus.batched import join, pick
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.compiling import Compiler
@@ -35,6 +36,7 @@ from nbi_plus.infer.samplers.warming import (
 )
 from nbi_plus.infer.samplers.whitening import Whitening
 from nbi_plus.problem.random import content_keys
+from nbi_plus.torch_state import door
 
 _NUMBERS_JUDGED = 2**19
 _N_LANES = 3
@@ -144,6 +146,7 @@ class HmcResult:
     travelling: Tensor
 
 
+@door
 @torch.no_grad()
 def sample(  # noqa: PLR0913 - of options only the first two must be known
     log_prob: LogProb, z0: Tensor, n_super: int = 8, *, seed: int = 0, mean: Tensor | None = None,
@@ -199,6 +202,7 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     """
     config = HmcConfig() if config is None else config
     _check(z0, n_super)
+    seed = seed_of("seed", seed)
     n, n_chains, d = z0.shape
     device = z0.device
     keys = content_keys(z0) if keys is None else keys
@@ -256,7 +260,7 @@ class _Goal:
         energy = nested_r_hat(lane.draws[..., -1:], self.n_super)[:, 0]
         bulk, tail = bulk_ess(z), tail_ess(z)
         wanted = max(self.ess_target, config.ess_per_super * self.n_super)
-        n_trials = tally.n_steps * z.shape[1]
+        n_trials = (tally.n_steps * z.shape[1]).to(z)
         converged = (
             (r_hat <= config.r_hat_max).all(-1)
             & (energy <= config.r_hat_max)
@@ -264,7 +268,8 @@ class _Goal:
             & (tail.amin(-1) >= min(self.ess_target, 400.0))
             & (tally.n_divergent <= config.divergent_max * n_trials)
         )
-        kept = torch.linspace(0, z.shape[2] - 1, self.n_kept(z.shape[1]), device=z.device)
+        last, n_kept = z.shape[2] - 1, self.n_kept(z.shape[1])
+        kept = torch.linspace(0, last, n_kept, dtype=torch.float64, device=z.device)
         draws = lane.draws[:, :, kept.round().long()]
         return HmcResult(
             draws[..., :-1], draws[..., -1], r_hat, bulk, tail, tally.n_gradients,
@@ -353,7 +358,7 @@ def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, 
     if not len(lane):
         return
     leaps = lane.tuning.n_leaps(1.0, torch.full_like(lane.index, config.max_leaps))
-    slow = leaps > config.slow * leaps.median()
+    slow = leaps > config.slow * leaps.median().to(torch.float64)
     if speed == _N_LANES - 1 or not slow.any():
         yield speed, lane
         return
@@ -362,6 +367,8 @@ def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, 
 
 
 def _check(z0: Tensor, n_super: int) -> None:
+    of_kind("z0", z0, Tensor, "Give a torch tensor.")
+    whole("n_super", n_super, 2)
     if z0.ndim != 3 or z0.shape[1] % n_super or not z0.shape[0]:
         raise ValueError(
             f"z0 must have shape (B, C, D) with C a multiple of n_super = {n_super}, but has "

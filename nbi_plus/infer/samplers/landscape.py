@@ -118,7 +118,7 @@ class Landscape:
     def spread(self) -> Tensor:
         """Standard deviations (b, D) of all draws that have a density."""
         usable = self.height > -math.inf
-        share = usable / usable.sum(1, keepdim=True).clamp(min=1)
+        share = usable.to(self.z) / usable.sum(1, keepdim=True).clamp(min=1)
         z = torch.where(usable[..., None], self.z, 0.0)
         mean = (share[..., None] * z).sum(1, keepdim=True)
         return (share[..., None] * (z - mean).square()).sum(1).sqrt().clamp(min=1e-9)

@@ -104,6 +104,28 @@ class Lane:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """How far the trajectories of B objects go in one step: ``jitter`` of their full length.
+
+    ``n_leaps`` (B,) are their leapfrog steps; ``order`` (B,) has the longest first, and ``counts``
+    are their numbers, known to Python.
+    """
+
+    jitter: float
+    n_leaps: Tensor
+    order: Tensor
+    counts: list[int]
+
+    @classmethod
+    def frozen(cls, tuning: Tuning, jitters: list[float], most: Tensor) -> list[_Plan]:
+        """Return those of steps in which the tuning stays; to know them means to wait, once."""
+        leaps = [tuning.n_leaps(jitter, most) for jitter in jitters]
+        orders = [n.argsort(descending=True) for n in leaps]
+        counts = torch.stack([n[o] for n, o in zip(leaps, orders, strict=True)]).tolist()
+        return [cls(*each) for each in zip(jitters, leaps, orders, counts, strict=True)]
+
+
+@dataclass(frozen=True)
 class Transition:
     """One transition of chains: a jittered HMC trajectory, and now and then a jump.
 
@@ -140,50 +162,49 @@ class Transition:
         uniforms = keyed_uniform(self.seed, stage + " accept", lane.keys, (len(window), n_chains))
         like = lane.places.u.dtype
         most = torch.full_like(lane.index, self.max_leaps) if most is None else most
+        jitters = [_radical_inverse(first + i) for i in range(len(window))]
+        plans = None if adapts else _Plan.frozen(lane.tuning, jitters, most)
+        jumping = None if self.jumps is None else lane.may_jump.nonzero()[:, 0]
         found = []
         for i, t in enumerate(window):
-            jitter = _radical_inverse(first + i)
-            lane = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), jitter, most,
-                              t if adapts else None)  # fmt: skip
-            if self.jumps is not None and (first + i) % self.jump_every == 0:
-                lane = self._jump(lane, first + i)
+            plan = plans[i] if plans else _Plan.frozen(lane.tuning, jitters[i : i + 1], most)[0]
+            lane, trial = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), plan)
+            if adapts:
+                tuning = lane.tuning.update(trial, t, self.target_accept, self.rate, most)
+                lane = replace(lane, tuning=tuning)
+            if jumping is not None and len(jumping) and (first + i) % self.jump_every == 0:
+                lane = self._jump(lane, jumping, first + i)
             found.append(torch.cat([lane.z, lane.places.log_prob[..., None]], -1))
         return replace(lane, draws=torch.cat([lane.draws, torch.stack(found, 2)], 2))
 
     def _step(
-        self, lane: Lane, momentum: Tensor, log_uniform: Tensor, jitter: float, most: Tensor,
-        t: int | None,
-    ) -> Lane:  # fmt: skip
-        """Return a lane after one trajectory, and its tuning updated unless ``t`` is None."""
-        n_leaps = lane.tuning.n_leaps(jitter, most)
-        reached, last = self._leapfrog(lane, momentum, n_leaps)
+        self, lane: Lane, momentum: Tensor, log_uniform: Tensor, plan: _Plan
+    ) -> tuple[Lane, Proposed]:
+        """Return a lane after one trajectory, and what that had proposed."""
+        reached, last = self._leapfrog(lane, momentum, plan)
         gain = reached.log_prob - 0.5 * last.square().sum(-1)
         gain = gain - (lane.places.log_prob - 0.5 * momentum.square().sum(-1))
         gain = torch.where(torch.isfinite(gain), gain, -math.inf)
         freed = torch.isneginf(lane.places.log_prob) & torch.isfinite(reached.log_prob)
         gain = torch.where(freed, 0.0, gain)  # out of where the density is zero any way is up
         accept = gain.clamp(max=0.0).exp()
-        tuning = lane.tuning
-        if t is not None:
-            trial = Proposed(lane.places.u, reached.u, last, accept, jitter)
-            tuning = tuning.update(trial, t, self.target_accept, self.rate, most)
         old, n_chains = lane.tally, momentum.shape[1]
         tally = Tally(
-            old.n_gradients + n_leaps * n_chains,
+            old.n_gradients + plan.n_leaps * n_chains,
             old.n_divergent + (gain < _DIVERGED).sum(1),
             old.accepted + accept.mean(1),
             old.n_steps + 1,
         )
         places = lane.places.where(log_uniform < gain, reached)
-        return replace(lane, places=places, tuning=tuning, tally=tally)
+        trial = Proposed(lane.places.u, reached.u, last, accept, plan.jitter)
+        return replace(lane, places=places, tally=tally), trial
 
-    def _leapfrog(self, lane: Lane, momentum: Tensor, n_leaps: Tensor) -> tuple[Places, Tensor]:
+    def _leapfrog(self, lane: Lane, momentum: Tensor, plan: _Plan) -> tuple[Places, Tensor]:
         """Return where trajectories end, and their momenta there.
 
         The objects of the longest trajectories stand first, so that those still moving are a slice.
         """
-        order = n_leaps.argsort(descending=True)
-        counts = n_leaps[order].tolist()
+        order, counts = plan.order, plan.counts
         u, log_prob, grad = (getattr(lane.places, k)[order] for k in ("u", "log_prob", "grad"))
         p, index = momentum[order], lane.index[order]
         step = lane.tuning.log_step.exp()[order, None, None]
@@ -201,11 +222,8 @@ class Transition:
         back = order.argsort()
         return Places(u[back], log_prob[back], grad[back]), p[back]
 
-    def _jump(self, lane: Lane, number: int) -> Lane:
-        """Return a lane after a step of independence Metropolis for the objects that may."""
-        rows = lane.may_jump.nonzero()[:, 0]
-        if not len(rows):
-            return lane
+    def _jump(self, lane: Lane, rows: Tensor, number: int) -> Lane:
+        """Return a lane after a step of independence Metropolis for some of the objects."""
         keys, index, places = lane.keys[rows], lane.index[rows], lane.places
         whitening = Whitening(lane.whitening.mean[rows], lane.whitening.factor[rows])
         proposal = self.jumps.select(index)

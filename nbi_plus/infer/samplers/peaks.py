@@ -7,17 +7,20 @@ then the distinct optima, then the curvature at each.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.arguments import of_kind, seed_of
 from nbi_plus.batched import pick
-from nbi_plus.infer.proposals.circles import Cut, change, stretch
+from nbi_plus.infer.proposals.circles import Cut, change, columns_of, stretch
 from nbi_plus.infer.samplers.ascent import Ascent, AutogradSlope, DifferenceSlope, Slope
 from nbi_plus.infer.samplers.gradients import Gradients, LogProb
 from nbi_plus.problem.random import content_keys, keyed_normal
+from nbi_plus.torch_state import door
 
 _JITTER = 1e-4  # of a start: none stands on a saddle
 _SAME = 4.0  # squared distance of two places of one peak, in the shape of the higher one
@@ -26,6 +29,7 @@ _SAME_HEIGHT = 0.1
 _FAR_APART = 25.0  # as _SAME: ends on the flank of a peak must not crowd out lower peaks elsewhere
 _ROUNDS = 3  # of curvature at the ends, and of going on from there
 _FAR = 0.01  # what one more step would gain, by the curvature: such ends are no tops
+_PLACES = ("z", "log_prob", "factor", "settled")
 _THINNEST = 1e-13  # least curvature, of the largest: less is rounding, and no Cholesky factor
 
 
@@ -110,20 +114,32 @@ class Peaks:
 
     def put(self, rows: Tensor, other: Peaks) -> None:
         """Put the peaks of other objects, no more than there is room for, into some rows."""
-        m = other.z.shape[1]
-        for name in ("z", "log_prob", "factor", "settled"):
-            getattr(self, name)[rows, :m] = getattr(other, name)
+        m = min(other.z.shape[1], self.z.shape[1])
+        for name in _PLACES:
+            getattr(self, name)[rows, :m] = getattr(other, name)[:, :m]
         self.n_gradients[rows] = other.n_gradients
+
+    def beside(self, other: Peaks) -> Peaks:
+        """Return these and other places of the same objects, those that are there first."""
+        there = torch.cat([self.found, other.found], 1)
+        order = (~there).long().argsort(stable=True, dim=1)
+        every = torch.arange(len(order), device=order.device)[:, None]
+        both = {
+            k: torch.cat([getattr(self, k), getattr(other, k)], 1)[every, order] for k in _PLACES
+        }
+        return Peaks(**both, n_gradients=self.n_gradients + other.n_gradients)
 
     def select(self, rows: Tensor) -> Peaks:
         """Return those of some of the objects."""
         return pick(self, rows)
 
 
+@door
 @torch.no_grad()
 def find(
     log_prob: LogProb, starts: Tensor, *, seed: int = 0, circles: tuple[int, ...] = (),
-    differentiable: bool = True, rows: int | None = None, config: PeaksConfig | None = None,
+    differentiable: bool = True, rows: int | None = None, max_seconds: float = math.inf,
+    config: PeaksConfig | None = None,
 ) -> Peaks:  # fmt: skip
     """Return the peaks that are uphill from the starts of many objects.
 
@@ -142,6 +158,8 @@ def find(
         evaluations, and every peak 4 D^2 more.
     rows : int, optional
         Rows of one call of ``log_prob`` at most: bounds memory.
+    max_seconds : float
+        After which the ways up end where they are.
     config : PeaksConfig, optional
 
     Returns
@@ -159,6 +177,8 @@ def find(
     ([[[1.0, 1.0], [-1.0, -1.0]]], [[0.1, 0.0], [0.0, 0.1]])
     """
     config = PeaksConfig() if config is None else config
+    seed = seed_of("seed", seed)
+    of_kind("starts", starts, Tensor, "Give a torch tensor.")
     if starts.ndim != 3 or not starts.shape[1] or not starts.dtype.is_floating_point:
         raise ValueError(
             f"starts must have shape (B, S, D) and be of floating point, but are {starts.dtype} of "
@@ -166,6 +186,7 @@ def find(
         )
     starts = starts.to(torch.float64)
     search = _Search.of(log_prob, starts, circles, differentiable, rows, config)
+    search = replace(search, deadline=time.perf_counter() + max_seconds)
     if not starts.isfinite().any():
         raise ValueError("starts must hold finite places, but hold none.")
     return search(seed)
@@ -183,6 +204,7 @@ class _Search:
     cut: Cut
     config: PeaksConfig
     differentiable: bool
+    deadline: float = math.inf
 
     @classmethod
     def of(
@@ -191,7 +213,7 @@ class _Search:
     ) -> _Search:  # fmt: skip
         n, n_starts, _ = starts.shape
         flat = starts.nan_to_num(nan=0.0).flatten(0, 1)
-        start = torch.special.ndtr(flat[:, list(circles)]) - 0.5
+        start = torch.special.ndtr(columns_of(flat, circles)) - 0.5
         cut = Cut(circles, start - start.floor())
         owner = torch.arange(n, device=starts.device).repeat_interleave(n_starts)
 
@@ -233,6 +255,8 @@ class _Search:
             if not len(rows):
                 break
             left = self._shape(ascent, rows, rough[rows], factor)
+            if time.perf_counter() > self.deadline:
+                left = left[:0]
             shaped[rows] = True
             shaped[left] = False
             # objects that are done stay as they are, whatever others still need
@@ -260,11 +284,13 @@ class _Search:
         n, n_starts, d = self.starts.shape
         most = self.config.max_gradients / self.slope.cost(d)
         for _ in range(n_steps):
-            rows = ascent.moving
-            rows = rows[going[rows]]
+            if time.perf_counter() > self.deadline:
+                break
+            moving = ascent.moving & going
             if most < math.inf:
                 spent = ascent.n_slopes.view(n, n_starts).sum(1)
-                rows = rows[(spent < most)[rows // n_starts]]
+                moving &= (spent < most).repeat_interleave(n_starts)
+            rows = moving.nonzero()[:, 0]  # a GPU is waited for here, and so but once a step
             if not len(rows):
                 break
             ascent.step(self.slope, rows)
@@ -310,12 +336,11 @@ class _Search:
 
         No direction is wider than the least curvature allows, and none that bends upwards narrow.
         """
-        inner = torch.linalg.solve_triangular(
-            rough, torch.eye(rough.shape[1]).to(rough), upper=False
-        )
+        eye = torch.eye(rough.shape[1], dtype=rough.dtype, device=rough.device)
+        inner = torch.linalg.solve_triangular(rough, eye, upper=False)
         precision = inner.mT @ bent @ inner
         finite = precision.isfinite().flatten(1).all(1)[:, None, None]
-        precision = torch.where(finite, precision, torch.eye(rough.shape[1]).to(rough))
+        precision = torch.where(finite, precision, eye)
         level, axes = torch.linalg.eigh(0.5 * (precision + precision.mT))
         level = level.clamp(min=self.config.curvature_min)
         level = torch.maximum(level, _THINNEST * level.amax(1, keepdim=True))

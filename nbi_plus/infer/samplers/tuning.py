@@ -89,7 +89,8 @@ class Tuning:
         scale = _DECAY * self.scale + (1 - _DECAY) * gradient.square()
         size = (scale / (1 - _DECAY**t)).sqrt()
         change = (rate * gradient / (size + 1e-20)).clamp(-_MAX_CHANGE, _MAX_CHANGE)
-        log_time = (self.log_time + change).clamp(min=log_step, max=log_step + most.log())
+        longest = log_step + most.to(log_step).log()
+        log_time = (self.log_time + change).clamp(min=log_step, max=longest)
         share = t**-0.5
         time_mean = (1 - share) * self.log_time_mean + share * log_time
         return Tuning(self.centre, log_step, step_mean, error, log_time, time_mean, scale)

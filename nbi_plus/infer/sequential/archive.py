@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.sequential.fit import SequentialFit
-from nbi_plus.infer.sequential.journal import decode, encode
+from nbi_plus.infer.sequential.journal import decode, encode, refuse_unsound
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
-from nbi_plus.io.archive import Archive
+from nbi_plus.infer.weights.summary import FAMILIES
+from nbi_plus.io.archive import Archive, ArchiveError
 from nbi_plus.io.parts import joined, split
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -54,13 +55,27 @@ def from_archive(
     """Undo `to_archive`, without a simulator; the noise is bound."""
     meta, arrays = archive.meta, archive.arrays
     parts = split(arrays, _PARTS)
-    posterior = Archive(meta["posterior"], parts["posterior"])
+    filed = Archive(meta["posterior"], parts["posterior"])
+    posterior = Posterior.from_archive(filed, "the sequential fit")
+    observations, family = _observations(meta, parts), _family(meta)
+    frozen = decode(meta["frozen"], "frozen/", arrays, device)
+    refuse_unsound(frozen, prior.n_dim, device)
+    if family not in FAMILIES or posterior.names != tuple(prior.names):
+        raise ArchiveError(
+            f"the sequential fit must be of the parameters {tuple(prior.names)} and one of "
+            f"{FAMILIES}, but is of {posterior.names} and {family!r:.99}. Save it again."
+        )
+    if posterior.data_hash not in ("", observations.hashes[0]):
+        raise ArchiveError(
+            f"the sequential fit must be of its own data, but these have the hash "
+            f"{observations.hashes[0]}, and its answer {posterior.data_hash}. Save it again."
+        )
     return SequentialFit(
-        observations=_observations(meta, parts),
-        posterior=Posterior.from_archive(posterior, "the sequential fit"),
+        observations=observations,
+        posterior=posterior,
         rounds=_rounds(meta, parts["rounds"]),
-        frozen=decode(meta["frozen"], "frozen/", arrays, device),
-        family=_family(meta),
+        frozen=frozen,
+        family=family,
         prior=prior,
         noise=noise,
         simulator=None,

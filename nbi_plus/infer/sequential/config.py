@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nbi_plus.arguments import real, whole
+from nbi_plus.infer.ladder.audit import is_cheap
 from nbi_plus.infer.ladder.hints import Look
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.proposals.base import LatentProposal
@@ -34,7 +36,8 @@ class RoundsConfig:
     locate : {"auto", "peaks", "network"}
         What finds the place: the peaks of the density, uphill from the best draws; or networks
         trained round after round. "auto" looks for peaks where torch can differentiate the
-        target, and trains networks elsewhere, and where peaks were of no use.
+        target or a call takes less than 0.1 ms, and trains networks elsewhere, and where peaks
+        were of no use.
     scout_share : float
         Of a round: draws of the prior that ways uphill begin from, and as many again each time
         that these find several peaks, up to a whole round.
@@ -79,17 +82,18 @@ class RoundsConfig:
     gain: float = 1.1
 
     def __post_init__(self) -> None:
-        for name in ("n_per_round", "n_rounds", "ess_target"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, but is {getattr(self, name)!r}.")
+        for name in ("n_per_round", "n_rounds"):
+            whole(name, getattr(self, name))
+        if not real("ess_target", self.ess_target) > 0:
+            raise ValueError(f"ess_target must be positive, but is {self.ess_target!r}.")
         if self.locate not in LOCATE:
             raise ValueError(f"locate must be one of {LOCATE}, but is {self.locate!r}.")
-        if self.max_sims is not None and not self.max_sims >= self.n_per_round:
+        if self.max_sims is not None and not whole("max_sims", self.max_sims) >= self.n_per_round:
             raise ValueError(
                 f"max_sims must be at least n_sims = {self.n_per_round}, one round, but is "
                 f"{self.max_sims!r}."
             )
-        if self.max_seconds is not None and not self.max_seconds > 0:
+        if self.max_seconds is not None and not real("max_seconds", self.max_seconds) > 0:
             raise ValueError(f"max_seconds must be positive, but is {self.max_seconds!r}.")
 
     @property
@@ -105,7 +109,8 @@ class RoundsConfig:
 
     def goes_uphill(self, target: Target) -> bool:
         """Say whether ways uphill locate."""
-        return self.locate == "peaks" or (self.locate == "auto" and target.differentiable)
+        cheap = target.differentiable or is_cheap(target)
+        return self.locate == "peaks" or (self.locate == "auto" and cheap)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,8 @@ from torch import Tensor
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.data.observations import Observations
-from nbi_plus.infer.ladder.audit import is_cheap
-from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.hints import Hints, Look
 from nbi_plus.infer.ladder.ladder import Ladder
-from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.certificate import AMORTIZED, fresh_outcome, unweighted_outcome
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -29,7 +26,8 @@ from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.posterior.translated import Change, Translated
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero, SequentialOutcome
+from nbi_plus.infer.sequential.auditor import Auditor
+from nbi_plus.infer.sequential.config import RoundsConfig, RoundZero
 from nbi_plus.infer.sequential.journal import Journal
 from nbi_plus.infer.sequential.ledger import Ledger
 from nbi_plus.infer.sequential.locator import Locator
@@ -47,7 +45,9 @@ from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.simulator import FAILED, BoundSimulator
 from nbi_plus.problem.target import Target
+from nbi_plus.progress import progress as shown
 
+_REPAIRS = 2  # of what audits find missing; each may show the next
 METHODS = ("amis", "snpe-is", "apt", "tsnpe")
 
 
@@ -187,26 +187,26 @@ class SequentialRun:
                 store = stack.enter_context(
                     SimulationStore.open(path, {}, columns, self.config.n_per_round)
                 )
+            budget = self.config.budget
+            stack.enter_context(shown("rounds", budget, run.progress, unit="simulations"))
             ledger = Ledger(target, store, run.progress)
             ledger.check_reuse()
-            search = Search if self.method == "amis" else partial(Classic, self.method)
-            fit = search(
-                ledger,
-                Locator(recipe, run.callback),
-                Journal(folder, recipe.device),
-                self.config,
-                self.ladder.gate,
-                _key(observations).to(recipe.device),
-                recipe.seed,
-            )
+            key = _key(observations).to(recipe.device)
+            auditor = Auditor(target, self.ladder, key, recipe.seed)
+            fit = self._search(auditor)(
+                ledger, Locator(recipe, run.callback), Journal(folder, recipe.device), self.config,
+                self.ladder.gate, key, recipe.seed,
+            )  # fmt: skip
             answer = fit(first)
-            outcome, told = self._judged(answer, ledger, observations, recipe.seed)
-            left = self.config.budget - ledger.n_calls
-            # of certified answers alone, which published methods never give
-            missing = outcome.missed is not None and bool(outcome.missed.any())
-            if missing and left > self.config.certify_draws:
+            for left in range(_REPAIRS, -1, -1):
+                outcome = _checked(answer.outcome, ledger, observations, recipe.seed)
+                outcome, told = auditor(outcome, answer.frozen)
+                # of certified answers alone, which published methods never give
+                missing = outcome.missed is not None and bool(outcome.missed.any())
+                affordable = budget - ledger.n_calls > self.config.certify_draws
+                if not (missing and affordable and left):
+                    break
                 answer = fit.again(outcome.peaks)
-                outcome, told = self._judged(answer, ledger, observations, recipe.seed)
         posterior = _posterior(outcome, observations, problem.prior, self.ladder.gate, recipe.seed)
         return SequentialFit(
             observations=observations,
@@ -220,12 +220,10 @@ class SequentialRun:
             device=recipe.device,
         )
 
-    def _judged(
-        self, answer: SequentialOutcome, ledger: Ledger, observations: Observations, seed: int
-    ) -> tuple[Outcome, RungReport | None]:
-        """Return what the draws came to after all checks, and what the audit found."""
-        outcome = _checked(answer.outcome, ledger, observations, seed)
-        return _audited(outcome, ledger.target, self.ladder, observations, seed)
+    def _search(self, auditor: Auditor) -> Callable[..., Search | Classic]:
+        if self.method == "amis":
+            return partial(Search, auditor=auditor)
+        return partial(Classic, self.method)
 
     def _n_first(self, target: Target) -> int:
         """Return how many draws of the prior round 0 has: gradients lead on from few."""
@@ -305,26 +303,6 @@ def _checked(outcome: Outcome, ledger: Ledger, observations: Observations, seed:
     return with_tails(outcome, averaged(tails, outcome.summary.weights, exact=exact))
 
 
-def _audited(
-    outcome: Outcome, target: Target, ladder: Ladder, observations: Observations, seed: int
-) -> tuple[Outcome, RungReport | None]:
-    """Return the outcome after a look for places that it misses, and what was found.
-
-    Black boxes are not looked at unless they are cheap: without gradients that costs more calls
-    than the fit.
-    """
-    possible = target.differentiable or is_cheap(target)
-    if ladder.audit is None or outcome.rung == AMORTIZED or not possible:
-        return outcome, None
-    device = outcome.pool.z.device
-    accounts = Earlier.nothing(1, device).accounts(ladder.gate)
-    context = RungContext(target, *accounts, ladder.gate, ladder.budget, seed)
-    context.report.note(outcome)
-    audit = ladder.audit.of_one(target)
-    looked = audit(outcome, _key(observations).to(device), context)
-    return looked, context.report.lines[0][-1]
-
-
 def _posterior(
     outcome: Outcome, observations: Observations, prior: Prior, gate: Gate, seed: int
 ) -> Posterior:
@@ -333,7 +311,8 @@ def _posterior(
         ids=observations.ids,
         keys=_key(observations).to(device),
         ood=torch.zeros(1, dtype=torch.bool, device=device),
-        p_value=torch.full((1,), torch.nan, device=device),
+        p_value=torch.full((1,), torch.nan, dtype=torch.float64, device=device),
+        n_points=observations.n_points,
         n_masked=observations.n_masked,
         n_duplicates=observations.n_duplicates,
         refusals=np.where(observations.n_points > 0, "", f"{verdict.BAD_INPUT}: no valid point."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from torch import Tensor
 from nbi_plus.infer.proposals.base import Blend, LatentProposal
 from nbi_plus.infer.proposals.circles import CutProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
-from nbi_plus.infer.proposals.laplace import FLOOR
+from nbi_plus.infer.proposals.laplace import FLOOR, laplace_mixture
 from nbi_plus.infer.proposals.mixture import StudentMixture
+from nbi_plus.infer.sequential.summits import Summits
 from nbi_plus.infer.weights.summary import normalise
 
 STARVED = 30.0  # times its fair weight: a draw that stands for so many says that these are missing
 _RAISE, _MOST = 2.0, 0.5  # of a starved peak's share, and of the shares of all
+_OF_SPREAD = 0.3  # as bad as so large a weight: of a normal one draw makes ten shares of a variance
 _NO_MASS = 1e-3  # of the posterior: peaks that hold less for sure need no draws
 _MANY_ERRORS = 4.0
 
@@ -31,25 +34,55 @@ class Floor:
 
     Attributes
     ----------
-    mixture : StudentMixture
-        Around the peaks, in the coordinates of the cut: M components, and the same M again wider.
-    cut : CutProposal or None
-        What it stands in, where there are circles.
+    known : Summits
+        The peaks.
+    circles : tuple of int
+        The periodic parameters.
     shares : tuple of float
         Of the M peaks; those that are 0 turned out to have no mass.
     """
 
-    mixture: StudentMixture
-    cut: CutProposal | None
+    known: Summits
+    circles: tuple[int, ...]
     shares: tuple[float, ...]
 
     @classmethod
-    def of(cls, proposal: LatentProposal, circles: tuple[int, ...]) -> Floor:
-        """Return the floor under the peaks of a Laplace mixture of one object."""
-        mixture = proposal.inner if circles else proposal
-        n = mixture.log_shares.shape[1] // 2
-        there = (mixture.log_shares[0, :n] > -math.inf).tolist()
-        return cls(mixture, proposal if circles else None, tuple(FLOOR * on for on in there))
+    def of(cls, known: Summits, circles: tuple[int, ...]) -> Floor:
+        """Return the floor under peaks of which nothing else is known."""
+        return cls(known, circles, (FLOOR,) * len(known))
+
+    def beside(self, more: Summits) -> Floor:
+        """Return the floor under these peaks and other places."""
+        return replace(self, known=self.known.plus(more), shares=self.shares + (FLOOR,) * len(more))
+
+    def holding(self, former: Floor | None, pair: Pair) -> Floor:
+        """Return the floor that also holds the light peaks of a former one, not known any more.
+
+        What is fitted to the draws forgets no heavy one.
+        """
+        if former is None:
+            return self
+        light = Masses.of(former, pair).mass.amax(0) < FLOOR
+        light &= torch.tensor(former.shares, device=light.device) > 0
+        stays = former.known.apart_from(self.known, self.circles) & light
+        shares = tuple(s for s, on in zip(former.shares, stays[0].tolist(), strict=True) if on)
+        known = self.known.plus(former.known.where(stays))
+        return replace(self, known=known, shares=self.shares + shares)
+
+    @cached_property
+    def _around(self) -> LatentProposal:
+        k = self.known
+        return laplace_mixture(k.z, k.factor, k.log_mass, self.circles)
+
+    @property
+    def cut(self) -> CutProposal | None:
+        """What the mixture stands in, where there are circles."""
+        return self._around if self.circles else None
+
+    @property
+    def mixture(self) -> StudentMixture:
+        """Around the peaks, in the coordinates of the cut: M parts, and the same M again wider."""
+        return self._around.inner if self.circles else self._around
 
     def under(self, proposal: LatentProposal) -> LatentProposal:
         """Return a proposal of which every peak has its share."""
@@ -58,7 +91,7 @@ class Floor:
             return proposal
         whole = min(total, _MOST)
         own = self.mixture.log_shares.view(2, -1)
-        share = torch.tensor(self.shares).to(own) / total
+        share = torch.tensor(self.shares, dtype=own.dtype, device=own.device) / total
         split = own.softmax(0).nan_to_num(nan=0.0)  # narrow and wide, of each peak
         parts = replace(self.mixture, log_shares=(share * split).log().view(1, -1))
         floor = parts if self.cut is None else replace(self.cut, inner=parts)
@@ -70,7 +103,7 @@ class Floor:
         kept = (masses.mass + _MANY_ERRORS * masses.error).max(0).values > _NO_MASS
         kept |= masses.n_draws < 1 / FLOOR
         starved = masses.heaviest > STARVED
-        alive = kept & (torch.tensor(self.shares, device=kept.device) > 0)
+        alive = kept & torch.tensor([share > 0 for share in self.shares], device=kept.device)
         several = int(alive.sum()) > 1  # or none goes short
         shares, told = [], []
         for i, share in enumerate(self.shares):
@@ -83,6 +116,12 @@ class Floor:
                 a, b = masses.mass[:, i].tolist()
                 told.append(f"streams disagree on peak {i + 1} ({a:.3f}, {b:.3f})")
         return replace(self, shares=tuple(shares)), "; ".join(told)
+
+    def spread_shares(self, z: Tensor, weights: Tensor) -> Tensor:
+        """Return the largest share (S,) of a variance that each draw z (1, S, D) makes alone."""
+        v = (z if self.cut is None else self.cut.cut.to(z))[0].nan_to_num(nan=0.0)
+        away = (v - weights @ v).square() * weights[:, None]
+        return (away / away.sum(0).clamp(min=1e-300)).amax(1)
 
     def owner(self, z: Tensor) -> Tensor:
         """Return which peak (S,) each draw z (S, D) most likely belongs to."""
@@ -109,7 +148,8 @@ class Masses:
     n_draws : Tensor, shape (M,)
         Draws that fell to it.
     heaviest : Tensor, shape (M,)
-        The largest weight among them, in units of the mean weight.
+        The largest weight among them, in units of the mean weight; or what stands for as much: a
+        draw far out, of a light place, that alone makes a spread.
     """
 
     mass: Tensor
@@ -129,7 +169,8 @@ class Masses:
             mass.append(share)
             error.append((w.square() @ (own - share).square()).sqrt())
             count.append(own.sum(0))
-            heaviest.append((w[:, None] * own).amax(0) * len(w))
+            burden = torch.maximum(w, _OF_SPREAD * floor.spread_shares(stream.z, w))
+            heaviest.append((burden[:, None] * own).amax(0) * len(w))
         both = [torch.stack(v) for v in (mass, error, count, heaviest)]
         return cls(both[0], both[1], both[2].sum(0), both[3].amax(0))
 

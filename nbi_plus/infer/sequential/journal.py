@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbi_plus.infer.proposals.base import (
     Blend,
@@ -25,14 +25,17 @@ from nbi_plus.infer.proposals.base import (
 )
 from nbi_plus.infer.proposals.circles import Cut, CutProposal
 from nbi_plus.infer.proposals.mixture import StudentMixture
-from nbi_plus.io.archive import ArchiveError, read_archive, write_archive
+from nbi_plus.infer.weights.summary import FAMILIES
+from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import split
+from nbi_plus.io.sizes import refuse_larger
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import without_global_rng
-from nbi_plus.learn.network import estimator
+from nbi_plus.learn.network import estimator, refuse_other_state
 
 Arrays = dict[str, NDArray]
 _STATE = "network"
+_ROUNDING = 1e-6
 
 
 class Step(NamedTuple):
@@ -78,13 +81,8 @@ class Journal:
                 f"{path} must hold the step {name!r} of this fit, but holds "
                 f"{archive.meta['name']!r}. Delete the folder, or use another path."
             )
-        try:
+        with fitting_parts(path, "step"):
             return self._play(archive.meta, archive.arrays)
-        except (KeyError, TypeError, IndexError, RuntimeError) as error:
-            raise ArchiveError(
-                f"{path} must hold a complete step, but its parts do not fit: {error!r}. "
-                "Delete the folder."
-            ) from error
 
     def _play(self, meta: Mapping[str, Any], arrays: Arrays) -> Step:
         parts = enumerate(meta["proposals"])
@@ -92,7 +90,17 @@ class Journal:
         own = split(arrays).get(_STATE, {})
         state = {k: torch.as_tensor(v, device=self.device) for k, v in own.items()}
         z = torch.as_tensor(arrays["z"], device=self.device)
-        return Step(proposals, z, state, meta["family"], meta.get("n_looked", 0))
+        family, n_looked = meta["family"], meta.get("n_looked", 0)
+        if z.ndim != 3 or bool(z.isnan().any()) or family not in FAMILIES:
+            raise ArchiveError(
+                f"a step must hold draws (1, n, D) of one of {FAMILIES}, but holds "
+                f"{tuple(z.shape)} of {family!r:.99}, or NaN. Delete the folder."
+            )
+        if type(n_looked) is not int or n_looked < 0:
+            raise ArchiveError(f"n_looked must be a number of calls, but is {n_looked!r:.99}.")
+        for proposal in proposals:
+            refuse_unsound(proposal, z.shape[2], self.device)
+        return Step(proposals, z, state, family, n_looked)
 
 
 def _record(path: Path, name: str, step: Step) -> None:
@@ -114,11 +122,23 @@ def encode(proposal: LatentProposal, prefix: str, arrays: Arrays) -> dict[str, A
 def decode(
     meta: Mapping[str, Any], prefix: str, arrays: Arrays, device: torch.device
 ) -> LatentProposal:
-    """Undo `encode`."""
+    """Undo `encode`; see `refuse_unsound` for what must be true of the whole."""
     readers = {kind.__name__: codec[1] for kind, codec in _CODECS.items()}
     if meta["kind"] not in readers:
         raise ArchiveError(f"a proposal must be one of {sorted(readers)}, but is {meta['kind']!r}.")
     return readers[meta["kind"]](meta, prefix, arrays, device)
+
+
+def refuse_unsound(proposal: LatentProposal, n_dim: int, device: torch.device) -> None:
+    """Refuse a proposal that has no density where the prior has most, in so many dimensions."""
+    with torch.no_grad():
+        value = proposal.log_prob(torch.zeros(1, 1, n_dim, dtype=torch.float64, device=device))
+    # far from what was fitted a density may come to nothing, but never to NaN
+    if tuple(value.shape) != (1, 1) or bool((value.isnan() | value.isposinf()).any()):
+        raise ArchiveError(
+            f"a proposal must have a density in {n_dim} dimensions, but has "
+            f"{value.tolist()!r:.99}. The file is damaged or forged."
+        )
 
 
 def _put(arrays: Arrays, prefix: str, **tensors: Tensor) -> None:
@@ -145,8 +165,21 @@ def _encode_mixture(q: StudentMixture, prefix: str, arrays: Arrays) -> dict[str,
 def _decode_mixture(
     meta: Mapping, prefix: str, arrays: Arrays, device: torch.device
 ) -> StudentMixture:
-    parts = (_get(arrays, prefix + k, device) for k in ("log_shares", "means", "factors"))
-    return StudentMixture(*parts, meta["dof"])
+    shares, means, factors = (
+        _get(arrays, prefix + k, device) for k in ("log_shares", "means", "factors")
+    )
+    b, k, d = means.shape
+    triangular = torch.equal(factors, factors.tril()) and bool(
+        (factors.diagonal(0, 2, 3) > 0).all()
+    )
+    shapes = (tuple(shares.shape), tuple(factors.shape)) == ((b, k), (b, k, d, d))
+    one = shares.exp().sum(1) - 1.0
+    if not (shapes and triangular and bool((one.abs() < _ROUNDING).all()) and meta["dof"] > 0):
+        raise ArchiveError(
+            "a mixture must have triangular factors and shares that sum to one, but has others. "
+            "The file is damaged or forged."
+        )
+    return StudentMixture(shares, means, factors, float(meta["dof"]))
 
 
 def _encode_cut(q: CutProposal, prefix: str, arrays: Arrays) -> dict[str, Any]:
@@ -168,11 +201,13 @@ def _encode_blend(q: Blend, prefix: str, arrays: Arrays) -> dict[str, Any]:
 
 
 def _decode_blend(meta: Mapping, prefix: str, arrays: Arrays, device: torch.device) -> Blend:
-    parts = enumerate(meta["parts"])
-    return Blend(
-        tuple(decode(part, f"{prefix}{i}/", arrays, device) for i, part in parts),
-        tuple(meta["shares"]),
-    )
+    parts, shares = enumerate(meta["parts"]), tuple(map(float, meta["shares"]))
+    if len(shares) != len(meta["parts"]) or min(shares) < 0 or abs(sum(shares) - 1) > _ROUNDING:
+        raise ArchiveError(
+            f"a blend must have one share for each part, all of them one, but has {shares!r:.99}. "
+            "The file is damaged or forged."
+        )
+    return Blend(tuple(decode(p, f"{prefix}{i}/", arrays, device) for i, p in parts), shares)
 
 
 def _encode_flow(q: Conditioned, prefix: str, arrays: Arrays) -> dict[str, Any]:
@@ -190,30 +225,25 @@ def _encode_flow(q: Conditioned, prefix: str, arrays: Arrays) -> dict[str, Any]:
 
 def _decode_flow(meta: Mapping, prefix: str, arrays: Arrays, device: torch.device) -> Conditioned:
     features = _get(arrays, prefix + "features", device)
-    _check_size(meta, prefix, arrays)
-    flow = without_global_rng(
-        0, lambda: estimator(meta["n_dims"], features.shape[1], FlowConfig(**meta["config"]))
-    )
     start = prefix + "flow/"
-    names = [k[len(start) :] for k in arrays if k.startswith(start)]
-    exact = flow.double()
-    exact.load_state_dict({k: _get(arrays, start + k, device) for k in names})
+    own = {k[len(start) :]: v for k, v in arrays.items() if k.startswith(start)}
+    refuse_larger("flow", {"n_dims": meta["n_dims"], **meta["config"]}, own, ("perm_seed",))
+    state = {k: torch.as_tensor(v, device=device) for k, v in own.items()}
+
+    def make() -> nn.Module:
+        return estimator(meta["n_dims"], features.shape[1], FlowConfig(**meta["config"]))
+
+    refuse_other_state("flow", make, state)
+    exact = without_global_rng(0, make).double()
+    exact.load_state_dict(state)
     exact = exact.to(device).requires_grad_(False)
-    return Conditioned(FlowProposal(exact, exact, meta["share"], meta["width"]), features)
-
-
-def _check_size(meta: Mapping, prefix: str, arrays: Arrays) -> None:
-    """Refuse numbers that would build a flow larger than the arrays that are really there."""
-    own = [v.shape for k, v in arrays.items() if k.startswith(prefix)]
-    largest = max([64, len(own), *(n for shape in own for n in shape)])
-    told = {"n_dims": meta["n_dims"], **meta["config"]}
-    sizes = {k: v for k, v in told.items() if k != "perm_seed" and not isinstance(v, str)}
-    for name in sorted(sizes):
-        if not 0 <= sizes[name] <= largest:
-            raise ArchiveError(
-                f"{name} of a flow must be at most {largest}, the largest size in the file, but "
-                f"is {sizes[name]}. The file is damaged or forged."
-            )
+    share, width = float(meta["share"]), float(meta["width"])
+    if not (0 <= share <= 1 and width > 0 and bool(features.isfinite().all())):
+        raise ArchiveError(
+            f"a flow must have finite features, a share in [0, 1] and a positive width, but has "
+            f"{share} and {width}. The file is damaged or forged."
+        )
+    return Conditioned(FlowProposal(exact, exact, share, width), features)
 
 
 _CODECS: dict[type, tuple[Callable, Callable]] = {

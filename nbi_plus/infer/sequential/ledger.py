@@ -84,6 +84,10 @@ class Ledger:
         self.n_beside += n_calls
         self.n_gradients += n_gradients
 
+    def spend_looking(self, n: int) -> None:
+        """Count calls of a search, which have gradients where there are any."""
+        self.spend(*((0, n) if self.target.differentiable else (n, 0)))
+
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """Return the log posterior density (b, n) of places z (b, n, D), to look for its peaks.
 

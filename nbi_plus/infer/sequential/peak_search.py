@@ -6,7 +6,8 @@ the prior and more ways follow, as long as these find anything new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,9 +17,11 @@ from torch import Tensor
 from nbi_plus.infer.proposals.base import PriorProposal
 from nbi_plus.infer.proposals.cross_fit import Pair
 from nbi_plus.infer.proposals.laplace import laplace_mixture
-from nbi_plus.infer.samplers import peaks
+from nbi_plus.infer.samplers import ends, peaks
+from nbi_plus.infer.samplers.landscape import at
+from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.infer.sequential.journal import Step
-from nbi_plus.infer.sequential.summits import Summits
+from nbi_plus.infer.sequential.summits import NAMES, Summits
 from nbi_plus.infer.sequential.workspace import Workspace
 from nbi_plus.problem.random import stage_key
 from nbi_plus.problem.target import Z_MAX
@@ -31,7 +34,14 @@ _LEAST = 4  # whatever the budget
 _STEPS = 20  # of a way up, when the budget is shared among starts
 _MOST_STEPS = 20  # of a way up, for each parameter; a cusp has no end
 _MAX_PEAKS, _DEPTH = 10, 15.0
+_N_ENDS = 4  # ways to the ends of a proposal ...
+_POWER = 0.5  # ... whose density counts with this power ...
+_NEAR = 8.0  # ... from draws that are lower than the highest by less ...
+_SCARCE, _WORTH = 10.0, 1e-4  # ... to where the posterior is so much denser, and has such a share
 _PILOT = 5  # of all draws around the peaks, one part says whether these are of any use
+
+
+Find = Callable[..., Peaks]
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,9 @@ class PeakSearch:
                 pair = self.with_scouts(pair, min(n, most - known.n_looked), f"{stage} scouts {i}")
             starts = _starts(pair, n_starts, used, known.z[0])
             if len(starts):
-                make = partial(self._ascend, starts, most - known.n_looked, f"{stage} {i}")
+                find = partial(peaks.find, self.work.ledger.log_prob)
+                left = most - known.n_looked
+                make = partial(self._ascend, find, starts, left, _MAX_PEAKS, f"{stage} {i}")
                 step = self.work.journal.step(f"{stage} {i}", self.work.search(make))
                 after, n_new = known.joined(step, self.circles, _DEPTH, _MAX_PEAKS)
                 used = torch.cat([used, starts])
@@ -72,6 +84,27 @@ class PeakSearch:
             if known.n_looked >= most:
                 break
         return pair, known
+
+    def beyond(self, pair: Pair, stage: str) -> Summits:
+        """Return places where the posterior goes on and the last proposals hardly draw.
+
+        Uphill from the heaviest draws on the ratio of both; what holds next to nothing is left out.
+        """
+        z, log_w = torch.cat([pair.a.z, pair.b.z], 1), pair.log_weights
+        height = torch.cat([s.log_likelihood + s.log_prior for s in (pair.a, pair.b)], 1)
+        near = height > pair.highest - _NEAR
+        starts = at(z, torch.where(near, log_w, -math.inf).topk(_N_ENDS, 1).indices)
+        log_prob, proposal = self.work.ledger.log_prob, pair.frozen
+        find = partial(ends.find, log_prob, proposal, power=_POWER)
+        most = self.work.left(self.work.reserve) // 2
+        make = partial(self._ascend, find, starts[0], most, _N_ENDS, stage)
+        step = self.work.journal.step(stage, self.work.search(make))
+        if not step.state:
+            return Summits.none(z)
+        found = Summits(**step.state, n_looked=step.n_looked)
+        evidence = log_w.logsumexp(1) - math.log(log_w.shape[1])
+        scarce = found.log_prob - evidence - proposal.log_prob(found.z) > math.log(_SCARCE)
+        return found.where(scarce & (found.log_mass - evidence > math.log(_WORTH)))
 
     def draws(self, known: Summits, n: int, stage: str) -> Iterator[Step]:
         """Yield a few draws of a Laplace mixture around the peaks, and the rest of ``n``."""
@@ -109,30 +142,36 @@ class PeakSearch:
         alone = len(pair.a.proposals) == 1
         return pair.more(step.z, found) if alone else pair.share(first, step.z, found)
 
-    def _ascend(self, starts: Tensor, most: int, stage: str) -> Step:
-        """Return the peaks uphill from starts (n, D), as the state of a step without draws."""
+    def _ascend(self, find: Find, starts: Tensor, most: int, n_peaks: int, stage: str) -> Step:
+        """Return the peaks uphill from starts (n, D), as the state of a step without draws.
+
+        It costs at most ``most`` calls.
+        """
         target, n_dim = self.work.ledger.target, starts.shape[1]
-        nothing = Step((), starts[None, :0], {}, "mixture")
         shape = (2 * n_dim + 1) * self._slope(n_dim)  # the search spends this besides
-        left = most - min(len(starts), _MAX_PEAKS) * shape
+        left = most - min(len(starts), n_peaks) * shape
         if left < len(starts) * self._slope(n_dim):
-            return nothing
-        found = peaks.find(
-            self.work.ledger.log_prob,
+            return Step((), starts[None, :0], {}, "mixture")
+        found = find(
             starts[None],
             seed=stage_key(self.work.seed, stage),
             circles=self.circles,
             differentiable=target.differentiable,
             config=peaks.PeaksConfig(
                 max_steps=min(_MOST_STEPS * n_dim, peaks.PeaksConfig.max_steps),
-                max_peaks=_MAX_PEAKS,
+                max_peaks=n_peaks,
                 depth=_DEPTH,
                 max_gradients=left,
             ),
         )
-        inside = (found.found & (found.z.abs() < Z_MAX).all(-1))[0]
-        state = {k: getattr(found, k)[:, inside] for k in ("z", "log_prob", "factor", "log_mass")}
-        return nothing._replace(state=state, n_looked=int(found.n_gradients.sum()))
+        return _step_of(found)
+
+
+def _step_of(found: Peaks) -> Step:
+    """Return the peaks of one object as the state of a step without draws."""
+    inside = (found.found & (found.z.abs() < Z_MAX).all(-1))[0]
+    state = {k: getattr(found, k)[:, inside] for k in NAMES}
+    return Step((), found.z[:, :0], state, "mixture", int(found.n_gradients.sum()))
 
 
 def _starts(pair: Pair, n: int, used: Tensor, tops: Tensor) -> Tensor:

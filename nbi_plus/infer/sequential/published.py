@@ -203,14 +203,13 @@ class AllRounds:
 
     def _add(self, phase: str, step: Step, found: Evaluation) -> None:
         """Note a round; its draws are fresh ones of a proposal that was fitted before them."""
-        n = step.z.shape[1]
         if self._weighs and step.proposals:
             self._fresh = None
             self._add_fresh(phase, step.proposals[0], step.z, found)
         elif self._weighs:
-            self._work.note(phase, n, efficiency=_efficiency(_log_likelihood(found)))
+            self._work.note(phase, efficiency=_efficiency(_log_likelihood(found)))
         else:
-            self._work.note(phase, n)
+            self._work.note(phase)
 
     # --- the answer ------------------------------------------------------------------------------
 
@@ -234,7 +233,7 @@ class AllRounds:
         fresh, pair = self._fresh, self._pair
         self._fresh = (fresh.add if fresh else Stream.start)(proposal, z, found)
         self._pair = (pair.share if pair else Pair.start)(proposal, z, found)
-        self._work.note_pair(phase, z.shape[1], self._pair, self._fresh)
+        self._work.note_pair(phase, self._pair, self._fresh)
 
     def _grade(self) -> int:
         return int(grade_fresh(self._fresh, self._gate, circles=self._circles))

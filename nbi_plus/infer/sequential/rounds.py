@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from nbi_plus.infer.posterior import export
+from nbi_plus.markup import Shown, facts, table
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -87,7 +88,7 @@ _ROW = (
 
 
 @dataclass(frozen=True)
-class Rounds:
+class Rounds(Shown):
     """All rounds of a sequential fit; prints as a table.
 
     Attributes
@@ -113,6 +114,13 @@ class Rounds:
 
     def __repr__(self) -> str:
         return "\n".join([_HEADER, *map(describe, self.rows), self.reason])
+
+    def _repr_html_(self) -> str:
+        names = [f.name for f in fields(Round)]
+        rows = [[getattr(row, name) for name in names] for row in self.rows]
+        return table([name.replace("_", " ") for name in names], rows, "Rounds") + facts(
+            {"end": self.reason}
+        )
 
     @property
     def n_simulated(self) -> int:

@@ -111,7 +111,7 @@ class SnpeIS:
         self._networks.append(network)
         own = summarise(stream.log_weights)
         self._work.note(
-            phase, z.shape[1], ess=self._n_effective(),
+            phase, ess=self._n_effective(),
             efficiency=_efficiency(stream), k_hat=float(own.k_hat),
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.infer.sequential.journal import Step
 
+NAMES = ("z", "factor", "log_prob", "log_mass")
 _SAME = 4.0  # squared distance of two places of one peak, in the shape of the higher one
 
 
@@ -42,11 +43,28 @@ class Summits:
     def of(cls, peaks: Peaks) -> Summits:
         """Return the peaks that were found of one object."""
         there = peaks.found[0]
-        names = ("z", "factor", "log_prob", "log_mass")
-        return cls(*(getattr(peaks, name)[:, there] for name in names))
+        return cls(*(getattr(peaks, name)[:, there] for name in NAMES))
 
     def __len__(self) -> int:
         return self.z.shape[1]
+
+    def where(self, chosen: Tensor) -> Summits:
+        """Return those for which ``chosen`` (1, M) is true."""
+        return replace(self, **{name: getattr(self, name)[:, chosen[0]] for name in NAMES})
+
+    def plus(self, other: Summits) -> Summits:
+        """Return these and others, which are not told apart."""
+        both = (torch.cat([getattr(self, k), getattr(other, k)], 1) for k in NAMES)
+        return Summits(*both, self.n_looked + other.n_looked)
+
+    def apart_from(self, others: Summits, circles: tuple[int, ...]) -> Tensor:
+        """Say which of these, bool (1, M), belong to none of the peaks of others."""
+        z, factor = (torch.cat([getattr(o, k)[0] for o in (others, self)]) for k in NAMES[:2])
+        n = len(others)
+        alone = [
+            not any(_same(z, factor, k, i, circles) for k in range(n)) for i in range(n, len(z))
+        ]
+        return torch.tensor([alone], dtype=torch.bool, device=self.z.device)
 
     def joined(
         self, step: Step, circles: tuple[int, ...], depth: float, n_most: int
@@ -58,8 +76,7 @@ class Summits:
         n_looked, state = self.n_looked + step.n_looked, step.state
         if not state:
             return Summits(self.z, self.factor, self.log_prob, self.log_mass, n_looked), 0
-        names = ("z", "factor", "log_prob", "log_mass")
-        both = {k: torch.cat([getattr(self, k), state[k]], 1) for k in names}
+        both = {k: torch.cat([getattr(self, k), state[k]], 1) for k in NAMES}
         height = both["log_prob"][0]
         kept: list[int] = []
         # of equal heights the earlier one stays
@@ -75,7 +92,7 @@ class Summits:
             and not any(_same(both["z"][0], both["factor"][0], k, i, circles) for k in own)
             for i in kept
         )
-        return Summits(*(both[k][:, kept] for k in names), n_looked), n_new
+        return Summits(*(both[k][:, kept] for k in NAMES), n_looked), n_new
 
 
 def _same(z: Tensor, factor: Tensor, first: int, second: int, circles: tuple[int, ...]) -> bool:

@@ -26,10 +26,11 @@ from nbi_plus.infer.weights.summary import summarise
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.sources import TrainingRows
 from nbi_plus.problem.target import Evaluation
+from nbi_plus.progress import step
 
 _LOG = logging.getLogger("nbi_plus")
 _LEAST_DRAWS = 100  # a round of fewer teaches nothing
-_NO_ROUNDS = ("peaks", "audit")  # searches, whose draws are the next round
+_NO_ROUNDS = ("peaks", "ends", "audit")  # searches, whose draws are the next round
 
 
 class Halt(Exception):  # noqa: N818 - not an error
@@ -110,6 +111,16 @@ class Workspace:
 
         return watched
 
+    def goes_uphill(self) -> bool:
+        """Say whether ways uphill locate: as it was said at first, whatever the clock says now."""
+        target = self.ledger.target
+        nowhere = torch.zeros(1, 0, target.prior.n_dim, dtype=torch.float64, device=self.key.device)
+
+        def way() -> Step:
+            return Step((), nowhere, {"uphill": torch.tensor([self.config.goes_uphill(target)])})
+
+        return bool(self.journal.step("way", way).state["uphill"])
+
     # --- proposals -------------------------------------------------------------------------------
 
     def proposal(self, network: PosteriorNetwork, share: float = 0.2) -> Conditioned:
@@ -155,7 +166,7 @@ class Workspace:
         return min(wanted, self.left(self.reserve))
 
     def last(self, wanted: int) -> int:
-        """Return how many of the draws wanted for the certificate the budget allows, or halt."""
+        """Return how many of the draws that are wanted whatever follows can be had, or halt."""
         n = min(wanted, self.left()) // 2 * 2
         if n < 2:
             raise Halt(Stop.BUDGET)
@@ -164,12 +175,13 @@ class Workspace:
     # --- table -----------------------------------------------------------------------------------
 
     def note(
-        self, phase: str, n_sims: int, *, ess: float = math.nan, efficiency: float = math.nan,
+        self, phase: str, *, ess: float = math.nan, efficiency: float = math.nan,
         k_hat: float = math.nan, log_evidence: float = math.nan, log_evidence_err: float = math.nan,
         reason: str = "",
     ) -> None:  # fmt: skip
-        """Add a row to the table; NaN says that a figure does not exist."""
-        n_total = n_sims + (self.rows[-1].n_total if self.rows else 0)
+        """Add a row about what was asked for since the last; NaN: a figure does not exist."""
+        n_total = self.ledger.n_calls
+        n_sims = n_total - (self.rows[-1].n_total if self.rows else 0)
         seconds = time.perf_counter() - self.began
         n_gradients = self.ledger.n_gradients - sum(row.n_gradients for row in self.rows)
         row = Round(
@@ -178,18 +190,17 @@ class Workspace:
         )  # fmt: skip
         self.rows.append(row)
         _LOG.info("%s", describe(row))
+        step(n_sims, f"{phase}, ESS {ess:.0f}")
 
-    def note_outcome(self, phase: str, n_sims: int, outcome: Outcome) -> None:
+    def note_outcome(self, phase: str, outcome: Outcome) -> None:
         """Add a row about draws that are judged by themselves."""
         s = outcome.summary
         self.note(
-            phase, n_sims, ess=float(s.ess), efficiency=float(s.efficiency), k_hat=float(s.k_hat),
+            phase, ess=float(s.ess), efficiency=float(s.efficiency), k_hat=float(s.k_hat),
             log_evidence=float(s.log_evidence), log_evidence_err=float(s.log_evidence_err),
         )  # fmt: skip
 
-    def note_pair(
-        self, phase: str, n_sims: int, pair: Pair, fresh: Stream | None, reason: str = ""
-    ) -> None:
+    def note_pair(self, phase: str, pair: Pair, fresh: Stream | None, reason: str = "") -> None:
         """Add a row about pooled draws, and the evidence of what nothing was fitted to."""
         pooled, evidence = summarise(pair.log_weights), evidence_of(pair, fresh)
         found = {} if evidence is None else {
@@ -197,6 +208,6 @@ class Workspace:
             "log_evidence_err": float(evidence.log_evidence_err),
         }  # fmt: skip
         self.note(
-            phase, n_sims, ess=float(pooled.ess), efficiency=float(pair.efficiency()),
+            phase, ess=float(pooled.ess), efficiency=float(pair.efficiency()),
             k_hat=float(pooled.k_hat), reason=reason, **found,
         )  # fmt: skip

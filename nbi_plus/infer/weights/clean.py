@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -113,7 +114,7 @@ def clean(
     return CleanWeights(log_weights, n_draws, n_nan, is_infinite.any(1), bad_density, failure)
 
 
-def log_mixture(log_q: Tensor, counts: Tensor) -> Tensor:
+def log_mixture(log_q: Tensor, counts: Tensor | Sequence[float]) -> Tensor:
     r"""Return the log-density of the deterministic mixture that all the draws came from.
 
     :math:`\log \sum_r (N_r / S)\, q_r(z)` (Owen and Zhou 2000). Every draw of every proposal gets
@@ -123,7 +124,7 @@ def log_mixture(log_q: Tensor, counts: Tensor) -> Tensor:
     ----------
     log_q : Tensor, shape (R, ...)
         Density of every draw under each of R proposals.
-    counts : Tensor, shape (R,) or (R, B)
+    counts : Tensor or sequence of float, shape (R,) or (R, B)
         Draws made from each proposal, or their shares.
 
     Returns
@@ -136,6 +137,7 @@ def log_mixture(log_q: Tensor, counts: Tensor) -> Tensor:
     >>> round(float(log_mixture(log_q, torch.tensor([1, 3])).exp()), 6)
     0.25
     """
+    counts = counts if isinstance(counts, Tensor) else _filled(counts, log_q.device)
     shares = counts.to(log_q.device, torch.float64)
     log_shares = (shares / shares.sum(0)).log()
     shape = log_shares.shape + (1,) * (log_q.ndim - log_shares.ndim)
@@ -158,5 +160,10 @@ def defensive_log_prob(log_q: Tensor, log_q_wide: Tensor, alpha: float = 0.2) ->
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], but is {alpha}. It is a share of the draws.")
-    shares = torch.tensor([1.0 - alpha, alpha], dtype=torch.float64)
-    return log_mixture(torch.stack([log_q, log_q_wide]), shares)
+    return log_mixture(torch.stack([log_q, log_q_wide]), (1.0 - alpha, alpha))
+
+
+def _filled(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return a few numbers (R,) as a tensor that is made on the device: nothing is sent there."""
+    each = [torch.full((), value, dtype=torch.float64, device=device) for value in values]
+    return torch.stack(each)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEVELS = (0.16, 0.5, 0.84)
+LEVELS = (0.16, 0.5, 0.84, 0.025, 0.975)
 
 
 def moments(theta: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and std (b, D), and quantiles (b, 3, D), of draws (b, S, D), weights (b, S)."""
+    """Return mean and std (b, D), and quantiles (b, 5, D), of draws (b, S, D), weights (b, S)."""
     finite = torch.where(weights[..., None] > 0, theta, 0.0)
     mean = (weights[..., None] * finite).sum(1)
     var = (weights[..., None] * (finite - mean[:, None]).square()).sum(1)

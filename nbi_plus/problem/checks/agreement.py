@@ -226,7 +226,7 @@ def _toss(noise: Noise, line: Line, size: Tensor, rng: torch.Generator) -> Tosse
     """Toss once for each row, whose models are ``size`` (R,) to either side."""
     n, device = len(line), size.device
     step = max(1, _CHUNK // line.model[0].numel())
-    second = torch.rand(n, generator=rng, device=device) < 0.5
+    second = torch.rand(n, generator=rng, dtype=torch.float32, device=device) < 0.5
     parts = []
     for index in torch.arange(n, device=device).split(step):
         part, which = line.pick(index), second[index].long()
@@ -261,8 +261,9 @@ def _shifted_tosses(
 ) -> list[Tosses]:
     """Return tosses between models of which all points differ, for several patterns of signs."""
     scatter = _scatter(noise, rows, rng)
-    signs = torch.rand((_N_PATTERNS, *rows.model.shape[1:]), generator=rng, device=scatter.device)
-    signs = torch.where(signs < 0.5, -1.0, 1.0).to(scatter.dtype)
+    like = {"dtype": torch.float32, "device": scatter.device}
+    tossed = torch.rand((_N_PATTERNS, *rows.model.shape[1:]), generator=rng, **like)
+    signs = torch.where(tossed < 0.5, -1.0, torch.ones_like(scatter[:1]))
     signs[0] = 1.0
     every = torch.arange(len(rows), device=scatter.device).repeat(_N_PATTERNS)
     signs, many = signs.repeat_interleave(len(rows), 0), rows.pick(every)
@@ -311,7 +312,7 @@ def _scatter(noise: Noise, rows: NoiseRows, rng: torch.Generator) -> Tensor:
     many = rows.pick(torch.arange(len(rows), device=rows.model.device).repeat(_N_PILOT))
     x = noise.observe(many.model, many.obs, many.theta, rng).x
     x = x.unflatten(0, (_N_PILOT, len(rows)))
-    low, high = torch.quantile(x, torch.tensor([0.16, 0.84]).to(x), dim=0)
+    low, high = torch.quantile(x, torch.tensor([0.16, 0.84], dtype=x.dtype, device=x.device), dim=0)
     size = (high - low) / 2
     size = torch.where(size > 0, size, x.std(0))  # of few counts most are the same
     size = torch.where(torch.isfinite(size) & rows.obs.mask, size, 0.0)

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from nbi_plus.arguments import seed_of
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.tables.tables import astropy_table
-from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.binding import bind_simulator, check_observations
 from nbi_plus.problem.checks.agreement import NoiseRows, disagreements, unflagged
 from nbi_plus.problem.checks.trial import N_DRAWS, NoiseTrial, RemarkError
 from nbi_plus.problem.noise.base import Noise
@@ -25,6 +26,7 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator.cadence import trimmed
 from nbi_plus.problem.simulator.simulator import BoundSimulator, Simulator
 from nbi_plus.problem.target import Target
+from nbi_plus.torch_state import door
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -57,6 +59,7 @@ class Check:
     grave: bool = True
 
 
+@door
 def check_noise(
     noise: Noise | ArrayLike | Callable | None,
     simulator: Simulator | Callable | None,
@@ -101,7 +104,9 @@ def check_noise(
     >>> bool(table["passed"].all())
     True
     """
-    prior, noise = Prior.coerce(prior), as_noise(noise)
+    prior, noise, seed = Prior.coerce(prior), as_noise(noise), seed_of("seed", seed)
+    if observations is not None:
+        check_observations(observations)
     with preserved_random_state():
         rows = _rows_for(simulator, prior, observations, seed)
         unit = None if observations is None else observations.units.get("x")
@@ -271,7 +276,7 @@ def simulated_rows(
     if bound is None:
         model = data.x[owner]
     else:
-        target = Target(prior, bound, _NO_NOISE, data)
+        target = Target(prior, bound, _NO_NOISE, data, bound.n_jobs)
         with torch.no_grad():
             model = target.simulate(z, torch.arange(len(data))).flatten(0, 1)
     z = z.flatten(0, 1)

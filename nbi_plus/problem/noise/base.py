@@ -6,6 +6,7 @@ A noise model has two methods, ``augment`` (what the network is trained on) and 
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from types import CodeType
@@ -21,6 +22,8 @@ from nbi_plus.data.observations import Observations
 
 Data = Batch | Observations
 Array = TypeVar("Array", Tensor, NDArray)
+_SHORT = reprlib.Repr()
+_SHORT.maxother, _SHORT.maxstring = 80, 80
 _TIE = 1e-10  # relative to a log-likelihood
 
 
@@ -155,6 +158,14 @@ class Noise(ABC):
         """Return the arguments as plain JSON, or None when they hold the user's code."""
         return None
 
+    def __repr__(self) -> str:
+        told = self.meta()
+        if told is None:  # it holds functions, or says nothing of itself
+            members = {k.lstrip("_"): v for k, v in vars(self).items()
+                       if callable(v) or not k.startswith("_")}  # fmt: skip
+            told = {"type": type(self).__name__, **members}
+        return _told(told)
+
     def fingerprint(self) -> str:
         """Return a text that changes with the noise; the user's code counts by its byte code."""
         members = (code_text(name, value) for name, value in sorted(vars(self).items()))
@@ -246,8 +257,12 @@ def fill_masked(model: Tensor, obs: Batch) -> Tensor:
 
 
 def has_all_points(obs: Batch) -> bool:
-    """Say whether no point is known to be masked: compiled code does not look."""
-    return not torch.compiler.is_compiling() and bool(obs.mask.all())
+    """Say whether no point is known to be masked.
+
+    Compiled code does not look, and a GPU would be waited for at every gradient.
+    """
+    looks = obs.mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return looks and bool(obs.mask.all())
 
 
 def coordinate_of(obs: Batch, name: str, owner: str) -> Tensor:
@@ -268,6 +283,14 @@ def chi_square_p_value(chi2: Tensor, mask: Tensor) -> Tensor:
     half = 0.5 * mask.sum((1, 2)).double()
     p = torch.special.gammaincc(half.clamp(min=0.5), 0.5 * chi2.double())
     return torch.where(half > 0, p, torch.nan)
+
+
+def _told(value: object) -> str:
+    """Return an argument as it would be written; what is None is what nobody gave."""
+    if isinstance(value, dict) and "type" in value:
+        arguments = ((k, v) for k, v in value.items() if k != "type" and v is not None)
+        return f"{value['type']}({', '.join(f'{k}={_told(v)}' for k, v in arguments)})"
+    return getattr(value, "__name__", None) or _SHORT.repr(value)
 
 
 def code_text(name: str, value: object) -> str:

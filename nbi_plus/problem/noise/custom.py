@@ -128,7 +128,7 @@ class CallableNoise(PointNoise):
     def pairs(self, model: NDArray, theta: NDArray, seed: int) -> tuple[NDArray, NDArray]:
         """Return a noisy copy of every row (n, C, L) and its, maybe changed, parameters (n, P)."""
         x, y = model.copy(), theta.copy()
-        with preserved_random_state():
+        with preserved_random_state(alone=True):
             reseed_global_generators(seed)  # nbi's functions draw from numpy's global state
             for i in range(len(x)):  # the function takes one item at a time
                 row = x[i, 0] if x.shape[1] == 1 else x[i]

@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor
 
+from nbi_plus.arguments import real
 from nbi_plus.data.ingest import unit_of
 
 
@@ -19,11 +20,12 @@ class NumberOrParameter:
         What errors call it.
     value : float or str
     lower, upper : float
-        Range of a number, ends included. What a parameter may be is for its prior to say.
+        Range of a number, ends included; its square must be a number, too. What a parameter may
+        be is for its prior to say.
     """
 
     def __init__(
-        self, label: str, value: float | str, lower: float = 0.0, upper: float = math.inf
+        self, label: str, value: float | str, lower: float = 0.0, upper: float = 1e150
     ) -> None:
         if unit_of(value) is not None:
             raise ValueError(
@@ -31,7 +33,7 @@ class NumberOrParameter:
                 f"{value!r}. Give its value in that unit."
             )
         self.label = label
-        self.value = value if isinstance(value, str) else float(value)
+        self.value = value if isinstance(value, str) else real(label, value)
         self._column: int | None = None
         if not isinstance(value, str) and not (
             lower <= self.value <= upper and math.isfinite(self.value)

@@ -6,12 +6,14 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import real
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.ingest import ingest, numbers, unit_of
 from nbi_plus.data.units import factor
@@ -31,6 +33,8 @@ __all__ = ["GaussianNoise", "Noise", "PoissonNoise", "ScatterNoise", "StudentTNo
 
 Jitter = str | float | Mapping[str, str | float]
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
+# arrays of noises, and the tensors of devices made of them: sent once, not at every step
+_SENT: WeakKeyDictionary[Noise, dict[tuple, tuple[NDArray, Tensor]]] = WeakKeyDictionary()
 
 
 class ScatterNoise(PointNoise):
@@ -57,7 +61,9 @@ class ScatterNoise(PointNoise):
         self._unit = None if named else unit_of(sigma)
         self.sigma = sigma if named else _positive("sigma", ingest("sigma", sigma)[0])
         self.jitter = jitter
-        self.fractional = fractional if isinstance(fractional, str) else float(fractional)
+        self.fractional = (
+            fractional if isinstance(fractional, str) else real("fractional", fractional)
+        )
         each = {f"jitter[{k}]": v for k, v in jitter.items()} if self._per_category else {}
         if jitter is not None and not each:
             each = {"jitter": jitter}
@@ -108,7 +114,7 @@ class ScatterNoise(PointNoise):
             return obs.x_err
         if self.sigma is None or self.names_sigma:
             raise self._no_errors()
-        return _beside("sigma", self.sigma, model)
+        return _beside(self, "sigma", model)
 
     def scale(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         """Return the scale of each point, broadcastable to the model (..., C, L)."""
@@ -244,7 +250,7 @@ class StudentTNoise(ScatterNoise):
         along: str = "band",
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
-        if not 0 < df < math.inf:
+        if not 0 < real("df", df) < math.inf:
             raise ValueError(f"df must be finite and positive, but is {df}.")
         self.df = float(df)
 
@@ -296,8 +302,8 @@ class PoissonNoise(PointNoise):
         }
 
     def _mean(self, model: Tensor) -> Tensor:
-        background = _beside("background", self.background, model)
-        return _beside("exposure", self.exposure, model) * model + background
+        background = _beside(self, "background", model)
+        return _beside(self, "exposure", model) * model + background
 
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         mean = self._mean(model).clamp(min=0.0)
@@ -329,12 +335,20 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _beside(name: str, value: NDArray[np.float64], model: Tensor) -> Tensor:
+def _beside(noise: Noise, name: str, model: Tensor) -> Tensor:
     """Return numbers of a noise as a tensor beside a model (..., C, L), which they must fit."""
-    shape = tuple(model.shape[-2:])
+    value, shape = getattr(noise, name), tuple(model.shape[-2:])
     if any(n not in (1, m) for n, m in zip(value.shape[::-1], shape[::-1], strict=False)):
         raise ValueError(
             f"{name} must have a shape that fits x (C, L) = {shape}, but has {value.shape}. Give "
             f"one number, one for each of the {shape[1]} points, or x_err with the data."
         )
-    return torch.as_tensor(value, device=model.device, dtype=model.dtype)
+    if value.size == 1:  # made there: to send it would hold up every step of a training on a GPU
+        return torch.full(value.shape, value.item(), device=model.device, dtype=model.dtype)
+    if model.device.type == "cpu" or torch.compiler.is_compiling():
+        return torch.as_tensor(value, device=model.device, dtype=model.dtype)
+    sent = _SENT.setdefault(noise, {})
+    key = name, model.device, model.dtype
+    if key not in sent or sent[key][0] is not value:
+        sent[key] = value, torch.as_tensor(value, device=model.device, dtype=model.dtype)
+    return sent[key][1]

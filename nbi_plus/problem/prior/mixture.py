@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import whole
 from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.prior.inversion import solve_increasing
 from nbi_plus.problem.prior.marginals import LATENT_MAX, normal_log_density
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 _LOG_P_MIN = -690.0  # of a tail probability: beyond |z| = 37
 _N_FIT_MAX = 20_000  # samples used for the fit; more change little and cost minutes
+_N_COMPONENTS_MAX = 1000  # of a mixture in a file
+_SUM_OF_ONE = 1e-6  # what its weights may be off, in log
 _PATIENCE = 2  # larger mixtures tried after the best one
 
 
@@ -140,8 +142,26 @@ class MixtureTransport(Transport):
 def mixture_from_manifest(manifest: dict[str, Any]) -> MixtureTransport:
     """Return the transport that `MixtureTransport.manifest` describes."""
     names = ("shift", "whitening", "log_weights", "means", "factors")
-    parts = (torch.tensor(manifest[name], dtype=torch.float64) for name in names)
-    return MixtureTransport(*parts)
+    parts = [torch.tensor(manifest[name], dtype=torch.float64) for name in names]
+    made = MixtureTransport(*parts)
+    d, k = len(made.shift), len(made.log_weights)
+    shapes = [(d,), (d, d), (k,), (k, d), (k, d, d)]
+    sound = [tuple(part.shape) for part in parts] == shapes and 0 < k <= _N_COMPONENTS_MAX
+    if sound:
+        triangles = torch.cat([made.whitening[None], made.factors])
+        sound = (
+            all(bool(part.isfinite().all()) for part in parts)
+            and bool((triangles.diagonal(dim1=1, dim2=2) > 0).all())
+            and bool((triangles == triangles.tril()).all())
+            and abs(float(made.log_weights.logsumexp(0))) < _SUM_OF_ONE
+        )
+    if not sound:
+        raise ValueError(
+            f"prior must be a mixture of at most {_N_COMPONENTS_MAX} Gaussians with finite means, "
+            f"triangular factors and weights that sum to one, but its parts are of the shapes "
+            f"{[tuple(part.shape) for part in parts]}, or hold other numbers. Pass the prior again."
+        )
+    return made
 
 
 def _mixture_score(residual: Tensor, log_weights: Tensor) -> Tensor:
@@ -174,7 +194,7 @@ def _log_terms(residual: Tensor, scale: Tensor) -> Tensor:
 
 def _solve_quantile(z: Tensor, log_weights: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     """Return w with score z, from the logarithm of the smaller tail."""
-    side = torch.where(z < 0, 1.0, -1.0).to(z)  # mirrored, all targets are lower tails
+    side = torch.where(z < 0, torch.ones_like(z), -1.0)  # mirrored, all targets are lower tails
     target = torch.special.log_ndtr(side * z)
     centre = side[..., None] * centre
 
@@ -209,11 +229,7 @@ def fit_prior_mixture(samples: ArrayLike, max_components: int, seed: int) -> Mix
     -------
     MixtureTransport
     """
-    if not isinstance(max_components, Integral) or max_components < 1:
-        raise ValueError(
-            f"max_components must be a positive whole number, but is {max_components!r}. "
-            "Give for example 12."
-        )
+    whole("max_components", max_components)
     samples = _checked(samples)
     n_rows, n_dim = samples.shape
     if n_rows > _N_FIT_MAX:

@@ -5,14 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.data.ingest import numbers
 from nbi_plus.data.tables.tables import as_table, is_table
+from nbi_plus.markup import Shown, table
+
+if TYPE_CHECKING:
+    from nbi_plus.problem.prior.transport import Transport
 
 Labels = Sequence[str] | Mapping[str, str]
+_N_FILED_MAX = 500  # each takes up to some 20 ms
+
+
+class NamedParameters(Shown):
+    """Parameters as a notebook shows them: each with its unit, its distribution and its edges."""
+
+    names: tuple[str, ...]
+    units: Mapping[str, str]
+    fixed: Mapping[str, float]
+    transport: Transport
+
+    def _repr_html_(self) -> str:
+        units, edges = self.units, self.transport.support
+        each = zip(self.names, self.transport.laws, edges, strict=True)
+        rows = [(name, law, *ends, units.get(name, "")) for name, law, ends in each]
+        rows += [(name, "fixed", v, v, units.get(name, "")) for name, v in self.fixed.items()]
+        headings = ("parameter", "distribution", "least", "largest", "unit")
+        return table(headings, rows, f"{type(self).__name__} of {len(self.names)} parameters")
 
 
 def is_number(given: object) -> bool:
@@ -72,6 +95,24 @@ def refuse_duplicates(what: str, names: Sequence[object]) -> None:
         raise ValueError(
             f"{what} must not repeat a name, but {repeated} came twice among {list(names)}. "
             "Rename or drop one of them."
+        )
+
+
+def refuse_too_many(names: Sequence[str]) -> None:
+    """Raise unless a file names so few parameters that their distributions are soon there."""
+    if len(names) > _N_FILED_MAX:
+        raise ValueError(
+            f"prior must have at most {_N_FILED_MAX} parameters to be rebuilt from a file, but has "
+            f"{len(names)}. Pass the prior again."
+        )
+
+
+def refuse_other_names(names: tuple[str, ...], told: Sequence[str], n_dim: int) -> None:
+    """Raise unless a file names its free parameters twice alike, and as many as there are."""
+    if names != tuple(told) or len(names) != n_dim:
+        raise ValueError(
+            f"prior must name its {n_dim} free parameters, but has {names} and {tuple(told)}. "
+            "Pass the prior again."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from torch import Tensor
 
+from nbi_plus.arguments import generator_of, seed_of, whole
 from nbi_plus.data.ingest import numbers
 from nbi_plus.problem.prior.families import Circular, family_from_manifest, read_family
 from nbi_plus.problem.prior.mixture import fit_prior_mixture, mixture_from_manifest
 from nbi_plus.problem.prior.naming import (
     Labels,
+    NamedParameters,
     by_name,
     display_labels,
     entries_of,
@@ -27,6 +28,8 @@ from nbi_plus.problem.prior.naming import (
     mapping_or_none,
     names_of,
     refuse_duplicates,
+    refuse_other_names,
+    refuse_too_many,
     units_as_text,
 )
 from nbi_plus.problem.prior.transport import (
@@ -35,6 +38,7 @@ from nbi_plus.problem.prior.transport import (
     probe_transform,
     standard_normal_log_prob,
 )
+from nbi_plus.torch_state import door, own_state
 
 __all__ = ["Circular", "EmpiricalPrior", "Prior"]
 
@@ -43,7 +47,7 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", Array, Tensor)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class Prior:
+class Prior(NamedParameters):
     """A prior over named parameters, with a latent space in which it is standard normal.
 
     Every parameter is mapped by ``z = Phi^-1(F(theta))`` with F its distribution function. All
@@ -94,6 +98,7 @@ class Prior:
     derived: dict[str, Callable[[Array], ArrayLike]]
     transport: Transport
 
+    @door
     def __init__(
         self,
         parameters: Mapping[str, object] | Sequence[object] | Callable[[Any], Any],
@@ -173,6 +178,7 @@ class Prior:
             Display labels, which a manifest does not hold; neither does it hold derived ones.
         """
         names, transport = manifest["names"], manifest["transport"]
+        refuse_too_many(manifest["full_names"])
         if transport["kind"] == "independent":
             pairs = zip(names, transport["families"], strict=True)
             rebuilt = IndependentPrior(tuple(family_from_manifest(*pair) for pair in pairs))
@@ -186,6 +192,7 @@ class Prior:
         entries = {name: manifest["fixed"].get(name) for name in manifest["full_names"]}
         prior = cls.__new__(Prior)
         prior._set(rebuilt, entries, labels, manifest["units"], None, None)
+        refuse_other_names(prior.names, names, rebuilt.n_dim)
         return prior
 
     @property
@@ -240,7 +247,7 @@ class Prior:
         theta = self._columns(theta, "theta")
         if isinstance(theta, Tensor):
             return self.transport.log_prob(theta)
-        return self.transport.log_prob_numpy(theta)
+        return door(self.transport.log_prob_numpy)(theta)
 
     def log_prob_latent(self, z: ArrayOrTensor) -> ArrayOrTensor:
         """Return the log-density (...) of z (..., D): standard normal, whatever the prior."""
@@ -248,11 +255,8 @@ class Prior:
 
     def sample(self, n: int, rng: int | np.random.Generator | None = None) -> Array:
         """Draw parameters, shape (n, D)."""
-        if not isinstance(n, Integral) or n < 0:
-            raise ValueError(
-                f"n must be a non-negative whole number, but is {n!r}. Give the number of draws."
-            )
-        return self.from_latent(np.random.default_rng(rng).standard_normal((int(n), self.n_dim)))
+        shape = whole("n", n, 0), self.n_dim
+        return self.from_latent(generator_of("rng", rng).standard_normal(shape))
 
     def complete(self, theta: ArrayOrTensor) -> ArrayOrTensor:
         """Return what the simulator sees: theta (..., D) with the fixed values put in, (..., P)."""
@@ -302,9 +306,7 @@ class Prior:
         return f"{type(self).__name__}({self.transport.describe(self.names)}{fixed})"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Prior):
-            return NotImplemented
-        return _dump(self) == _dump(other)
+        return _dump(self) == _dump(other) if isinstance(other, Prior) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(_dump(self))
@@ -350,6 +352,7 @@ class EmpiricalPrior(Prior):
     EmpiricalPrior(a, b ~ mixture of 1 Gaussians)
     """
 
+    @door
     def __init__(
         self,
         samples: ArrayLike,
@@ -361,7 +364,7 @@ class EmpiricalPrior(Prior):
         max_components: int = 12,
         seed: int = 0,
     ) -> None:
-        transport = fit_prior_mixture(samples, max_components, seed)
+        transport = fit_prior_mixture(samples, max_components, seed_of("seed", seed))
         names = names_of(labels, transport.n_dim)
         entries = dict.fromkeys(names)
         self._set(transport, entries, mapping_or_none(labels), units, fixed, derived)
@@ -371,7 +374,7 @@ def _apply(f: Callable[[Tensor], Tensor], values: ArrayOrTensor) -> ArrayOrTenso
     """Apply a torch function to a tensor, or to an array without a graph."""
     if isinstance(values, Tensor):
         return f(values)
-    with torch.no_grad():
+    with own_state(), torch.no_grad():
         return f(torch.from_numpy(values)).numpy()
 
 

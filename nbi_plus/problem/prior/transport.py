@@ -67,6 +67,11 @@ class Transport(ABC):
     def manifest(self) -> dict[str, Any]:
         """Return what defines the map, as JSON."""
 
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """What each parameter is distributed as, where that is known of one alone."""
+        return ("joint",) * self.n_dim
+
     @abstractmethod
     def describe(self, names: Sequence[str]) -> str:
         """Return one readable line, without line breaks."""
@@ -84,6 +89,11 @@ class IndependentPrior(Transport):
     def n_dim(self) -> int:
         """The number of distributions."""
         return len(self.families)
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The distributions."""
+        return tuple(map(str, self.families))
 
     @property
     def periods(self) -> tuple[float | None, ...]:

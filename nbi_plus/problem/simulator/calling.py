@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import signal
-import sys
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +15,9 @@ from torch import Tensor, nn
 
 from nbi_plus.data.ingest import ingest, unit_of
 
-T = TypeVar("T")
 Array = Any  # an ndarray or a Tensor; both sides of this module's code read the same
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-class TimeLimitError(BaseException):
-    """A call took too long.
-
-    No `Exception`, so that an `except Exception` in user code does not swallow it.
-    """
 
 
 class OutputError(ValueError):
@@ -50,44 +39,6 @@ class SimulationError(RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.failed)
-
-
-# What user code may raise without ending the run: a legacy code that calls sys.exit loses its row,
-# while KeyboardInterrupt passes.
-USER_ERRORS = (Exception, SystemExit, TimeLimitError)
-
-
-def limited(call: Callable[[], T], seconds: float | None) -> T:
-    """Return ``call()``, or raise `TimeLimitError` when it takes longer than ``seconds``.
-
-    Enforced by a signal: in the main thread of a process and not on Windows; elsewhere the limit
-    is ignored. A call that stays inside compiled code is interrupted when it returns from it.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    if seconds is None or not in_main or sys.platform == "win32":
-        return call()
-    armed = True
-
-    def ring(*_: object) -> None:
-        if armed:
-            raise TimeLimitError
-
-    handler = signal.signal(signal.SIGALRM, ring)
-    timer = (0.0, 0.0)
-    try:
-        timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-        return call()
-    finally:
-        armed = False  # first: from here on a late alarm does nothing
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-
-
-def described(error: BaseException, seconds: float | None = None) -> str:
-    """Return an error of user code as one line, as in ``ValueError('t0 < 0')``."""
-    if isinstance(error, TimeLimitError):
-        return f"TimeoutError('took longer than {seconds:g} s a row')"
-    return repr(error)[:500]
 
 
 def arguments_of(f: Callable[..., Any], available: Collection[str]) -> tuple[tuple[str, ...], int]:
@@ -147,6 +98,11 @@ def _looked_up(
 def _fresh(array: Array) -> Array:
     """Return a copy that user code may edit."""
     return array.clone() if isinstance(array, Tensor) else array.copy()
+
+
+def _twice(row: Array) -> Array:
+    """Return a first axis of one as one of two; a list as an index would be sent to a GPU."""
+    return (torch if isinstance(row, Tensor) else np).concatenate([row, row])
 
 
 def _native(name: str, value: ArrayLike) -> NDArray[Any]:
@@ -212,7 +168,10 @@ class CallRows:
 
     def paired(self) -> CallRows:
         """Return at least two rows: vectorised code that squeezes one row away never sees one."""
-        return self.take([0, 0]) if len(self) == 1 else self
+        if len(self) != 1:
+            return self
+        twice = {k: _twice(v) if k in self.per_row else v for k, v in self.coords.items()}
+        return CallRows(_twice(self.theta), twice, self.per_row)
 
     def tensors(self) -> CallRows:
         """Return the same rows as CPU tensors; unsigned integers become int64."""
@@ -347,6 +306,25 @@ def as_block(output: Array, n: int) -> Array:
 def as_row(output: Array) -> Array:
     """Return the output of one row, a number, (L,) or (C, L), as (C, L)."""
     return output.reshape(channels(tuple(output.shape)))
+
+
+def as_bound(output: Array, shape: tuple[int, int]) -> Array:
+    """Return an output (..., C, L) that has the shape of all others."""
+    if tuple(output.shape[-2:]) != shape:
+        raise OutputError(
+            f"simulator must return {shape} for each row as when it was bound, but returned "
+            f"{tuple(output.shape[-2:])}"
+        )
+    return output
+
+
+def as_tensor(output: Any) -> Tensor:  # noqa: ANN401
+    """Return an output as a real tensor, with its gradient; see `real_numbers`."""
+    if not isinstance(output, Tensor):
+        return torch.from_numpy(real_numbers(output))
+    if output.is_complex():
+        return torch.where(output.imag == 0, output.real, torch.nan)
+    return output
 
 
 def real_numbers(output: Any) -> NDArray[np.float64]:  # noqa: ANN401

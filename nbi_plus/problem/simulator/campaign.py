@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.data.batch import Batch
 from nbi_plus.io.fingerprint import digest, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_normal
 from nbi_plus.problem.simulator.cadence import TIME, shifts
+from nbi_plus.problem.simulator.calling import SimulationError
 from nbi_plus.problem.simulator.identity import check_reuse
 from nbi_plus.problem.simulator.parallel import OnBlock, check_failures, simulate_rows
 from nbi_plus.problem.simulator.simulator import OK, BoundSimulator, SimulationBlock
 
+_LOG = logging.getLogger("nbi_plus")
 _N_LISTED = 100  # failures that an error names
 _UNKNOWN = "failed in an earlier run"
 _NOT_FINITE = "the output is not finite"
@@ -110,10 +116,10 @@ class Campaign:
                 shift=self.shifts(rows),
             )  # fmt: skip
             failures.add(rows, block)
-            self._check(failures, n, max_failed)  # what cannot succeed any more stops at once
+            self.check(failures.errors, n, max_failed)  # what cannot succeed any more stops at once
 
         self._run(missing, keep)
-        self._check(failures, n, max_failed)
+        self.check(failures.errors, n, max_failed)
 
     def simulate(
         self, rows: NDArray[np.int64], max_failed: float | None = None
@@ -130,7 +136,7 @@ class Campaign:
             failures.add(done, block)
 
         self._run(rows, keep)
-        self._check(failures, len(rows), max_failed)
+        self.check(failures.errors, len(rows), max_failed)
         return {
             "z": z[good],
             "theta": self.prior.from_latent(z[good]),
@@ -139,17 +145,17 @@ class Campaign:
             "shift": self.shifts(rows[good]),
         }
 
-    def _check(self, failures: _Failures, n: int, max_failed: float | None) -> None:
-        """Raise a SimulationError that names the first failures when there are too many."""
-        first = sorted(failures.errors)[:_N_LISTED]
+    def check(self, errors: Mapping[int, str], n: int, max_failed: float | None) -> None:
+        """Raise a SimulationError that names the first failed rows when they are too many of n."""
+        first = sorted(errors)[:_N_LISTED]
         theta = self.prior.from_latent(self.latent(np.array(first, np.int64))).tolist()
         named = [
             {"row": row, "theta": dict(zip(self.prior.names, values, strict=True)),
-             "error": failures.errors[row]}
+             "error": errors[row]}
             for row, values in zip(first, theta, strict=True)
         ]  # fmt: skip
         limit = {} if max_failed is None else {"max_fraction": max_failed}
-        check_failures(len(failures.errors), n, failed=named, **limit)
+        check_failures(len(errors), n, failed=named, **limit)
 
     def _run(self, rows: NDArray[np.int64], keep: OnBlock) -> None:
         simulate_rows(
@@ -162,6 +168,32 @@ class Campaign:
             progress=self.progress,
         )
 
+    def drawn(self, keys: Tensor, conditions: Batch) -> dict[str, Tensor]:
+        """Return the columns of rows numbered ``keys`` (n,) but their simulations.
+
+        The keys say where they are made, and the conditions must be there.
+        """
+        z = keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,))
+        owner = keys % len(conditions)
+        shift = torch.zeros_like(z[:, 0])
+        if self.shift:
+            shift = shifts(conditions, keys, owner, self.shift, self.seed)
+        return {"z": z, "theta": self.prior.from_latent(z), "owner": owner, "shift": shift}
+
+    def asked(
+        self, drawn: Mapping[str, Tensor], conditions: Batch
+    ) -> tuple[Tensor, dict[str, Tensor], frozenset[str]]:
+        """Return theta and coordinates to simulate some rows with, and which are by row."""
+        per_row = self._per_row()
+        coords = {
+            k: v[drawn["owner"]] if k in per_row else v
+            for k, v in conditions.arguments().items()
+            if k in self.simulator.arguments
+        }
+        if TIME in per_row and coords[TIME].ndim == 2:
+            coords[TIME] = coords[TIME] + drawn["shift"][:, None]
+        return self.prior.complete(drawn["theta"]), coords, per_row
+
     def _coords(self) -> Mapping[str, torch.Tensor]:
         wanted = self.conditions.arguments()
         return {k: v for k, v in wanted.items() if k in self.simulator.arguments}
@@ -173,15 +205,64 @@ class Campaign:
     def _make_rows(
         self, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], dict[str, NDArray], frozenset[str]]:
-        theta = self.prior.complete(self.prior.from_latent(self.latent(rows)))
-        per_row = self._per_row()
-        owner = self.owner(rows)
-        coords = {
-            k: v.numpy()[owner] if k in per_row else v.numpy() for k, v in self._coords().items()
-        }
-        if TIME in per_row and coords[TIME].ndim == 2:
-            coords[TIME] = coords[TIME] + self.shifts(rows)[:, None]
-        return theta, coords, per_row
+        with torch.no_grad():
+            drawn = self.drawn(torch.as_tensor(rows, dtype=torch.int64), self.conditions)
+            theta, coords, per_row = self.asked(drawn, self.conditions)
+        return theta.numpy(), {k: v.numpy() for k, v in coords.items()}, per_row
+
+
+@dataclass(frozen=True)
+class ResidentCampaign:
+    """Rows of a campaign as tensors of one device.
+
+    What takes all rows at once, as tensors, makes them there; others simulate as ever, and what
+    they made is sent.
+    """
+
+    campaign: Campaign
+    device: torch.device
+    _conditions: Batch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_conditions", self.campaign.conditions.to(self.device))
+
+    def simulate(
+        self, rows: NDArray[np.int64], max_failed: float | None = None
+    ) -> dict[str, Tensor]:
+        """Return the columns of successive numbered rows that came out well."""
+        simulator = self.campaign.simulator
+        stays = simulator.backend == "torch" and simulator.vectorized and simulator.timeout is None
+        if stays and self.device.type != "cpu" and len(rows):
+            try:
+                return self._made_here(int(rows[0]), len(rows), max_failed)
+            except (torch.cuda.OutOfMemoryError, SimulationError):
+                raise  # no row is to blame
+            except Exception as error:  # noqa: BLE001 - user code; the usual way finds the row
+                _LOG.debug("simulator raised on a device, simulating on the CPU: %r", error)
+        columns = self.campaign.simulate(rows, max_failed)
+        return {k: torch.as_tensor(v, device=self.device) for k, v in columns.items()}
+
+    @torch.no_grad()
+    def _made_here(self, first: int, n: int, max_failed: float | None) -> dict[str, Tensor]:
+        """Return columns of the rows from ``first`` on; one wait says whether all are finite."""
+        simulator, most = self.campaign.simulator, launch.of(self.device)
+        row_bytes = 8 * most.target_copies * math.prod(simulator.shape)
+        at_once = max(1, min(most.target_bytes // row_bytes, most.target_rows))
+        parts = []
+        for start in range(first, first + n, at_once):
+            keys = torch.arange(start, min(start + at_once, first + n), device=self.device)
+            drawn = self.campaign.drawn(keys, self._conditions)
+            parts.append(
+                drawn | {"x": simulator.torch(*self.campaign.asked(drawn, self._conditions))}
+            )
+        columns = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        good = columns["x"].isfinite().all(-1).all(-1)
+        if bool(good.all()):
+            return columns
+        bad = (first + (~good).nonzero()[:, 0]).tolist()
+        self.campaign.check(dict.fromkeys(bad, _NOT_FINITE), n, max_failed)
+        kept = good.nonzero()[:, 0]
+        return {k: v[kept] for k, v in columns.items()}
 
 
 @dataclass

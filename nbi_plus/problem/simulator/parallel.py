@@ -13,10 +13,10 @@ from typing import Any
 import joblib
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nbi_plus.problem.simulator.comparing import N_FEW, check_elsewhere, few_of, same
 from nbi_plus.problem.simulator.simulator import (
+    FAILED,
     OK,
     BoundSimulator,
     SimulationBlock,
@@ -33,6 +33,7 @@ from nbi_plus.problem.simulator.workers import (
     payload_of,
     processes,
 )
+from nbi_plus.progress import progress as shown
 
 _LOG = logging.getLogger("nbi_plus")
 
@@ -43,7 +44,6 @@ _SERIAL_SECONDS = 3.0  # work that is over before worker processes have started
 _BLOCK_SECONDS = 0.5
 _BLOCK_ROWS = 4096
 _BLOCK_BYTES = 2**22
-_BAR_SECONDS = 2.0  # a bar is not worth showing for less
 _COMPARED_SECONDS = 0.5  # for rows of other processes that are simulated again in this one
 _PIECES = 8  # a block that killed its worker is tried again in as many pieces
 _MAX_DEATHS = 50
@@ -82,7 +82,7 @@ def simulate_rows(
     block_rows : int, optional
         Rows of a block. Chosen from the simulator's speed if not given.
     progress : bool, optional
-        Show a bar, never show one, or (None) show one on a terminal when it takes long.
+        See `nbi_plus.progress.progress`.
 
     Raises
     ------
@@ -90,19 +90,17 @@ def simulate_rows(
         When worker processes keep dying, cannot run the simulator, or find other answers than this
         process; when the answer for a row changes with the rows beside it.
     """
-    n_workers = _n_workers(n_jobs, bound.seconds_per_row * len(rows))
+    n_workers = workers_for(n_jobs, bound.seconds_per_row * len(rows))
     size = _rows_per_block(bound) if block_rows is None else block_rows
     todo = _blocks(np.asarray(rows, dtype=np.int64), size)
     wanted = n_jobs is not None or client is not None
     remote = client is not None or (n_workers > 1 and (wanted or len(todo) > 1))
     payload = _payload(bound, make_rows, todo, wanted) if remote and todo else None
-    hidden = None if progress is None else not progress
-    delay = _BAR_SECONDS if progress is None else 0.0
-    with tqdm(total=len(rows), desc="simulating", disable=hidden, delay=delay) as bar:
+    with shown("simulating", len(rows), progress) as bar:
 
         def finish(done: NDArray[np.int64], theta: NDArray, block: SimulationBlock) -> None:
             on_block(done, theta, block)
-            bar.update(len(done))
+            bar.step(len(done))
 
         if payload is None:
             for block in todo:
@@ -113,6 +111,36 @@ def simulate_rows(
                 _drive(cluster, bound, make_rows, todo, finish)
         else:
             _run_in_processes(bound, payload, min(n_workers, len(todo)), make_rows, todo, finish)
+
+
+def simulated(bound: BoundSimulator, job: Job, **how: Any) -> SimulationBlock:  # noqa: ANN401
+    """Return the answers to all rows of a job, in their order.
+
+    Parameters
+    ----------
+    bound : BoundSimulator
+    job : tuple
+        ``theta (n, P)``, coordinates, and which of these are by row.
+    how
+        See `simulate_rows`. By default worker processes simulate if these were asked for when the
+        simulator was bound.
+    """
+    theta, coords, per_row = job
+    how = {"n_jobs": bound.n_jobs} | how
+    x = np.full((len(theta), *bound.shape_for(coords)), np.nan)
+    state = np.full(len(theta), FAILED, np.uint8)
+    errors: list[tuple[int, str]] = []
+
+    def make_rows(rows: NDArray[np.int64]) -> Job:
+        own = {name: value[rows] if name in per_row else value for name, value in coords.items()}
+        return theta[rows], own, per_row
+
+    def on_block(rows: NDArray[np.int64], _: NDArray, block: SimulationBlock) -> None:
+        x[rows], state[rows] = block.x, block.state
+        errors.extend((int(rows[i]), message) for i, message in block.errors)
+
+    simulate_rows(bound, make_rows, np.arange(len(theta)), on_block, **how)
+    return SimulationBlock(x, state, errors)
 
 
 def check_failures(
@@ -141,7 +169,7 @@ def check_failures(
     )
 
 
-def _n_workers(n_jobs: int | None, seconds: float) -> int:
+def workers_for(n_jobs: int | None, seconds: float = 0.0) -> int:
     """Return how many processes shall simulate; one means this process."""
     if n_jobs is None:
         may_start = not multiprocessing.current_process().daemon
@@ -179,13 +207,10 @@ def _payload(
     """Return the simulator for other processes; None when it cannot go and nobody asked it to."""
     try:
         payload = payload_of(bound)
-    except Exception as error:  # pickling runs user code, which may raise anything
+    except TypeError as error:
         if wanted:
-            raise TypeError(
-                f"simulator must be picklable to run in other processes, but {error!r}. "
-                "Let it open files and connections inside the call, or use n_jobs=1."
-            ) from error
-        _LOG.info("simulating in one process, as the simulator cannot be pickled: %r", error)
+            raise
+        _LOG.info("simulating in one process: %s", error)
         return None
     if bound.seedable:
         return payload
@@ -287,7 +312,8 @@ def _too_many_deaths(
         for row, theta in zip(rows, job[0], strict=True)
     ]
     return SimulationError(
-        f"simulator must not end its process, but {n_deaths} workers died (last: {answer}, rows "
+        "simulator must neither end its process nor hang in compiled code, but "
+        f"{n_deaths} workers died or were ended for it (last: {answer}, rows "
         f"{rows[0]} to {rows[-1]}). It may crash or exceed the memory: try one of these rows "
         "alone, fewer n_jobs, or a smaller block_rows. See err.failed.",
         failed,

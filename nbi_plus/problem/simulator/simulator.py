@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,27 +15,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from nbi_plus.arguments import real
+from nbi_plus.problem.guard import Guard, LateError, described
 from nbi_plus.problem.random import preserved_random_state, reseed_global_generators
+from nbi_plus.problem.simulator.answers import FAILED, NONFINITE, OK, SimulationBlock
 from nbi_plus.problem.simulator.calling import (
-    USER_ERRORS,
     Call,
     CallRows,
-    OutputError,
     SimulationError,
-    TimeLimitError,
     arguments_of,
     as_block,
+    as_bound,
     as_row,
-    described,
-    limited,
+    as_tensor,
     real_numbers,
 )
 from nbi_plus.problem.simulator.comparing import Compared, check_beside, few_of
 from nbi_plus.problem.simulator.probing import Probe, RejectedError, WorkingCall, choose
 
-OK = 0  # simulated
-FAILED = 1  # raised, or took too long, twice
-NONFINITE = 2  # simulated, but with NaN or infinities in its output
+_SLACK = 10  # times what rows took when tried: a vectorised call that takes longer hangs at some
 
 _NO_COORDS: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,8 +57,10 @@ class Simulator:
     differentiable : bool, optional
         Whether it is torch code that carries gradients. Found out by trial if not given.
     timeout : float, optional
-        Seconds for each row, after which it counts as failed. Enforced in the main thread of a
-        process and not on Windows; a vectorised call gets them for all its rows together.
+        Seconds for each row, after which it counts as failed. A vectorised call gets these, and
+        ten times what its rows took when it was tried; if it is late, its rows are tried alone.
+        Enforced in worker processes; in this process of Python code alone, in the main thread,
+        and not on Windows.
 
     Examples
     --------
@@ -74,36 +75,11 @@ class Simulator:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
+        if self.timeout is not None and not real("timeout", self.timeout) > 0:
             raise ValueError(
                 f"timeout must be positive seconds for each row, but is {self.timeout!r}. "
                 "Leave it out for no limit."
             )
-
-
-@dataclass(frozen=True)
-class SimulationBlock:
-    """What a simulator answered for a block of rows.
-
-    Attributes
-    ----------
-    x : ndarray of float64, shape (n, C, L)
-        NaN where a row failed.
-    state : ndarray of uint8, shape (n,)
-        ``OK``, ``FAILED`` or ``NONFINITE``.
-    errors : list of (int, str)
-        Row of the block and error, for the failed rows.
-    """
-
-    x: NDArray[np.float64]
-    state: NDArray[np.uint8]
-    errors: list[tuple[int, str]] = field(default_factory=list)
-
-    @classmethod
-    def failed(cls, n: int, shape: tuple[int, int], error: str) -> SimulationBlock:
-        """Return a block in which every row failed for the same reason."""
-        state = np.full(n, FAILED, np.uint8)
-        return cls(np.full((n, *shape), np.nan), state, [(i, error) for i in range(n)])
 
 
 @dataclass(frozen=True)
@@ -132,6 +108,10 @@ class BoundSimulator:
         Such a seed fixes the answer; if not, the simulator has randomness of its own.
     compared : Compared
         What was found about its answers in use.
+    n_jobs : int
+        Worker processes that were asked for when it was bound; 1 for none.
+    on_call : callable or None
+        Called with the limit of each call of `run` that has one, before it.
     """
 
     call: Call
@@ -143,6 +123,8 @@ class BoundSimulator:
     stochastic: bool
     seedable: bool
     compared: Compared = field(compare=False, repr=False)
+    n_jobs: int = 1
+    on_call: Callable[[float], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def f(self) -> Callable[..., Any]:
@@ -200,16 +182,20 @@ class BoundSimulator:
         x, state, errors = np.full((n, *shape), np.nan), np.full(n, FAILED, np.uint8), []
         todo = [np.arange(n)] if self.vectorized and n else [*np.arange(n)[:, None]]
         tried: set[int] = set()
-        with preserved_random_state(), torch.no_grad():
+        with (
+            preserved_random_state(alone=self.stochastic),
+            torch.no_grad(),
+            Guard(self.on_call) as guard,
+        ):
             while todo:
                 part = todo.pop()
                 row = int(part[0])
                 try:
-                    x[part] = self._answers(rows, part, shape)
+                    x[part] = self._answers(guard, rows, part, shape)
                     state[part] = OK
-                except USER_ERRORS as error:
+                except Exception as error:  # noqa: BLE001  user code, which costs its row
                     if len(part) > 1:
-                        late = isinstance(error, TimeLimitError)
+                        late = isinstance(error, LateError)
                         todo += np.array_split(part, len(part) if late else 2)
                     elif row in tried:
                         errors.append((row, described(error, self.timeout)))
@@ -217,7 +203,7 @@ class BoundSimulator:
                         tried.add(row)
                         todo.append(part)
                 else:
-                    self._compare(rows, part, x[part])
+                    self._compare(guard, rows, part, x[part])
         state[(state == OK) & ~np.isfinite(x).all((1, 2))] = NONFINITE
         return SimulationBlock(x, state, sorted(errors))
 
@@ -247,44 +233,59 @@ class BoundSimulator:
             )
         rows = self.call.prepared(CallRows(theta, dict(coords), frozenset(per_row)))
         n = len(rows)
-        with preserved_random_state():
+        shape = self.shape_for(coords)
+        if n == 0:
+            return theta.new_zeros((0, *shape))
+
+        def together() -> Tensor:
+            output = as_block(as_tensor(self.call.all_rows(rows.paired())), max(n, 2))
+            return self._kept(as_bound(output[:n], shape))
+
+        def alone(i: int) -> Tensor:
+            return self._kept(as_bound(as_row(as_tensor(self.call.one_row(rows, i))), shape))
+
+        with preserved_random_state(alone=self.stochastic), Guard() as guard:
             self._seed(rows.theta)
-            if n == 0:
-                return theta.new_zeros((0, *self.shape_for(coords)))
             if self.vectorized:
-                output = as_block(_tensor(self.call.all_rows(rows.paired())), max(n, 2))[:n]
+                output = guard.call(together, self._seconds(n))
                 if theta.dtype is torch.float64:
                     plain = replace(rows, theta=rows.theta.detach())
-                    self._compare(plain, np.arange(n), output)
+                    self._compare(guard, plain, np.arange(n), output)
             else:
-                output = torch.stack(
-                    [as_row(_tensor(self.call.one_row(rows, i))) for i in range(n)]
-                )
+                each = [guard.call(partial(alone, i), self.timeout) for i in range(n)]
+                output = torch.stack(each)
         return output.to(theta)
 
+    def _kept(self, output: Tensor) -> Tensor:
+        """Return an answer that user code cannot edit later, with a gradient where that counts."""
+        carries = self.differentiable and output.requires_grad and torch.is_grad_enabled()
+        return (output if carries else output.detach()).clone()
+
+    def _seconds(self, n: int) -> float | None:
+        """Return the time that a call of ``n`` rows may take."""
+        if self.timeout is None:
+            return None
+        return self.timeout + min((n - 1) * self.timeout, _SLACK * n * self.seconds_per_row)
+
     def _answers(
-        self, rows: CallRows, part: NDArray[np.int64], shape: tuple[int, int]
+        self, guard: Guard, rows: CallRows, part: NDArray[np.int64], shape: tuple[int, int]
     ) -> NDArray[np.float64]:
         """Return the outputs (k, C, L) of a part of the rows, or raise what user code raised."""
         n = len(part)
-        seconds = None if self.timeout is None else self.timeout * n
         self._seed(rows.theta[part])
-        if self.vectorized:
-            block = (rows if n == len(rows) else rows.take(part)).paired()
-            output = as_block(
-                real_numbers(limited(lambda: self.call.all_rows(block), seconds)), len(block)
-            )[:n]
-        else:
+        if not self.vectorized:
             i = int(part[0])
-            output = as_row(real_numbers(limited(lambda: self.call.one_row(rows, i), seconds)))
-        if output.shape[-2:] != shape:
-            raise OutputError(
-                f"simulator must return {shape} for each row as when it was bound, but returned "
-                f"{output.shape[-2:]}"
-            )
-        return output
+            one = guard.call(lambda: as_row(real_numbers(self.call.one_row(rows, i))), self.timeout)
+            return as_bound(one, shape)
+        block = (rows if n == len(rows) else rows.take(part)).paired()
+        return as_bound(guard.call(lambda: self._block(block), self._seconds(n))[:n], shape)
 
-    def _compare(self, rows: CallRows, part: NDArray[np.int64], x: NDArray | Tensor) -> None:
+    def _block(self, rows: CallRows) -> NDArray[np.float64]:
+        return as_block(real_numbers(self.call.all_rows(rows)), len(rows))
+
+    def _compare(
+        self, guard: Guard, rows: CallRows, part: NDArray[np.int64], x: NDArray | Tensor
+    ) -> None:
         """Refuse answers of more rows at once than ever before that a few of them alone change."""
         n = len(part)
         if not self.vectorized or self.stochastic or n <= self.compared.rows:
@@ -293,8 +294,8 @@ class BoundSimulator:
         block = rows.take(part[few])
         try:
             with torch.no_grad():
-                alone = as_block(real_numbers(self.call.all_rows(block)), len(few))
-        except USER_ERRORS:
+                alone = guard.call(lambda: self._block(block), self._seconds(len(few)))
+        except Exception:  # noqa: BLE001  user code; these rows answered beside others
             return
         check_beside(part[few], real_numbers(block.theta), real_numbers(x[few]), alone, n)
         self.compared.rows = n
@@ -311,6 +312,7 @@ def bind(
     coords: Mapping[str, ArrayLike] = _NO_COORDS,
     per_row: Collection[str] = (),
     unit: str | None = None,
+    on_call: Callable[[float], None] | None = None,
 ) -> BoundSimulator:
     """Find out how a simulator is called, once, by trying it on probe rows.
 
@@ -348,10 +350,10 @@ def bind(
     if not len(rows):
         raise ValueError("theta must have at least one row to try a simulator on, but has none.")
     call = Call(wish.f, *arguments_of(wish.f, rows.coords), "numpy", vectorized=True, unit=unit)
-    probe = Probe(rows, wish.timeout, wish.differentiable)
+    probe = Probe(rows, wish.timeout, wish.differentiable, on_call)
     try:
         # a wrong guess warns about what the right one never does
-        with preserved_random_state(), warnings.catch_warnings():
+        with preserved_random_state(alone=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = choose(call, probe, wish.vectorized)
     except RejectedError as error:
@@ -393,7 +395,3 @@ def _ways(wish: Simulator) -> str:
     batching = {None: "vectorised or row by row", True: "vectorised", False: "row by row"}
     gradient = " and with a gradient in torch" if wish.differentiable else ""
     return batching[wish.vectorized] + gradient
-
-
-def _tensor(output: Any) -> Tensor:  # noqa: ANN401
-    return output if isinstance(output, Tensor) else torch.from_numpy(real_numbers(output))

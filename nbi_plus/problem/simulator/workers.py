@@ -9,11 +9,12 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from typing import Any, Protocol
 
@@ -24,14 +25,18 @@ from joblib.externals.loky.backend import get_context
 from joblib.parallel import ParallelBackendBase
 from numpy.typing import NDArray
 
+from nbi_plus.problem.simulator.orphans import end_with
 from nbi_plus.problem.simulator.simulator import BoundSimulator, SimulationBlock, SimulationError
 
 Job = tuple[NDArray[np.float64], Mapping[str, NDArray[Any]], frozenset[str]]
 Answer = SimulationBlock | str  # a text tells how the worker died
 
-_IDLE_SECONDS = 60.0  # after which a worker without work ends itself
+_IDLE_SECONDS = 60.0  # after which workers without work are ended, or later end themselves
+_STALE_SECONDS = 0.1  # after which somebody may have changed what the simulator reads
 _WAKE_SECONDS = 1.0  # how often the workers are looked at while nothing arrives
 _JOIN_SECONDS = 5.0
+_GRACE_SECONDS = 2.0  # that a worker may be late, which keeps its own time: compiled code does not
+_HANGS = "TimeoutError('took too long, inside code that cannot be interrupted')"
 _LOST_SECONDS = 300.0  # after which a cluster that has lost its workers is given up
 _READY = b"ready"  # the first thing a worker says: until it reads, a large job would block us
 _IMPORTABLE = "Are the simulator's modules importable there? Use n_jobs=1 to see the error here."
@@ -39,6 +44,15 @@ _IMPORTABLE = "Are the simulator's modules importable there? Use n_jobs=1 to see
 
 class WorkerError(RuntimeError):
     """A worker cannot run the simulator at all."""
+
+
+class Served(Protocol):
+    """What a worker holds, a dataclass: a simulator, or the trial of one."""
+
+    on_call: Callable[[float], None] | None
+
+    def run(self, theta: NDArray, coords: Mapping[str, NDArray], per_row: frozenset[str]) -> Any:  # noqa: ANN401
+        """Return the answer to a job."""
 
 
 class Crew(Protocol):
@@ -66,32 +80,65 @@ class Crew(Protocol):
         """Stop at once."""
 
 
-def payload_of(bound: BoundSimulator) -> bytes:
+def payload_of(served: Served) -> bytes:
     """Return a simulator as bytes that another process can load: lambdas and closures included."""
-    return pickle.dumps(wrap_non_picklable_objects(bound, keep_wrapper=False))
+    try:
+        return pickle.dumps(wrap_non_picklable_objects(served, keep_wrapper=False))
+    except Exception as error:  # pickling runs user code, which may raise anything
+        raise TypeError(
+            f"simulator must be picklable to run in other processes, but {error!r}. "
+            "Let it open files and connections inside the call, or use n_jobs=1."
+        ) from error
 
 
-def loaded(payload: bytes) -> BoundSimulator:
+def loaded(payload: bytes) -> Served:
     """Return the simulator of `payload_of`, which this very run made."""
     return pickle.loads(payload)  # noqa: S301  own bytes, through own pipe
 
 
-def _serve(pipe: connection.Connection, payload: bytes) -> None:
+def _serve(pipe: connection.Connection, payload: bytes, parent: int) -> None:
     """Answer jobs until the parent is gone or has nothing to do: the life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    torch.set_num_threads(1)
+    end_with(parent)
+    _settle_in()
     simulator = functools.cache(loaded)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         pipe.send(_READY)
-        while pipe.poll(_IDLE_SECONDS):
+        while pipe.poll(2 * _IDLE_SECONDS):
             job = pipe.recv()
+            if isinstance(job, bytes):
+                payload = job
+                continue
             try:
-                answer = simulator(payload).run(*job)
+                answer = replace(simulator(payload), on_call=_Beats(pipe)).run(*job)
             except SimulationError as error:
                 answer = error
-            except Exception as error:  # noqa: BLE001  the parent reports it
+            except BaseException as error:  # noqa: BLE001  the parent reports it
                 answer = WorkerError(f"{error!r}. {_IMPORTABLE}")
             pipe.send(answer)
+
+
+def _settle_in() -> None:
+    """Take little of the machine, be the first to go when memory is short, and do not print."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # Linux
+        score.write("1000")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+
+
+@dataclass
+class _Beats:
+    """Tells the parent how long the next call of user code may take, but not for each of many."""
+
+    pipe: connection.Connection
+    until: float = -np.inf
+
+    def __call__(self, seconds: float) -> None:
+        now = time.monotonic()
+        if now + seconds > self.until:
+            self.until = now + 1.5 * seconds
+            self.pipe.send(1.5 * seconds)
 
 
 @dataclass
@@ -101,13 +148,15 @@ class _Worker:
     process: Any
     pipe: connection.Connection
     block: tuple[NDArray[np.int64], Job] | None = None
+    deadline: float = np.inf  # of the call it is in
+    is_new: bool = True  # its answers were not compared yet
 
     @classmethod
     def start(cls, payload: bytes) -> _Worker:
         ours, theirs = connection.Pipe()
         process = get_context("loky").Process(
             target=_serve,
-            args=(theirs, payload),
+            args=(theirs, payload, os.getpid()),
             env=dict.fromkeys(ParallelBackendBase.MAX_NUM_THREADS_VARS, "1"),
         )
         process.start()
@@ -115,16 +164,22 @@ class _Worker:
         return cls(process, ours)
 
     def answer(self) -> Answer | WorkerError | SimulationError | None:
-        """Return what has arrived, or None when nothing did."""
+        """Return what has arrived or become of it, or None while it is at work."""
         alive = self.process.is_alive()
         try:
-            if self.pipe.poll():
+            while self.pipe.poll():
                 message = self.pipe.recv()
-                if message != _READY:
+                if isinstance(message, float):
+                    self.deadline = time.monotonic() + message + _GRACE_SECONDS
+                elif message == _READY:
+                    self.pipe.send(self.block[1])
+                else:
+                    self.deadline = np.inf
                     return message
-                self.pipe.send(self.block[1])
         except (EOFError, OSError):
             alive = False
+        if alive and time.monotonic() > self.deadline:
+            return _HANGS
         if alive:
             return None
         self.process.join(_JOIN_SECONDS)
@@ -147,7 +202,7 @@ class Processes:
     notebooks work; and each has its own pipe, so that a death is known to belong to one block.
     """
 
-    def __init__(self, bound: BoundSimulator, payload: bytes, n_workers: int) -> None:
+    def __init__(self, bound: Served, payload: bytes, n_workers: int) -> None:
         self.n_workers = n_workers
         self._bound = bound
         self._payload = payload
@@ -189,14 +244,27 @@ class Processes:
         connection.wait([worker.pipe for worker in busy], _WAKE_SECONDS)
         for worker in busy:
             answer = worker.answer()
-            if isinstance(answer, (WorkerError, SimulationError)):
-                raise answer
             if answer is not None:
-                rows, job = worker.block
-                worker.block = None
+                (rows, job), worker.block = worker.block, None
+                if isinstance(answer, (WorkerError, SimulationError)):
+                    raise answer
+                # it may have imported other code than those before it
+                if worker.is_new and isinstance(answer, SimulationBlock):
+                    self._bound.compared.elsewhere = worker.is_new = False
                 if isinstance(answer, str):
                     self._drop(worker)
                 yield rows, job, answer
+
+    def turn_to(self, bound: BoundSimulator, payload: bytes) -> None:
+        """Have idle workers hold another simulator."""
+        self._bound, self._payload = bound, payload
+        for worker in self._workers:
+            worker.pipe.send(payload)
+
+    def doubt(self) -> None:
+        """Have the next answer of each worker compared with that of this process."""
+        for worker in self._workers:
+            worker.is_new = True
 
     def close(self) -> None:
         """End all workers at once, unless they belong to the process this one was forked from."""
@@ -213,7 +281,8 @@ class Processes:
         self._workers.remove(worker)
 
 
-_kept: list[Processes] = []  # one crew outlives its call, so that the next call finds it warm
+# one crew outlives its call, so that the next call finds it warm: since when, and until when
+_kept: list[tuple[Processes, float, threading.Timer]] = []
 
 
 def processes(bound: BoundSimulator, payload: bytes, n_workers: int) -> Processes:
@@ -223,25 +292,34 @@ def processes(bound: BoundSimulator, payload: bytes, n_workers: int) -> Processe
     module would otherwise live on in the old ones.
     """
     with contextlib.suppress(IndexError):  # none is kept, or another thread took it
-        crew = _kept.pop()
+        crew, since, timer = _kept.pop()
+        timer.cancel()
         if crew.serves(bound):
             crew.n_workers = n_workers
+            if time.monotonic() - since > _STALE_SECONDS:
+                crew.doubt()
             return crew
         crew.close()
-    _end_workers_at_exit()
     return Processes(bound, payload, n_workers)
 
 
 def keep(crew: Processes) -> None:
-    """Keep an idle crew for the next call."""
+    """Keep an idle crew for the next call; if none comes it is ended."""
     release_workers()
-    _kept.append(crew)
+    _end_workers_at_exit()
+    timer = threading.Timer(_IDLE_SECONDS, release_workers)
+    timer.daemon = True
+    timer.start()
+    _kept.append((crew, time.monotonic(), timer))
 
 
 def release_workers() -> None:
     """End the worker processes that wait for further simulations; they also do so by themselves."""
-    while _kept:
-        _kept.pop().close()
+    with contextlib.suppress(IndexError):
+        while True:
+            crew, _, timer = _kept.pop()
+            timer.cancel()
+            crew.close()
 
 
 @functools.cache
