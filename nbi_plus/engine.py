@@ -31,13 +31,7 @@ from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
-from nbi_plus.problem.binding import (
-    NONE_KNOWN,
-    check_inputs,
-    is_one_object,
-    many_objects,
-    one_object,
-)
+from nbi_plus.problem import binding
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -259,11 +253,11 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
             Itself.
         """
         n_sims, theta = options.positional(n_sims, theta, x)
-        check_inputs(inputs, self.simulator, "fit")
+        binding.check_inputs(inputs, self.simulator, "fit")
         sequential = options.is_sequential(n_rounds, method, observations, x_obs)
         before = getattr(self, "fitted_", None)
         network = self._network(before, warm_start)
-        known = before.conventions if network and (sequential or warm_start) else NONE_KNOWN
+        known = before.conventions if network and (sequential or warm_start) else binding.NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
         options.check_start(sequential, n_sims, online, given)
@@ -438,7 +432,11 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         """
         fitted = self._fitted("log_prob")
         draws = fitted.prior.check(theta)
-        make = one_object if is_one_object(x, fitted.shape, len(draws)) else many_objects
+        make = (
+            binding.one_object
+            if binding.is_one_object(x, fitted.shape, len(draws))
+            else binding.many_objects
+        )
         objects = self._one("log_prob", x, x_err, point_mask(mask, bad), inputs, make)
         return self._answers("log_prob", objects).log_prob(draws, objects)
 
@@ -457,7 +455,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         **inputs : array_like
             Coordinates (L,) and scalars; default: those given to `fit`.
         """
-        check_inputs(inputs, self.simulator, "simulate")
+        binding.check_inputs(inputs, self.simulator, "simulate")
         return self._fitted("simulate").simulate(theta, inputs)
 
     def log_likelihood(
@@ -561,10 +559,10 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
 
     def _one(
         self, caller: str, x: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
-        inputs: Mapping[str, ArrayLike], make: Callable[..., Observations] = one_object,
+        inputs: Mapping[str, ArrayLike], make: Callable[..., Observations] = binding.one_object,
     ) -> Observations:  # fmt: skip
         """Return one object, with what was given to `fit` where nothing is given here."""
-        check_inputs(inputs, self.simulator, caller)
+        binding.check_inputs(inputs, self.simulator, caller)
         fitted = self._fitted(caller)
         return make(x, x_err, real, inputs, fitted.conventions, fitted.defaults)
 
@@ -587,7 +585,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
         if self.simulator is None:
             raise ValueError(f"{caller} must have a simulator, but the engine has none.")
-        check_inputs(inputs, self.simulator, caller)
+        binding.check_inputs(inputs, self.simulator, caller)
         how = self._how()
         with preserved_random_state():
             fitted = getattr(self, "fitted_", None)
