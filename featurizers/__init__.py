@@ -1,4 +1,4 @@
-"""Embedding networks for light curves, spectra and other masked series.
+"""Embedding networks for light curves, spectra, sets and other masked series.
 
 The package stands alone: it needs torch and nothing else, and knows nothing of `nbi_plus`, which it
 is installed with. Every featurizer is a `torch.nn.Module` that maps ``x (n, C, L)``, whose last
@@ -17,10 +17,12 @@ from dataclasses import asdict, fields
 
 from featurizers.base import Featurizer, WrappedFeaturizer, as_featurizer
 from featurizers.checks import check_keys, check_name
+from featurizers.deep_set import DeepSet, DeepSetOptions
 from featurizers.mlp import MLP, MLPOptions
 from featurizers.multi import MultiInput
 from featurizers.recurrent import GRU, GRUOptions
 from featurizers.resnet import ResNet, ResNetGRU, ResNetGRUOptions, ResNetOptions
+from featurizers.set_transformer import SetTransformer, SetTransformerOptions
 from featurizers.size import Size, default_size
 from featurizers.spectrum import Spectrum, SpectrumOptions
 from featurizers.transformer import Transformer, TransformerOptions
@@ -30,6 +32,8 @@ __all__ = [
     "MLP",
     "NBI_TYPES",
     "GRU",
+    "DeepSet",
+    "DeepSetOptions",
     "Featurizer",
     "GRUOptions",
     "MLPOptions",
@@ -38,6 +42,8 @@ __all__ = [
     "ResNetGRU",
     "ResNetGRUOptions",
     "ResNetOptions",
+    "SetTransformer",
+    "SetTransformerOptions",
     "Size",
     "Spectrum",
     "SpectrumOptions",
@@ -59,6 +65,8 @@ _REGISTRY = {
     "spectrum": (Spectrum, SpectrumOptions),
     "transformer": (Transformer, TransformerOptions),
     "mlp": (MLP, MLPOptions),
+    "set": (DeepSet, DeepSetOptions),
+    "set-transformer": (SetTransformer, SetTransformerOptions),
 }
 
 

@@ -148,10 +148,10 @@ class Transformer(Featurizer):
         tokens = self.embed(
             torch.cat([channels.transpose(1, 2), self.fourier(self._time(channels))], dim=-1)
         )
-        readable = _readable(mask > 0)
+        may_read = readable(mask > 0)
         latents = self.latents.expand(len(x), -1, -1)
         for read, mix in zip(self.readers, self.mixers, strict=True):
-            latents = read(latents, tokens, readable)
+            latents = read(latents, tokens, may_read)
             latents = mix(latents, latents, None)
         return self.head(latents.flatten(1))
 
@@ -163,7 +163,7 @@ class Transformer(Featurizer):
         return (2 * steps / self.length - 1).expand(len(channels), -1)
 
 
-def _readable(valid: Tensor) -> Tensor:
+def readable(valid: Tensor) -> Tensor:
     """Return who may be read (n, 1, 1, L): the valid points, or the first, zero, where none is."""
     first = torch.arange(valid.shape[2], device=valid.device) == 0
     nothing = ~valid.any(dim=2, keepdim=True)

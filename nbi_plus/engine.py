@@ -64,9 +64,10 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
     noise : Noise, float, array_like or callable, optional
         Default `GaussianNoise`, with the observations' own errors. Numbers are its sigma.
     featurizer : str, dict, list of these, or nn.Module
-        ``"auto"`` is ``"mlp"`` for fewer than 16 numbers without coordinates, else
-        ``"resnet-gru"``; or one of `featurizers.available`, nbi's dict, or your own. A list has one
-        for each channel of the data.
+        ``"auto"`` is ``"mlp"`` for fewer than 16 numbers without coordinates, ``"set"`` for points
+        of each object's own that no number orders, else ``"resnet-gru"``; or one of
+        `featurizers.available`, nbi's dict, or your own. A list has one for each channel of the
+        data.
     flow : str, dict or FlowConfig
         A kind of `FlowConfig`, such as ``"maf"``, or options of it.
     labels : sequence of str, optional

@@ -216,7 +216,13 @@ def _name_and_options(
 
 
 def _suitable(config: EncoderConfig, conditions: Batch) -> str:
-    """Return the featurizer that suits the data: a few numbers without order are no series."""
+    """Return the featurizer that suits the data: a few numbers without order are no series.
+
+    Nor are points of objects' own that no number orders. Where all objects share their points, as
+    of ``f(theta)``, the place of each may be what tells them apart.
+    """
+    if not config.coords and any(v.ndim == 2 for v in conditions.coords.values()):
+        return "set"
     ordered = config.coords or config.categories or config.flags
     n_numbers = math.prod(conditions.mask.shape[1:])
     return "resnet-gru" if ordered or n_numbers >= _SERIES else "mlp"

@@ -20,11 +20,16 @@ VARIANTS = {
     "resnet, last": {"pool": "last+mean", "width_first": 8, "width": 48},
     "gru": {"n_rnn": 2},
     "mlp": {"n_layers": 3},
+    "set": {},
+    "set, deeper": {"n_layers": 3, "width": 32, "activation": "gelu"},
+    "set-transformer": {},
+    "set-transformer, small": {"n_induced": 2, "n_seeds": 1, "n_layers": 1, "n_heads": 2},
     "transformer": {},
     "transformer, by time": {"time_channel": 1, "n_layers": 1},
     "spectrum": {},
     "spectrum, halved": {"n_halvings": 2, "n_dilated": 0, "norm": "layer"},
 }
+SETS = ("set", "set-transformer")
 
 
 def build(variant, n_channels=3, length=50, n_params=3, seed=0, **options):
@@ -190,7 +195,7 @@ def test_featurizer_compiles(name):
     torch.testing.assert_close(compiled(x), net(x))
 
 
-@pytest.mark.parametrize("name", featurizers.available())
+@pytest.mark.parametrize("name", [n for n in featurizers.available() if n not in SETS])
 def test_featurizer_learns_the_time_of_a_bump(name):
     net = build(name, n_channels=2, length=30, n_params=1)
     head = nn.Linear(net.n_features, 1)
@@ -210,6 +215,52 @@ def test_featurizer_learns_the_time_of_a_bump(name):
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) / 10 < 0.1  # 1 is what the prior mean gives
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.split(",")[0] in SETS])
+@pytest.mark.parametrize("n_points", [1, 7, 200])
+def test_featurizer_of_sets_ignores_order_and_padding(variant, n_points):
+    net, x = build(variant), series(5, 3, n_points)
+    x[:, -1, n_points // 2 :] = 0.0
+    order = torch.randperm(n_points, generator=torch.Generator().manual_seed(1))
+    padded = torch.cat([torch.full((5, 3, 40), torch.nan), x[:, :, order]], 2)
+    padded[:, -1, :40] = 0.0
+    torch.testing.assert_close(net(padded), net(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", SETS)
+def test_featurizer_of_sets_knows_how_many_points_there_are(variant):
+    net, x = build(variant), series(4, 3, 10)
+    twice = torch.cat([x, x], 2)
+    assert (net(twice) - net(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", SETS)
+def test_every_point_of_a_set_reaches_every_feature(variant):
+    net, x = build(variant), series(1, 3, 6).requires_grad_()
+    for feature in range(net.n_features):
+        (grad,) = torch.autograd.grad(net(x)[0, feature], x)
+        assert (grad[0, 0] != 0).all()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_featurizer_of_sets_learns_the_spread_of_sets_of_any_size(name):
+    net = build(name, n_channels=2, length=30, n_params=1)
+    head = nn.Linear(net.n_features, 1)
+    rng = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=2e-3)
+    losses = []
+    for _ in range(150):
+        log_sd = torch.rand(64, 1, generator=rng) * 2 - 1
+        x = torch.randn(64, 40, generator=rng) * log_sd.exp()
+        mask = (torch.arange(40) < torch.randint(20, 41, (64, 1), generator=rng)).float()
+        loss = (head(net(torch.stack([x, mask], 1))) - log_sd).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # the prior mean gives 1 / 3; the error of a sample deviation is 1 / (2 n), n about 30
+    assert sum(losses[-30:]) / 30 < 0.06
 
 
 def test_default_size_grows_with_each_argument():

@@ -239,3 +239,19 @@ def test_a_featurizer_that_nbi_does_not_have_takes_its_own_options():
     assert spec.options == {"n_features": 8, "n_dilated": 1}
     with pytest.raises(ValueError, match="options of spectrum must be among .*, but has dim_out"):
         doors.featurizer_spec({"type": "spectrum", "dim_out": 8}, batch, 2)[0].build()
+
+
+@pytest.mark.parametrize(
+    ("length", "coords", "name"),
+    [
+        (8, {}, "mlp"),
+        (20, {}, "resnet-gru"),  # of f(theta): the place of a point may say what it is
+        (8, {"t": T}, "resnet-gru"),
+        (8, {"band": np.tile(["g", "r"], (3, 4))}, "set"),
+        (8, {"band": np.tile(["g", "r"], (3, 4)), "t": np.tile(T, (3, 1))}, "resnet-gru"),
+        (8, {"band": np.array(["g", "r"] * 4)}, "resnet-gru"),  # shared by all: an order
+    ],
+)
+def test_featurizer_auto_follows_from_what_orders_the_points(length, coords, name):
+    batch = survey(3, length, **coords).batch()
+    assert doors.featurizer_spec("auto", batch, 2)[0].name == name
