@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import gamma, norm, truncnorm, uniform
+from scipy.stats import gamma, halfnorm, loguniform, norm, truncnorm, uniform
 
 import nbi_plus as nbi
 from nbi_plus import launch, population
 from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.population.answering import _likelihood
 from nbi_plus.population.precision import Precision
+from nbi_plus.population.widening import widened
 
 MU, TAU, SIGMA = 0.3, 0.8, 0.3  # of the population, and the errors of the data
 QUICK = nbi.Ladder(audit=None)
@@ -96,6 +97,12 @@ def exact_moments(x, sigma=SIGMA, cut=None):
     w /= w.sum()
     mean = np.array([(w * mu).sum(), (w * tau).sum()])
     return mean, np.sqrt(np.array([(w * mu**2).sum(), (w * tau**2).sum()]) - mean**2)
+
+
+def measured(x, seed):
+    """Return four points (n, 4) for each x (n,), whose mean it is, of errors 2 SIGMA."""
+    data = x[:, None] + 2 * SIGMA * np.random.default_rng(seed).normal(size=(len(x), 4))
+    return nbi.Observations.from_arrays(data + x[:, None] - data.mean(1, keepdims=True))
 
 
 def precision_of(found, answers, family, selection=None):
@@ -223,11 +230,9 @@ def test_answer_is_that_of_the_closed_form(family, weighted, tmp_path):
 
 def test_answers_of_an_engine_their_files_and_their_order_are_one_population(tmp_path):
     x = catalogue_of(40, 5)
-    data = x[:, None] + 2 * SIGMA * np.random.default_rng(5).normal(size=(40, 4))
-    data += x[:, None] - data.mean(1, keepdims=True)  # four points, whose mean is x
     engine = nbi.Engine(lambda theta: theta @ np.ones((1, 4)), WIDE, noise=2 * SIGMA)
     engine.fit(1000, n_epochs=8, truth_test=False)
-    answers = engine.predict_many(nbi.Observations.from_arrays(data), keep=300)
+    answers = engine.predict_many(measured(x, 5), keep=300)
     found = population.fit(answers, normal_family, ladder=QUICK)
     assert found.trusted
     assert (np.abs(off_in_errors(found, answers, normal_family, exact_moments(x))) < 3).all()
@@ -240,6 +245,65 @@ def test_answers_of_an_engine_their_files_and_their_order_are_one_population(tmp
     assert again.data_hash == found.data_hash
     with pytest.raises(ValueError, match="kept summaries only"):
         population.fit(replace(answers, draws=None), normal_family)
+
+
+NARROW = nbi.Prior({"x": uniform(-1.0, 2.2)})  # one object in ten of the population lies beyond
+
+
+def test_population_beyond_the_prior_of_an_engine_is_answered_anew(caplog):
+    x = catalogue_of(60, 12)
+    engine = nbi.Engine(
+        lambda theta: theta @ np.ones((1, 4)), NARROW, noise=2 * SIGMA, ladder=QUICK
+    )
+    engine.fit(1000, n_epochs=8, truth_test=False)
+    seen = measured(x, 12)
+    answers = engine.predict_many(seen, keep=300)
+    with pytest.warns(nbi.UntrustedWarning, match="pass engine= and observations="):
+        alone = population.fit(answers, normal_family, ladder=QUICK)
+    assert nbi.Flag.SUPPORT in alone.flags
+    found = population.fit(
+        answers, normal_family, engine=engine, observations=seen[::-1], ladder=QUICK
+    )
+    assert found.trusted
+    assert "answered under Prior(x ~ norm(loc=0.1, scale=2.2))" in caplog.text
+    exact, wide = exact_moments(x), nbi.Prior({"x": norm(0.1, 2.2)})
+    again = engine.predict_many(seen, keep=300, prior=wide)
+    assert (np.abs(off_in_errors(found, again, normal_family, exact)) < 3).all()
+    assert (exact[0][1] - alone.mean()[1]) / exact[1][1] > 1  # without, the population is narrower
+
+
+def test_uncertified_objects_are_tried_once_more_by_the_engine():
+    x = catalogue_of(30, 13)
+    strict = replace(QUICK, escalate="never", gate=nbi.Gate(ess_min=1e6))
+    engine = nbi.Engine(lambda theta: theta @ np.ones((1, 4)), WIDE, noise=2 * SIGMA, ladder=strict)
+    engine.fit(1000, n_epochs=8, truth_test=False)
+    seen = measured(x, 13)
+    answers = engine.predict_many(seen)
+    assert not answers.certified.any()
+    with pytest.raises(ValueError, match="must be certified"):
+        population.fit(answers, normal_family, ladder=QUICK)
+    engine.set_params(ladder=QUICK)
+    found = population.fit(answers, normal_family, engine=engine, observations=seen, ladder=QUICK)
+    assert found.trusted
+    assert (np.abs(found.mean() - exact_moments(x)[0]) < 0.5 * exact_moments(x)[1]).all()
+
+
+def test_wider_priors_have_no_edge_where_they_lost_it():
+    laws = {"u": uniform(1, 2), "l": loguniform(0.1, 10), "h": halfnorm(0, 2), "n": norm(3, 1)}
+    prior = nbi.Prior(laws, units={"u": "d"}, derived={"twice": lambda theta: 2 * theta[:, 0]})
+    sides = np.array([[True, False], [False, True], [True, False], [False, False]])
+    wide = widened(prior, sides)
+    np.testing.assert_array_equal(
+        wide.support, [[-np.inf, 3], [0, np.inf], [-np.inf, np.inf], [-np.inf, np.inf]]
+    )
+    assert (wide.names, wide.units, list(wide.derived)) == (prior.names, prior.units, ["twice"])
+    theta = prior.sample(500, 0)
+    gained = wide.log_prob(theta) - prior.log_prob(theta)
+    assert np.isfinite(gained).all()
+    own = nbi.Prior({"n": norm(3, 1)}).log_prob(theta[:, 3:])
+    alone = nbi.Prior({k: v for k, v in laws.items() if k != "n"})
+    other = widened(alone, sides[:3])
+    np.testing.assert_allclose(wide.log_prob(theta), other.log_prob(theta[:, :3]) + own)
 
 
 def test_selection_undoes_what_was_not_detected():
@@ -395,6 +459,9 @@ CASES = {
     "NaN": (GOOD, with_prior(lambda h, t: h[0] + torch.log(t[:, 0])), {}, ValueError, "gave nan"),
     "infinite": (
         GOOD, with_prior(lambda h, t: h[0] + math.inf + t[:, 0]), {}, ValueError, "gave inf"),
+    "an engine alone": (GOOD, normal_family, {"engine": nbi.Engine(None, WIDE)}, TypeError,
+                        "observations must be"),
+    "no engine": (GOOD, normal_family, {"engine": 3}, TypeError, "engine must be an? Engine"),
     "a selection": (GOOD, normal_family, {"selection": 3}, TypeError, "must be a Selection"),
     "of others": (
         GOOD, normal_family, {"selection": population.Selection(np.zeros((3, 2)), np.zeros(3), 9)},

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus import options
@@ -26,12 +27,17 @@ from nbi_plus.population.draws import ObjectDraws
 from nbi_plus.population.likelihood import PopulationFamily, PopulationLikelihood
 from nbi_plus.population.precision import Precision
 from nbi_plus.population.selection import Selection
+from nbi_plus.population.widening import Widening
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
 from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.torch_state import door
+
+if TYPE_CHECKING:
+    from nbi_plus.data.observations import Observations
+    from nbi_plus.engine import Engine
 
 ID = "population"
 _ROUNDS = 20
@@ -41,12 +47,14 @@ _EPOCHS = 25  # of a network that need only find the place, round after round
 
 
 @door
-def fit(
+def fit(  # noqa: PLR0913 - the public door
     posteriors: Posteriors | Iterable[Posterior],
     family: Callable[[Any, Any], Any],
     selection: Selection | None = None,
     seed: int = 0,
     *,
+    engine: Engine | None = None,
+    observations: Observations | None = None,
     uncertified: str = "refuse",
     n_sims: int = 1000,
     ladder: Ladder | None = None,
@@ -60,7 +68,9 @@ def fit(
     detected share of the population to the power of the number of objects. It is sampled and judged
     like the likelihood of any one object by `Engine.fit` in rounds. Besides, an answer that the
     finite draws of objects or selection do not support is ``UNCERTIFIED``: see
-    `nbi_plus.population.precision.Precision`.
+    `nbi_plus.population.precision.Precision`. Where the population goes on beyond the priors of the
+    answers, an engine answers the objects anew under a wider one: see
+    `nbi_plus.population.widening.widened`.
 
     Parameters
     ----------
@@ -73,6 +83,12 @@ def fit(
     selection : Selection, optional
         Which objects are detected. Default: all.
     seed : int
+    engine : Engine, optional
+        That has answered; with it objects that no rung certified are tried once more, and all
+        objects are answered anew where the population lies beyond their prior. Without it, such a
+        population is ``UNCERTIFIED``.
+    observations : Observations, optional
+        Of these objects, with ``engine``; and maybe others, in any order.
     uncertified : {"refuse", "leave out"}
         What becomes of objects that passed no gate.
     n_sims : int
@@ -101,10 +117,18 @@ def fit(
     """
     ladder = Ladder() if ladder is None else of_kind("ladder", ladder, Ladder, "Write Ladder().")
     seed, n_sims = seed_of("seed", seed), whole("n_sims", n_sims, 2)
+    rounds = RoundsConfig(n_sims, _ROUNDS, locate="peaks")
     with preserved_random_state():
+        widening = Widening.of(posteriors, engine, observations)
+        if widening is not None:
+            posteriors = widening.retried(posteriors)
+        while widening is not None:
+            likelihood = _likelihood(posteriors, family, selection, uncertified, device)
+            _, sides = _found(likelihood, rounds, replace(ladder, audit=None), seed)
+            widening = widening.by(sides)
+            posteriors = posteriors if widening is None else widening.answered(posteriors)
         likelihood = _likelihood(posteriors, family, selection, uncertified, device)
-        answer = _answered(likelihood, RoundsConfig(n_sims, _ROUNDS, locate="peaks"), ladder, seed)
-        found = _judged(answer, likelihood, seed)
+        found, _ = _found(likelihood, rounds, ladder, seed)
     if not found.trusted:
         told = doubts(found.status, found.flags, found.rungs[-1].reason)
         warnings.warn(told, UntrustedWarning, stacklevel=3)
@@ -178,11 +202,17 @@ def _recipe(problem: Problem, seed: int) -> Recipe:
     )  # fmt: skip
 
 
-def _judged(answer: Posterior, likelihood: PopulationLikelihood, seed: int) -> Posterior:
-    """Return the answer under its own name, with what the draws of the objects allow."""
+def _found(
+    likelihood: PopulationLikelihood, rounds: RoundsConfig, ladder: Ladder, seed: int
+) -> tuple[Posterior, NDArray[np.bool_]]:
+    """Return the answer under its own name, with what the draws of the objects allow.
+
+    With it come the sides (D, 2) of the priors of these that the population goes beyond.
+    """
+    answer = _answered(likelihood, rounds, ladder, seed)
     named = replace(answer, id=ID, data_hash=likelihood.objects.data_hash)
     if not answer.weights.sum() > 0:
-        return named
+        return named, np.zeros((len(likelihood.objects.names), 2), bool)
     prior, device = likelihood.family.prior, likelihood.device
     draws = answer.resample(_N_JUDGED, seed)
     hyper, free = (torch.as_tensor(v, device=device) for v in (prior.complete(draws), draws))
@@ -194,4 +224,4 @@ def _judged(answer: Posterior, likelihood: PopulationLikelihood, seed: int) -> P
     told = "; ".join(v for v in (found.reason, last.reason, str(found)) if v)
     status = answer.status if good or not answer.certified else Status.UNCERTIFIED
     rungs = (*answer.rungs[:-1], replace(last, passed=last.passed and good, reason=told))
-    return replace(named, status=status, flags=flags, rungs=rungs)
+    return replace(named, status=status, flags=flags, rungs=rungs), found.sides

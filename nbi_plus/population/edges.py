@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.infer.posterior.support import beyond_edge
@@ -22,8 +24,10 @@ _HALVINGS = 6
 _SEED = 1
 
 
-def expected_beyond(likelihood: PopulationLikelihood, hyper: Tensor) -> float:
+def expected_beyond(likelihood: PopulationLikelihood, hyper: Tensor) -> NDArray[np.float64]:
     """Return how many objects of a population can be missed beyond the edges of their priors.
+
+    The two numbers of each parameter and side, shape (D, 2, 2), are by two rules.
 
     Nothing is known there of what an object's data say. If they say what they say as far inside the
     edge, its draws, mirrored at the edge, are to be weighed by the density of the population. Where
@@ -31,7 +35,8 @@ def expected_beyond(likelihood: PopulationLikelihood, hyper: Tensor) -> float:
 
     Families whose own edge is a hyper-parameter follow the draws inside, and no answer goes beyond.
     Where any hyper-parameters do, draws of all objects that pile up before the edge tell:
-    `nbi_plus.infer.posterior.support.missing_share` has the rule. The larger number counts.
+    `nbi_plus.infer.posterior.support.missing_share` has the rule. Of the sums over edges by either
+    rule the larger one counts.
 
     Parameters
     ----------
@@ -43,16 +48,17 @@ def expected_beyond(likelihood: PopulationLikelihood, hyper: Tensor) -> float:
     pooled = hyper[:: max(1, len(hyper) // _N_POOLED)]
     prior = likelihood.family.prior
     tried = torch.from_numpy(prior.complete(prior.sample(_N_TRIED, _SEED))).to(hyper)
-    mirrored = piled = 0.0
-    for d in range(len(likelihood.objects.names)):
+    beyond = np.zeros((len(likelihood.objects.names), 2, 2))
+    for d in range(len(beyond)):
         for side in (0, 1):
             found = [piece for piece in likelihood.objects.pieces
                      if piece.support[:, d, side].isfinite().any()]  # fmt: skip
             sides = [_Side.of(piece, d, side) for piece in found]
-            mirrored += sum(s.lost(likelihood, row) for s in sides for row in looked) / len(looked)
-            if any(s.goes_on(likelihood, row) for s in sides for row in (*tried, *pooled)):
-                piled += _piled(likelihood, sides, pooled)
-    return float(max(mirrored, piled))
+            lost = sum(s.lost(likelihood, row) for s in sides for row in looked) / len(looked)
+            goes_on = any(s.goes_on(likelihood, row) for s in sides for row in (*tried, *pooled))
+            piled = _piled(likelihood, sides, pooled) if goes_on else 0.0
+            beyond[d, side] = lost, piled
+    return beyond
 
 
 @dataclass(frozen=True)

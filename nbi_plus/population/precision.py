@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus.population.edges import expected_beyond
@@ -16,6 +18,7 @@ PER_OBJECT = 4.0  # effective detections (Farr 2019)
 SHIFT_MAX = 0.5  # of a hyper-parameter, in standard deviations: what Farr's bound comes to
 BAD_SHARE = 0.01  # of the answer where the draws do not suffice
 BEYOND_MAX, BEYOND_SHARE = 1.0, 0.01  # objects beyond the edges of their priors, and as a share
+_SIDE_SHARE = 0.01  # of the bound, which one edge of one parameter may have without being widened
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Precision:
     shift : Tensor, shape (H,)
         By how much the means of hyper-parameters would scatter with other draws of objects and
         selection, in standard deviations of the answer.
-    beyond : float
+    each_beyond : ndarray, shape (D, 2, 2)
         Objects that can be missed where the priors of the answers end: see `expected_beyond`.
     """
 
@@ -43,7 +46,7 @@ class Precision:
     ess: Tensor
     n_detected: Tensor
     shift: Tensor
-    beyond: float
+    each_beyond: NDArray[np.float64]
 
     @classmethod
     @torch.no_grad()
@@ -86,9 +89,23 @@ class Precision:
         return not any(self._lacking().values())
 
     @property
+    def beyond(self) -> float:
+        """How many objects can be missed beyond all edges."""
+        return float(self.each_beyond.sum((0, 1)).max())
+
+    @property
+    def _most_beyond(self) -> float:
+        return min(BEYOND_MAX, BEYOND_SHARE * self.n_objects)
+
+    @property
     def inside(self) -> bool:
         """Whether the population lies where the priors of the answers allowed draws."""
-        return self.beyond <= min(BEYOND_MAX, BEYOND_SHARE * self.n_objects)
+        return self.beyond <= self._most_beyond
+
+    @property
+    def sides(self) -> NDArray[np.bool_]:
+        """Which sides (D, 2) of the priors the population goes beyond; none if it lies inside."""
+        return (self.each_beyond.max(2) > _SIDE_SHARE * self._most_beyond) & (not self.inside)
 
     def _lacking(self) -> dict[str, bool]:
         def often(bad: Tensor) -> bool:
@@ -113,9 +130,9 @@ class Precision:
         if not self.inside:
             told.append(
                 f"{min(self.beyond, self.n_objects):.3g} objects of the population or more can lie "
-                "beyond the edges of the prior that they were answered under: answer them under "
-                "a wider one (predict_many(observations, prior=...)), or return -inf of a family "
-                "that ends there"
+                "beyond the edges of the prior that they were answered under: pass engine= and "
+                "observations= to have them answered under a wider one, or give answers under one "
+                "(predict_many(observations, prior=...)), or return -inf where the family ends"
             )
         return "; ".join(told)
 
