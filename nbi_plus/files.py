@@ -22,7 +22,7 @@ from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
-from nbi_plus.trust.truths import TruthTest, chance
+from nbi_plus.trust.truths import SCOUTS, TruthTest, chance
 
 _DEFAULTS, _SEQUENTIAL = "defaults", "sequential"  # the other parts are of the model
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
@@ -112,7 +112,7 @@ def _truth_test(told: Mapping[str, Any]) -> TruthTest:
     """Return what a truth test came to, if its figures agree with each other."""
     test = TruthTest(**told)
     counts = (test.n_certified, test.n_above, test.n_looked, test.n_unseen)
-    known = all(type(n) is int and n >= 0 for n in counts)
+    known = all(type(n) is int and n >= 0 for n in counts) and test.scouts in SCOUTS
     if not (known and np.isclose(test.p_value, chance(test.n_above, test.expected))):
         raise ArchiveError(
             f"the truth test must agree with itself, but is {test!r:.300}. Save the engine again."

@@ -198,7 +198,7 @@ class Fitted:
             noise=self.noise,
             simulator=self.simulator,
             model=self.network(caller),
-            ladder=how.ladder,
+            ladder=how.ladder if self.truth is None else self.truth.doubting(how.ladder),
             device=how.device,
             change=change,
             n_jobs=how.n_jobs,

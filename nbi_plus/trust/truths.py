@@ -44,7 +44,8 @@ _SHARE = 0.1  # of the time of the training that the test may take
 _FAILED = 0.01
 _ENOUGH = 30
 _N_LOOKED = 32  # objects of missed truths that the audit is tried on
-_UNSEEN = 0.02  # of all certified answers: what network and audit may miss together
+SCOUTS = 1, 16  # times those of the audit: more, where it finds only some of what was missed
+_UNSEEN = 0.01  # of the mass of certified answers: several times as many lack a part of theirs
 _STAGE = "truth test"
 
 
@@ -65,6 +66,9 @@ class TruthTest:
     n_looked, n_unseen : int
         Of the objects of a failed test that are above, how many an audit looked at, and in how
         many of these it found nothing.
+    scouts : int
+        Times those of the audit, so many scouts found the others. Doubted answers get as many,
+        where that helps.
     """
 
     n_certified: int
@@ -73,6 +77,7 @@ class TruthTest:
     p_value: float
     n_looked: int = 0
     n_unseen: int = 0
+    scouts: int = 1
 
     @property
     def failed(self) -> bool:
@@ -97,6 +102,12 @@ class TruthTest:
         """Whether an audit proves nothing here."""
         return self.failed and self.unseen_share > _UNSEEN
 
+    def doubting(self, ladder: Ladder) -> Ladder:
+        """Return the ladder with an audit as it is needed after this test."""
+        if ladder.audit is None or not self.failed:
+            return ladder
+        return replace(ladder, audit=ladder.audit.doubled(1 if self.blind else self.scouts))
+
     def __str__(self) -> str:
         said = {True: "failed", False: "passed", None: "of too few"}[self.doubts]
         told = (
@@ -105,8 +116,9 @@ class TruthTest:
         )
         if not self.n_looked:
             return told
-        seen = self.n_looked - self.n_unseen
-        return f"{told}; the audit found what was missing in {seen} of {self.n_looked} of these"
+        seen = f"{self.n_looked - self.n_unseen} of {self.n_looked}"
+        more = "" if self.scouts == 1 else f", with {self.scouts} times the scouts,"
+        return f"{told}; the audit{more} found what was missing in {seen} of these"
 
 
 @dataclass(frozen=True)
@@ -181,15 +193,22 @@ class TruthTrial:
 
     @torch.no_grad()
     def _audited(self, test: TruthTest, answers: list[_Answers], audit: PeakAudit) -> TruthTest:
-        """Return the test with what an audit, as doubted answers get it, finds in those above."""
-        n_looked = n_unseen = 0
+        """Return the test with what audits, as doubted answers get them, find in those above."""
+        unseen, n_looked = [], 0
         for own in answers:
             rows = torch.arange(len(own.missed.grade), device=self.device)[: _N_LOOKED - n_looked]
             if len(rows):
-                outcome = audit.doubled()(own.missed.select(rows), own.keys[rows], own.context)
+                unseen.append((own, rows))
                 n_looked += len(rows)
-                n_unseen += int(outcome.passed.sum())
-        return replace(test, n_looked=n_looked, n_unseen=n_unseen)
+        for scouts in SCOUTS:
+            look = audit.doubled(scouts)
+            looks = [(look(own.missed.select(r), own.keys[r], own.context), own, r)
+                     for own, r in unseen]  # fmt: skip
+            unseen = [(own, r[found.passed]) for found, own, r in looks if found.passed.any()]
+            n_unseen = sum(len(rows) for _, rows in unseen)
+            if n_unseen in (0, n_looked):
+                break
+        return replace(test, n_looked=n_looked, n_unseen=n_unseen, scouts=scouts)
 
     @cached_property
     def _flow(self) -> FlowProposal:

@@ -78,8 +78,8 @@ class Amortized:
     change : Change or None
         From the prior of the training, where ``prior`` is another one.
     doubted : bool or None
-        Whether a test of the network failed: its answers are looked at twice as hard. Where it
-        passed they are looked at quickly; None where there was none.
+        Whether a test of the network failed. Where it passed answers are looked at quickly; None
+        where there was none.
     blind : bool
         Whether looking was tried on truths that the network missed, and did not find them either.
     """
@@ -139,8 +139,6 @@ class Amortized:
         whole("n_samples", n_samples)
         whole("keep", 0 if keep is None else keep, 0)
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
-        if ladder.audit is not None and self.doubted:
-            ladder = replace(ladder, audit=ladder.audit.doubled())
         doubt = verdict.Doubt.of(bool(self.doubted), self.blind)
         request = verdict.Request(self.prior, keep, ladder.gate, seed, doubt, keep_unfinished)
         return Asked(ladder, request, max(n_samples, keep or 0))

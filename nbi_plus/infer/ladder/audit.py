@@ -96,9 +96,13 @@ class PeakAudit:
                     f"{name} must be at least {value}, but is {getattr(self, name)!r}."
                 )
 
-    def doubled(self) -> PeakAudit:
-        """Return the same with twice the starts, for answers that there is reason to doubt."""
-        return self._times(2)
+    def doubled(self, scouts: int = 1) -> PeakAudit:
+        """Return the same with twice the starts, for answers that there is reason to doubt.
+
+        Maybe with so many times the scouts, too.
+        """
+        n, numbers = scouts * self.n_scouts, scouts * self.scout_numbers
+        return replace(self._times(2), n_scouts=n, scout_numbers=numbers)
 
     def of_one(self, target: Target) -> PeakAudit:
         """Return the same for one object alone: many more starts, if these are cheap.

@@ -148,8 +148,7 @@ class Search:
             if self._floor is None:
                 self._look_for_missing()
             if self._floor is None:  # of the whole round of the prior a network learns more
-                n = work.config.n_per_round
-                self._adopt(self._search.with_scouts(self._pair, n, "prior"))
+                self._adopt(self._search.with_scouts(self._pair, work.config.n_per_round, "prior"))
         if self._floor is None or work.config.locate == "network":
             self._train_networks()
         work.ledger.forget()
@@ -254,7 +253,8 @@ class Search:
             best = max(best, efficiency)
             # what cannot pass the gate is not worth a certificate
             hopeful = efficiency >= self._rules.efficiency_min
-            if hopeful and (stale >= 2 or self._enough() or self._is_last(efficiency)):
+            enough = self._enough() and not told  # who starves is given more draws first
+            if hopeful and (stale >= 2 or enough or self._is_last(efficiency)):
                 return True
             if stale >= _HOPELESS:
                 return False
