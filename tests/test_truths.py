@@ -29,7 +29,7 @@ def honest():
 
 @pytest.fixture(scope="module")
 def missing():
-    return fitted(needle_noise(), n_dim=3, truth_test=100)
+    return fitted(needle_noise(), n_dim=3, truth_test=200)
 
 
 def test_a_right_network_passes(honest):
@@ -91,7 +91,7 @@ def test_the_test_is_saved_with_the_engine(missing, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_test(missing):
-    again = fitted(needle_noise(), n_dim=3, truth_test=100)
+    again = fitted(needle_noise(), n_dim=3, truth_test=200)
     assert again.truth_test_ == missing.truth_test_
 
 

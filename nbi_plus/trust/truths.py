@@ -43,7 +43,7 @@ _FEWEST = 25
 _SHARE = 0.1  # of the time of the training that the test may take
 _FAILED = 0.01
 _ENOUGH = 30
-_N_LOOKED = 32  # objects of missed truths that the audit is tried on
+_N_LOOKED = 24  # objects of missed truths that the audit is tried on
 SCOUTS = 1, 16  # times those of the audit: more, where it finds only some of what was missed
 _UNSEEN = 0.01  # of the mass of certified answers: several times as many lack a part of theirs
 _STAGE = "truth test"
@@ -91,11 +91,14 @@ class TruthTest:
 
     @property
     def unseen_share(self) -> float:
-        """Share of certified answers that miss a place which the audit does not find either."""
-        if not self.n_looked:
+        """Mass of certified answers in places which the audit does not find either.
+
+        By the rule of succession: that one of few was not found proves more than one in many.
+        """
+        if not self.n_unseen:
             return 0.0
         missing = max(self.n_above - self.expected, 0.0) / self.n_certified
-        return missing * self.n_unseen / self.n_looked
+        return missing * (self.n_unseen + 1) / (self.n_looked + 2)
 
     @property
     def blind(self) -> bool:
@@ -194,18 +197,18 @@ class TruthTrial:
     @torch.no_grad()
     def _audited(self, test: TruthTest, answers: list[_Answers], audit: PeakAudit) -> TruthTest:
         """Return the test with what audits, as doubted answers get them, find in those above."""
-        unseen, n_looked = [], 0
+        some, n_looked = [], 0
         for own in answers:
             rows = torch.arange(len(own.missed.grade), device=self.device)[: _N_LOOKED - n_looked]
             if len(rows):
-                unseen.append((own, rows))
+                some.append((own.missed.select(rows), own.keys[rows], own.context))
                 n_looked += len(rows)
         for scouts in SCOUTS:
-            look = audit.doubled(scouts)
-            looks = [(look(own.missed.select(r), own.keys[r], own.context), own, r)
-                     for own, r in unseen]  # fmt: skip
-            unseen = [(own, r[found.passed]) for found, own, r in looks if found.passed.any()]
-            n_unseen = sum(len(rows) for _, rows in unseen)
+            n_unseen = 0
+            for missed, keys, context in some:
+                context.report.note(missed)  # as passed, whatever an earlier look found
+                found = audit.doubled(scouts)(missed, keys, context)
+                n_unseen += int(found.passed.sum())
             if n_unseen in (0, n_looked):
                 break
         return replace(test, n_looked=n_looked, n_unseen=n_unseen, scouts=scouts)
@@ -237,7 +240,6 @@ class TruthTrial:
         missed = (outcome.passed & (own[:, 0] > cleaned.log_weights.amax(1))).nonzero()[:, 0]
         accounts = Earlier.nothing(len(rows), self.device).accounts(self.ladder.gate)
         context = RungContext(target, *accounts, self.ladder.gate, self.ladder.budget, self.seed)
-        context.report.note(outcome)
         return _Answers(
             n_certified=int(outcome.passed.sum()),
             expected=float((1 / summary.ess.clamp(min=1.0))[outcome.passed].sum()),
