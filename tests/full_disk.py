@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import traceback
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 CALLS = ("pwrite", "fsync", "ftruncate", "posix_fallocate")  # what can meet a full or broken disk
 FULL, BROKEN = "must have room on its disk", "must lie on a sound disk"
@@ -83,6 +85,15 @@ def small_disk(folder, n_bytes, *, pretended=False):
 
     with calls_watched(on_call):
         yield folder
+
+
+def import_all():
+    """Import what a first fit does, so that processes which are forked need not, each for itself.
+
+    They may use one thread: none that was started before is theirs.
+    """
+    torch.set_num_threads(1)
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
 
 
 def in_child(act):

@@ -1,12 +1,13 @@
 """Simulators that misbehave, and what becomes of a fit and a prediction with each.
 
-``python tests/misbehaving.py`` prints the table of outcomes, each from a process of its own; with a
-name, a backend, a number of processes and a place, what becomes of one of them here, as JSON.
+``python tests/misbehaving.py > docs/misbehaving.md`` writes the table of outcomes. Each comes from
+a process of its own, forked from one that has imported everything and fitted nothing.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -14,14 +15,21 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
+from itertools import product
 
 import numpy as np
 import torch
+from full_disk import import_all
 from scipy.stats import norm
 
 import nbi_plus as nbi
+from nbi_plus.problem.simulator import workers
 
+BACKENDS, N_JOBS = ("numpy", "torch"), (1, 2)
+LIMIT, HELD = 1200.0, 60.0  # seconds of a case, and of one that nothing guards against
+AT_ONCE = 2  # of those that do not hang
 # of the first parameter, beyond which a simulator misbehaves: where no probe of `bind` is, or two
 EDGES = {"late": 1.31, "probed": 0.9}
 DESIGN = 2 * np.random.default_rng(0).normal(size=(2, 8)) / np.sqrt(8)
@@ -224,10 +232,10 @@ KILLS = {
     "stops its process": _stop,
 }
 REFUSED = {"is stochastic": _noisy}
+HOLDS = ("hangs in compiled code", "stops its process")
 ALWAYS = ("is stochastic", "returns half precision")
 DEEDS = {**FAILS, **HARMLESS, **VANISHES, **KILLS, **REFUSED}
-TIMED = ("loops without end", "loops, swallows the alarm", "hangs in compiled code",
-         "stops its process")  # fmt: skip
+TIMED = ("loops without end", "loops, swallows the alarm", *HOLDS)
 
 
 class Misbehaving:
@@ -306,32 +314,164 @@ def outcome(deed, backend, n_jobs=1, where="late"):
     return found
 
 
-def in_a_child(deed, backend, n_jobs, where="late", limit=180.0):
-    """Return `outcome` from another process, or how that ended."""
+# ------------------------------------------------------------------------------ in processes
+
+
+def cases():
+    """Return every deed x backend x number of processes x edge."""
+    return list(product(DEEDS, BACKENDS, N_JOBS, EDGES))
+
+
+def ends_here(deed, backend, n_jobs):
+    """Say whether nothing guards against a deed, as docs/trust.md tells."""
+    return deed in KILLS and (n_jobs == 1 or backend == "torch")
+
+
+def outcomes(wanted):
+    """Return the outcome of each of these cases, two of which are at work at a time."""
+    done = subprocess.run(
+        [sys.executable, __file__, "serve"], input=json.dumps(wanted), stdout=subprocess.PIPE,
+        text=True, check=True,
+    )  # fmt: skip
+    return {tuple(case): found for case, found in json.loads(done.stdout)}
+
+
+def _serve(wanted):
+    """Print the outcomes of cases; those that will hang do so beside the others."""
+    import_all()
+    waiting, running, found = sorted(wanted, key=_hangs), {}, []
+    while waiting or running:
+        at_work = sum(not _hangs(case) for case, *_ in running.values())
+        if waiting and (_hangs(waiting[-1]) or at_work < AT_ONCE):
+            case = waiting.pop()
+            pid, pipe = _begun(case)
+            running[pid] = case, pipe, time.monotonic()
+            continue
+        for pid, (case, pipe, began) in list(running.items()):
+            limit = HELD if ends_here(*case[:3]) else LIMIT
+            how = _ended(pid, pipe, limit if time.monotonic() > began + limit else None)
+            if how is not None:
+                found.append((case, how))
+                del running[pid]
+        time.sleep(0.01)
+    print(json.dumps(found))
+
+
+def _hangs(case):
+    return case[0] in HOLDS and ends_here(*case[:3])
+
+
+def _begun(case):
+    """Return a process that is at work on a case, and the pipe that it will answer through."""
+    ours, theirs = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        os.close(theirs)
+        return pid, ours
+    status = 1
     try:
-        done = subprocess.run(
-            [sys.executable, __file__, deed, backend, str(n_jobs), where],
-            capture_output=True, text=True, timeout=limit, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if case[0] not in KILLS or case[3] == "probed":  # others import all: that takes seconds
+            workers.get_context = lambda _: _Forking
+        os.write(theirs, json.dumps(outcome(*case)).encode())
+        workers.release_workers()
+        status = 0
+    except BaseException:  # noqa: BLE001 - its traceback is all that a forked process leaves
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+class _Forking:
+    """What workers ask of their context, where they are forked."""
+
+    @staticmethod
+    def Process(target, args, env):  # noqa: N802, ARG004 - the name it has there; threads are one
+        return multiprocessing.get_context("fork").Process(target=target, args=args)
+
+
+def _ended(pid, pipe, limit):
+    """Return the answer of a process or how it ended; None while it may go on."""
+    gone, status = os.waitpid(pid, os.WNOHANG)
+    if not gone and limit is None:
+        return None
+    if not gone:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with open(pipe, "rb") as file:
+        os.set_blocking(pipe, False)
+        told = file.read()
+    if not gone:
         return {"ended": f"hangs ({limit:g} s)"}
-    if done.returncode:
-        return {"ended": f"the process ends with {done.returncode}", "stderr": done.stderr[-2000:]}
-    return json.loads(done.stdout.splitlines()[-1])
+    code = os.waitstatus_to_exitcode(status)
+    return {"ended": f"the process ends with {code}"} if code else json.loads(told)
 
 
-def table():
-    """Print what becomes of each deed."""
+# ------------------------------------------------------------------------------ the table
+
+
+def in_words(deed, found):
+    """Return the outcome of a case in the words of the table."""
+    if "ended" in found:
+        return "hangs" if "hangs" in found["ended"] else "ends the process"
+    for verb in ("fit", "predict"):
+        if ":" in found.get(verb, ""):
+            return f"{verb} refuses"
+    if deed in VANISHES:
+        return "weight zero"
+    return "rows fail" if "SIM_ERRORS" in found["flags"] else "no harm"
+
+
+HEAD = """# What misbehaving simulators do
+
+Each row is a simulator that does this where its first parameter is beyond an edge. Engines are
+fitted with it and predict, while it runs in this process (`n_jobs=1`) or in two others. Where a
+cell has two outcomes, the second one is of an edge so near that the simulator does it already when
+it is first tried, on draws of the prior.
+
+- **rows fail**: these rows are tried twice, leave the draws, and are counted (`SIM_ERRORS`); the
+  rest is right.
+- **weight zero**: the model does not exist there (`SIM_ERRORS` where it is often NaN); the rest is
+  right.
+- **no harm**: the answer is that of a simulator that behaves, and all state is put back.
+- **fit refuses**, **predict refuses**: an error of ours says what the simulator must do.
+- **ends the process**, **hangs**: in this process nothing guards against it.
+
+`python tests/misbehaving.py > docs/misbehaving.md` makes this page, and
+`pytest -m faults tests/test_user_code.py` holds it to what happens. [Trust](trust.md) says more.
+
+"""
+
+
+def page(found):
+    """Return the page of outcomes."""
+    columns = list(product(BACKENDS, N_JOBS))
+    lines = ["| what it does | " + " | ".join(f"{b}, `n_jobs={n}`" for b, n in columns) + " |"]
+    lines += ["|" + "---|" * (1 + len(columns))]
     for deed in DEEDS:
-        for backend in ("numpy", "torch"):
-            for n_jobs in (1, 2):
-                found = in_a_child(deed, backend, n_jobs)
-                said = found.get("ended") or found.get("predict") or found["fit"]
-                print(f"{deed:34s} {backend:6s} {n_jobs}  {said:.90s}", flush=True)
+        cells = []
+        for backend, n_jobs in columns:
+            words = [in_words(deed, found[deed, backend, n_jobs, where]) for where in EDGES]
+            cells.append("; ".join(dict.fromkeys(words)))
+        lines.append(f"| {deed} | " + " | ".join(cells) + " |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def told_by(text):
+    """Return what a page says of each case."""
+    rows = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    told = {}
+    for deed, *cells in rows[1:]:
+        for (backend, n_jobs), cell in zip(product(BACKENDS, N_JOBS), cells, strict=True):
+            words = cell.split("; ")
+            told |= {(deed, backend, n_jobs, where): words[min(i, len(words) - 1)]
+                     for i, where in enumerate(EDGES)}  # fmt: skip
+    return told
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(outcome(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+    if sys.argv[1:] == ["serve"]:
+        _serve([tuple(case) for case in json.load(sys.stdin)])
     else:
-        table()
+        print(page(outcomes(cases())), end="")

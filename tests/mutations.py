@@ -31,16 +31,19 @@ class Mutation:
 
 
 def mutations(
-    source: Path, kind: str, target: Path, n: int, seed: int, forged_share: float = 0.5
+    source: Path, kind: str | None, target: Path, n: int, seed: int, forged_share: float = 0.5
 ) -> Iterator[Mutation]:
     """Write n changed copies of ``source`` to ``target``, one after the other; yield what each is.
 
-    A change may by chance be none, as where a page of zeros is zeroed.
+    A change may by chance be none, as where a page of zeros is zeroed. Files of no kind are no
+    archives: they are damaged alone.
     """
     rng = np.random.default_rng(seed)
     for _ in range(n):
-        if rng.random() < forged_share:
-            ways: dict[str, Callable] = FORGERIES
+        if kind is None:
+            ways: dict[str, Callable] = DAMAGES
+        elif rng.random() < forged_share:
+            ways = FORGERIES
         else:
             ways = DAMAGES if rng.random() < 0.7 else EDITS
         name = str(rng.choice(list(ways)))

@@ -7,7 +7,7 @@ import math
 import resource
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from nbi_plus.io.archive import read_archive
 from nbi_plus.learn import checkpoint
 from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow
+from nbi_plus.trust.calibration import _figures as calibration_figures
 
 CPU = torch.device("cpu")
 ANSWERS = answers()
@@ -39,13 +40,14 @@ N = 150  # of all answers together; half or a quarter of it for each other kind
 often = pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.faults)])
 
 
-def check(source, kind, load, content, forged, n, seed):
-    """Load n changed copies of a file: what comes back is what was written, or an ArchiveError.
+def check(source, kind, load, content, forged, n, seed, refusal=nbi.ArchiveError):
+    """Load n changed copies of a file: what comes back is what was written, or a named error.
 
     Parameters
     ----------
     source : Path
-    kind : str
+    kind : str or None
+        See `mutations`.
     load : callable
         Of the path of a copy.
     content : callable
@@ -53,6 +55,7 @@ def check(source, kind, load, content, forged, n, seed):
     forged : callable
         Of what was loaded from a forged file: asserts what must be true of it.
     n, seed : int
+    refusal : type of exception
     """
     sound, refused, before = content(load(source)), 0, _peak()
     target = source.with_name("changed")
@@ -60,7 +63,7 @@ def check(source, kind, load, content, forged, n, seed):
         began, told = time.process_time(), None
         try:
             found = load(target)
-        except nbi.ArchiveError as error:
+        except refusal as error:
             told = str(error)
         except Exception as error:
             raise AssertionError(f"{mutation} ended in {error!r}") from error
@@ -227,6 +230,24 @@ def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
 
     checkpoint.save(run(), tmp_path / "run.h5")
     check(tmp_path / "run.h5", "training", load, content, forged, times * N // 4, 3)
+
+
+@often
+def test_a_calibration_is_right_or_refused(times, tmp_path):
+    rng = np.random.default_rng(0)
+    answers = [ANSWERS["reweighted"]] * 20
+    nbi.sbc(answers, PRIOR.sample(20, rng), n_ranks=50).save(tmp_path / "c.h5")
+
+    def content(found):
+        return repr([(f.name, np.asarray(getattr(found, f.name)).tolist()) for f in fields(found)])
+
+    def forged(found, mutation):
+        again = calibration_figures(found.ranks)
+        for key in ("p_values", "coverage", "ecdf_difference"):
+            np.testing.assert_allclose(getattr(found, key), again[key], 1e-5, err_msg=str(mutation))
+
+    load = nbi.Calibration.load
+    check(tmp_path / "c.h5", "calibration", load, content, forged, times * N // 4, 5)
 
 
 @often

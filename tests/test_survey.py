@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import signal
@@ -323,25 +322,6 @@ def test_neighbours_that_fail_alike_end_no_survey(engine, curves, plain, tmp_pat
     assert np.allclose(found.a_mean[plain.ids[others]], plain.mean[others, 0], atol=1e-5)
     with pytest.raises(SurveyError, match="8 of 8 failed alike: RuntimeError"):
         engine.predict_survey(curves, tmp_path / "p.parquet", columns=COLUMNS, chunk_size=8)
-
-
-def test_a_full_disk_is_said_and_what_was_answered_is_kept(
-    engine, curves, plain, tmp_path, monkeypatch
-):
-    write, n_written = pq.write_table, []
-
-    def full(*args, **kwargs):
-        n_written.append(1)
-        if len(n_written) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(*args, **kwargs)
-
-    options = {"columns": COLUMNS, "chunk_size": 10}
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(SurveyError, match="must have room on its disk"):
-        engine.predict_survey(curves, tmp_path / "o.parquet", **options)
-    assert engine.predict_survey(curves, tmp_path / "o.parquet", **options).n_new == N - 20
-    check(rows(tmp_path / "o.parquet"), plain)
 
 
 def test_what_fails_for_all_ends_the_survey(engine, curves, tmp_path):

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from misbehaving import (
+    BACKENDS,
     COV,
-    DEEDS,
-    EDGES,
     FAILS,
     HARMLESS,
     KILLS,
@@ -24,9 +24,13 @@ from misbehaving import (
     REFUSED,
     VANISHES,
     Misbehaving,
+    cases,
     edge_for,
-    in_a_child,
+    ends_here,
+    in_words,
     outcome,
+    outcomes,
+    told_by,
 )
 from scipy.stats import truncnorm
 
@@ -37,7 +41,7 @@ from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.scouting import bind_elsewhere
 from nbi_plus.problem.simulator.simulator import FAILED, bind
 
-BACKENDS = ("numpy", "torch")
+TOLD = told_by((Path(__file__).parents[1] / "docs" / "misbehaving.md").read_text())
 HERE = [*FAILS, *HARMLESS, *VANISHES, *REFUSED]  # what leaves a process alive
 # what always returns five points is trained on, and then refuses data of eight
 REFUSALS = ("SimulationError: simulator must", "ValueError: simulator must",
@@ -86,23 +90,34 @@ def check(found, deed, edge):
 @pytest.mark.parametrize("deed", HERE)
 def test_user_code_costs_its_rows_or_is_refused_and_changes_nothing(deed, backend, capfd):
     start = time.perf_counter()
-    check(outcome(deed, backend), deed, edge_for(deed, "late"))
+    found = outcome(deed, backend)
+    check(found, deed, edge_for(deed, "late"))
+    assert in_words(deed, found) == TOLD[deed, backend, 1, "late"]
     assert time.perf_counter() - start < 60.0
     assert len(capfd.readouterr().err) < 100
 
 
+@pytest.fixture(scope="module")
+def found(request):
+    """Return the outcomes of all cases that are asked for."""
+    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    return outcomes([spec.params["case"] for spec in asked if spec and "case" in spec.params])
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("where", EDGES)
-@pytest.mark.parametrize("n_jobs", [1, 2])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("deed", DEEDS)
-def test_what_ends_or_holds_a_process_costs_its_rows_in_workers(deed, backend, n_jobs, where):
-    here = deed in KILLS and (n_jobs == 1 or backend == "torch")  # as docs/trust.md says
-    found = in_a_child(deed, backend, n_jobs, where, limit=60.0 if here else 1200.0)
-    if here:
-        assert "ended" in found
+@pytest.mark.parametrize("case", cases(), ids=lambda case: "-".join(map(str, case)))
+def test_what_ends_or_holds_a_process_costs_its_rows_in_workers(case, found):
+    deed, backend, n_jobs, where = case
+    if ends_here(deed, backend, n_jobs):
+        assert "ended" in found[case]
     else:
-        check(found, deed, edge_for(deed, where))
+        check(found[case], deed, edge_for(deed, where))
+    assert in_words(deed, found[case]) == TOLD[case]
+
+
+def test_the_page_of_outcomes_tells_every_case():
+    assert list(TOLD) == sorted(TOLD, key=cases().index)
+    assert set(TOLD) == set(cases())
 
 
 # ------------------------------------------------------------------------------ the door

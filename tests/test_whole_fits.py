@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from full_disk import BROKEN, FULL, calls_watched, failing_from, in_child
+from full_disk import BROKEN, FULL, calls_watched, failing_from, import_all, in_child
 from scipy import stats
 
 import nbi_plus as nbi
@@ -33,7 +32,8 @@ def line(theta, t):
 
 def fitted(folder, way):
     """Fit in a folder, which is gone on with where a fit has been begun, and save the engine."""
-    engine = nbi.Engine(line, PRIOR, noise=0.3, path=folder, seed=1)
+    small = {"featurizer": "mlp", "flow": {"n_blocks": 2, "hidden": 16}}
+    engine = nbi.Engine(line, PRIOR, noise=0.3, path=folder, seed=1, **small)
     if way == "amortized":
         engine.fit(n_sims=300, n_epochs=4, t=T, truth_test=False)
     else:
@@ -149,7 +149,7 @@ def fits_killed(folder, way, n_kills):
 
     It must not have trained anything: what is forked from it could not either.
     """
-    torch.set_num_threads(1)
+    import_all()
     folder, rng, n_killed = Path(folder), np.random.default_rng(n_kills), 0
     folder.mkdir()
     began = time.monotonic()

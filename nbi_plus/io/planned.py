@@ -8,7 +8,6 @@ known beforehand; the bytes of both are then written by system calls whose error
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
-from nbi_plus.io.disk import open_handle, raw_bytes, take_space, write_at
+from nbi_plus.io.appending import NewFile
+from nbi_plus.io.disk import raw_bytes, take_space, write_at
 
 _PAGE = 4096
 
@@ -93,34 +93,47 @@ class FilePlan:
             start = page * _PAGE
             write_at(handle, memoryview(data)[: self.size - start], start)
 
-    def write(self, handle: int, name: str, array: NDArray) -> None:
-        """Write the whole of a dataset."""
+    def write(self, handle: int, name: str, array: NDArray, start: int = 0) -> None:
+        """Write the whole of a dataset, or its rows from one on."""
         if array.size:
-            write_at(handle, raw_bytes(array), self.offsets[name])
+            row = array.nbytes // len(array) if start else 0
+            write_at(handle, raw_bytes(array), self.offsets[name] + start * row)
 
 
 def plan_file(
-    datasets: Mapping[str, tuple[tuple[int, ...], np.dtype]], groups: Sequence[str] = ()
-) -> FilePlan:
-    """Return the plan of a file with datasets of these shapes and dtypes, which share no byte."""
+    datasets: Mapping[str, tuple[tuple[int, ...], np.dtype]], groups: Sequence[str] = (),
+    notes: Mapping[tuple[str, str], str | bytes] | None = None,
+) -> FilePlan:  # fmt: skip
+    """Return the plan of a file with datasets of these shapes and dtypes, which share no byte.
+
+    Notes are attributes, by the name of what they belong to ("/" is the file) and their own.
+    """
     pages = _Pages()
     with h5py.File(pages, "w", libver="earliest") as file:
         for name in groups:
             file.create_group(name)
         offsets = {name: _place(file, name, *data) for name, data in datasets.items()}
+        for (owner, name), note in (notes or {}).items():
+            file[owner].attrs[name] = note
     return FilePlan(pages.pages, offsets, pages.size)
 
 
 def write_file(path: Path, arrays: Mapping[str, NDArray], groups: Sequence[str] = ()) -> None:
     """Write arrays to a new file, each as a dataset in one piece."""
-    plan = plan_file({name: (array.shape, array.dtype) for name, array in arrays.items()}, groups)
-    handle = open_handle(path, new=True)
-    try:
-        plan.begin(handle)
-        for name, array in arrays.items():
-            plan.write(handle, name, array)
-    finally:
-        os.close(handle)
+    with NewFile(path) as file:
+        write_arrays(file, arrays, groups)
+
+
+def write_arrays(
+    file: NewFile, arrays: Mapping[str, NDArray], groups: Sequence[str] = (),
+    notes: Mapping[tuple[str, str], str | bytes] | None = None,
+) -> None:  # fmt: skip
+    """Write arrays to a file that is empty, with notes as `plan_file` takes them."""
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    plan = plan_file(shapes, groups, notes)
+    plan.begin(file.fileno())
+    for name, array in arrays.items():
+        plan.write(file.fileno(), name, array)
 
 
 def _place(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:

@@ -111,8 +111,8 @@ class TrainedModel:
         own_points = any(v.ndim == 2 for v in trained.coords.values())
         if shape[0] != self.shape[0] or not (own_points or shape == self.shape):
             raise ValueError(
-                f"x must have shape {self.shape} (C, L) as in training, but has {shape}. "
-                "Fit again for these data."
+                f"x must have shape {self.shape} (C, L), that of the simulations, as in training, "
+                f"but has {shape}. Let the simulator return what the data are, and fit again."
             )
         if trained.x_err is not None and observations.errors is None:
             raise ValueError(

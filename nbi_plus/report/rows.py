@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -147,5 +148,7 @@ def _single(column: pyarrow.ChunkedArray) -> Array:
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         return (read_manifest(path) if path.is_dir() else manifest_of(path)) or {}
-    except SurveyError:  # another program has written the rows anew
+    except SurveyError as error:  # maybe another program has written the rows anew
+        if "checksum" in str(error):
+            warnings.warn(f"{error} The report shows what there is.", stacklevel=2)
         return {}

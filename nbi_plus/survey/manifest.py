@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from nbi_plus.io.placing import place, temporary_beside
+from nbi_plus.io.sealed import SEAL, is_sealed, sealed
 
 MANIFEST = "_survey.json"
 
@@ -20,8 +20,10 @@ def read_manifest(folder: Path) -> dict[str, object] | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
+    is_sealed(path, SurveyError)
     try:
         found = json.loads(path.read_text())
+        del found["seal"]
         _ = found["survey"], found["nights"][-1]["source"], found["nights"][-1]["finished"]
     except (ValueError, LookupError, TypeError) as error:
         raise SurveyError(
@@ -33,13 +35,8 @@ def read_manifest(folder: Path) -> dict[str, object] | None:
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     """Write what a folder of parts is made of."""
-    path = folder / MANIFEST
-    temporary = temporary_beside(path)
-    try:
-        temporary.write_text(json.dumps(manifest, indent=1))
-        place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with sealed(folder / MANIFEST, SurveyError) as file:
+        file.write(json.dumps({"seal": SEAL, **manifest}, indent=1).encode())
 
 
 def following(

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nbi_plus.io.disk import disk_errors
-from nbi_plus.io.placing import place, temporary_beside
+from nbi_plus.io.appending import NewFile
+from nbi_plus.io.placing import place
+from nbi_plus.io.sealed import SEAL, is_sealed, sealed
 from nbi_plus.survey.manifest import (
     MANIFEST,
     SurveyError,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 SURVEY = b"nbi_plus.survey"
-_POSITIONS, _NIGHT = b"nbi_plus.positions", b"nbi_plus.night"
+_POSITIONS, _NIGHT, _SEAL = b"nbi_plus.positions", b"nbi_plus.night", b"nbi_plus.seal"
 _UNFINISHED, _SORTED = "_unfinished-", ".sorted-"
 
 
@@ -268,16 +269,30 @@ def _number(path: Path) -> int:
 
 def _write(path: Path, table: pyarrow.Table, told: Mapping[bytes, bytes]) -> None:
     """Write a table at once, with these notes beside its own."""
+    with sealed(path, SurveyError) as file:
+        write_tables(file, [table], table.schema, told)
+
+
+def write_tables(
+    file: NewFile, tables: Iterable[pyarrow.Table], schema: pyarrow.Schema,
+    told: Mapping[bytes, bytes],
+) -> None:  # fmt: skip
+    """Write tables of one schema as parquet that can be sealed, with these notes."""
     import pyarrow.parquet
 
-    temporary = temporary_beside(path)
-    try:
-        metadata = {**(table.schema.metadata or {}), **told}
-        with disk_errors(path.name, SurveyError):
-            pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), temporary)
-            place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    whole = schema.with_metadata({**(schema.metadata or {}), **told, _SEAL: SEAL.encode()})
+    with pyarrow.parquet.ParquetWriter(file, whole) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(whole.metadata))
+
+
+def check_sealed(path: Path) -> None:
+    """Refuse a file of a survey that does not hold what was written."""
+    if not is_sealed(path, SurveyError):
+        raise SurveyError(
+            f"{path.name} must be sealed by a checksum, but has none. It is of another version, or "
+            "damaged: begin anew, or use another path."
+        )
 
 
 def _merged(
@@ -307,6 +322,7 @@ def read_part(path: Path) -> pyarrow.Table:
     """Return the rows of one part."""
     import pyarrow.parquet
 
+    check_sealed(path)
     return pyarrow.parquet.ParquetFile(path).read()
 
 
@@ -315,6 +331,7 @@ def _told(path: Path) -> tuple[int, NDArray[np.int64]]:
     import pyarrow.parquet
 
     try:
+        check_sealed(path)
         metadata = pyarrow.parquet.read_schema(path).metadata
         coded = zlib.decompress(base64.b64decode(metadata[_POSITIONS]))
         return int(metadata[_NIGHT]), np.cumsum(np.frombuffer(coded, np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import RungReport
-from nbi_plus.io.placing import place, temporary_beside
+from nbi_plus.io.sealed import sealed
+from nbi_plus.survey.manifest import SurveyError
+from nbi_plus.survey.parts import check_sealed, write_tables
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,22 +68,13 @@ def unfinished_rows(left: Posteriors, positions: NDArray[np.int64]) -> pyarrow.T
 
 def write_unfinished(out: Path, tables: Iterable[pyarrow.Table]) -> None:
     """Write what unfinished objects need beside a catalogue that is one file, if there are any."""
-    import pyarrow.parquet
-
-    path, writer = _beside(out), None
-    temporary = temporary_beside(path)
-    try:
-        for table in tables:
-            if writer is None:
-                writer = pyarrow.parquet.ParquetWriter(temporary, table.schema)
-            writer.write_table(table)
-        if writer is None:
-            path.unlink(missing_ok=True)
-        else:
-            writer.close()
-            place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tables = iter(tables)
+    first = next(tables, None)
+    if first is None:
+        _beside(out).unlink(missing_ok=True)
+        return
+    with sealed(_beside(out), SurveyError) as file:
+        write_tables(file, chain((first,), tables), first.schema, {})
 
 
 def unfinished_beside(out: Path) -> Iterator[pyarrow.Table]:
@@ -88,6 +82,7 @@ def unfinished_beside(out: Path) -> Iterator[pyarrow.Table]:
     import pyarrow.parquet
 
     if _beside(out).exists():
+        check_sealed(_beside(out))
         with pyarrow.parquet.ParquetFile(_beside(out)) as file:
             for i in range(file.num_row_groups):
                 yield file.read_row_group(i)

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.data.tables.tables import unit_of_field
-from nbi_plus.io.disk import disk_errors
-from nbi_plus.io.placing import place, temporary_beside
-from nbi_plus.survey.parts import SURVEY, SurveyError
+from nbi_plus.io.appending import NewFile
+from nbi_plus.io.disk import raw_bytes
+from nbi_plus.io.planned import plan_file
+from nbi_plus.io.sealed import SEAL, is_sealed, sealed
+from nbi_plus.survey.parts import SURVEY, SurveyError, write_tables
 from nbi_plus.survey.sources import open_source
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 Tables = Callable[[], Iterator["pyarrow.Table"]]
 _VO = b"IVOA.VOTable-Parquet."
 _NAMESPACE = "http://www.ivoa.net/xml/VOTable/v1.3"
-_FITS_NOTE, _HDF5_NAME = "NBISURV", "catalogue"
+_FITS_NOTE, _FITS_SEAL, _HDF5_NAME = "NBISURV", "NBISEAL", "catalogue"
 SUFFIXES = (".parquet", ".h5", ".hdf5", ".fits")
 
 
@@ -56,19 +58,17 @@ def write_catalogue(
         What was surveyed and by what.
     """
     writers = {".parquet": _parquet, ".fits": _fits, ".h5": _hdf5, ".hdf5": _hdf5}
-    temporary = temporary_beside(out)
-    try:
-        with disk_errors(out.name, SurveyError):
-            writers[out.suffix](temporary, tables, schema, json.dumps(manifest))
-            place(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with sealed(out, SurveyError) as file:
+        writers[out.suffix](file, tables, schema, json.dumps(manifest))
 
 
 def manifest_of(out: Path) -> dict[str, object]:
     """Return what a finished catalogue was made of."""
     readers = {".parquet": _parquet_note, ".fits": _fits_note, ".h5": _hdf5_note}
+    whole = is_sealed(out, SurveyError)
     try:
+        if not whole:
+            raise KeyError("it has no checksum")
         return json.loads(readers[out.suffix.replace("hdf5", "h5")](out))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SurveyError(
@@ -85,16 +85,10 @@ def rows_of(out: Path) -> Iterator[pyarrow.Table]:
 # --- parquet -------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
-    import pyarrow.parquet
-
+def _parquet(file: NewFile, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
     widths = _text_widths(tables(), schema)
-    whole = schema.with_metadata({SURVEY: note.encode(), **_votable_header(schema, widths)})
-    with pyarrow.parquet.ParquetWriter(path, whole) as writer:
-        for table in tables():
-            writer.write_table(table.select(schema.names).cast(schema).replace_schema_metadata(
-                whole.metadata
-            ))  # fmt: skip
+    rows = (table.select(schema.names).cast(schema) for table in tables())
+    write_tables(file, rows, schema, {SURVEY: note.encode(), **_votable_header(schema, widths)})
 
 
 def _parquet_note(path: Path) -> bytes:
@@ -162,7 +156,7 @@ def _text_widths(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema) -> dic
     return widths
 
 
-def _fits(path: Path, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
+def _fits(file: NewFile, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
     n_rows = sum(table.num_rows for table in tables())
     from astropy.io import fits
 
@@ -176,24 +170,23 @@ def _fits(path: Path, tables: Tables, schema: pyarrow.Schema, note: str) -> None
     header = fits.BinTableHDU.from_columns(columns, nrows=0, name=_HDF5_NAME).header
     header["NAXIS2"] = n_rows
     header[_FITS_NOTE] = note
+    header[_FITS_SEAL] = SEAL
     for i, name in enumerate(kind.names, 1):
         told = schema.field(name).metadata or {}
         header[f"TCOMM{i}"] = told.get(b"description", b"").decode()
         if told.get(b"ucd"):
             header[f"TUCD{i}"] = told[b"ucd"].decode()
-    with path.open("wb") as file:
-        fits.PrimaryHDU().writeto(file)
-        file.write(header.tostring().encode("ascii"))
-        big, written = _big_endian(kind), 0
-        for table in tables():
-            rows = _records(table, kind)
-            stored = rows.astype(big)
-            for name in kind.names:
-                if kind[name].kind == "b":  # FITS has letters for these
-                    stored[name] = np.where(rows[name], ord("T"), ord("F"))
-            file.write(stored.tobytes())
-            written += stored.nbytes
-        file.write(b"\0" * (-written % 2880))
+    for own in (fits.PrimaryHDU().header, header):
+        file.write(own.tostring().encode("ascii"))
+    big = _big_endian(kind)
+    for table in tables():
+        rows = _records(table, kind)
+        stored = rows.astype(big)
+        for name in kind.names:
+            if kind[name].kind == "b":  # FITS has letters for these
+                stored[name] = np.where(rows[name], ord("T"), ord("F"))
+        file.write(raw_bytes(stored))
+    file.write(b"\0" * (-file.tell() % 2880))
 
 
 def _big_endian(kind: np.dtype) -> np.dtype:
@@ -208,7 +201,7 @@ def _fits_note(path: Path) -> str:
     return fits.getheader(path, 1)[_FITS_NOTE]
 
 
-def _hdf5(path: Path, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
+def _hdf5(file: NewFile, tables: Tables, schema: pyarrow.Schema, note: str) -> None:
     n_rows = sum(table.num_rows for table in tables())
     from astropy.table import Table, meta
     from astropy.units import Unit
@@ -221,14 +214,16 @@ def _hdf5(path: Path, tables: Tables, schema: pyarrow.Schema, note: str) -> None
         empty[field.name].meta["ucd"] = told.get("ucd", "")
         if told.get("unit"):
             empty[field.name].unit = Unit(told["unit"], parse_strict="silent")
-    lines = [line.encode() for line in meta.get_yaml_from_table(empty)]
-    with h5py.File(path, "w-") as file:
-        data, at = file.create_dataset(_HDF5_NAME, (n_rows,), kind), 0
-        for table in tables():
-            data[at : at + table.num_rows] = _records(table, kind)
-            at += table.num_rows
-        file[f"{_HDF5_NAME}.__table_column_meta__"] = lines
-        file.attrs["nbi_plus.survey"] = note
+    lines = np.array([line.encode() for line in meta.get_yaml_from_table(empty)])
+    told = f"{_HDF5_NAME}.__table_column_meta__"
+    shapes = {_HDF5_NAME: ((n_rows,), kind), told: (lines.shape, lines.dtype)}
+    notes = {("/", "nbi_plus.survey"): note, ("/", "nbi_plus.seal"): SEAL.encode()}
+    plan, at = plan_file(shapes, notes=notes), 0
+    plan.begin(file.fileno())
+    plan.write(file.fileno(), told, lines)
+    for table in tables():
+        plan.write(file.fileno(), _HDF5_NAME, _records(table, kind), at)
+        at += table.num_rows
 
 
 def _hdf5_note(path: Path) -> str:

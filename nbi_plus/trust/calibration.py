@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,12 +109,28 @@ class Calibration:
             told = {k: tuple(meta.pop(k)) for k in ("names", "labels", "levels")}
             ids = np.array(meta.pop("ids"), np.str_)
             found = cls(**told, ids=ids, **meta, **{k: archive.arrays[k] for k in _ARRAYS})
-            n, n_dim = found.ranks.shape
-            shapes = {"p_values": (n_dim,), "coverage": (n_dim, len(found.levels))}
-            fit = len(ids) == n and len(found.names) == len(found.labels) == n_dim
-            if not fit or any(getattr(found, k).shape != shape for k, shape in shapes.items()):
-                raise ValueError("its parts are of different objects or parameters")
+            found._check()
         return found
+
+    def _check(self) -> None:
+        """Refuse parts of other sizes, and figures that do not follow from the ranks."""
+        n, n_dim = self.ranks.shape
+        low, high = self.band
+        sound = {
+            "ids": len(self.ids) == n,
+            "names": len(self.names) == len(self.labels) == n_dim,
+            "n_ranks": self.n_ranks >= 1,
+            "n_excluded": self.n_excluded >= 0,
+            "n_amortized": 0 <= self.n_amortized <= n,
+            "band": low.shape == _GRID.shape and bool((low <= high).all()),
+            "ranks": bool(((self.ranks > 0) & (self.ranks < 1)).all()),
+        }
+        for name, value in _figures(self.ranks).items():
+            own = np.asarray(getattr(self, name))
+            sound[name] = own.shape == np.shape(value) and np.allclose(own, value, 1e-6, 1e-9)
+        for name, is_sound in sound.items():
+            if not is_sound:
+                raise ValueError(f"{name} must agree with the ranks, but does not.")
 
     def __repr__(self) -> str:
         values = ", ".join(f"{n}: {p:.3g}" for n, p in zip(self.names, self.p_values, strict=True))
@@ -185,8 +202,6 @@ def sbc(
     rng = np.random.default_rng(seed_of("seed", seed))
     below = rng.binomial(n_ranks, weighted_share_below(entered, truths))
     ranks = (below + rng.random((n, n_dim))) / (n_ranks + 1)
-    deviation, p_values = _kolmogorov_smirnov(ranks)
-    coverage, low, high = _coverage(ranks)
     first = entered[0].parameters
     return Calibration(
         names=first.names,
@@ -194,18 +209,22 @@ def sbc(
         ranks=ranks,
         ids=np.array([p.id for p in entered]),
         n_ranks=n_ranks,
-        p_values=holm(p_values),
-        max_deviation=deviation,
-        grid=_GRID,
-        ecdf_difference=_ecdf(ranks) - _GRID,
         band=ecdf_band(n),
-        levels=LEVELS,
-        coverage=coverage,
-        coverage_low=low,
-        coverage_high=high,
         n_excluded=len(posteriors) - n,
         n_amortized=sum(p.status is Status.AMORTIZED for p in entered),
+        **_figures(ranks),
     )
+
+
+def _figures(ranks: Array) -> dict[str, Any]:
+    """Return what follows from ranks (N, D) alone."""
+    deviation, p_values = _kolmogorov_smirnov(ranks)
+    coverage, low, high = _coverage(ranks)
+    return {
+        "p_values": holm(p_values), "max_deviation": deviation, "grid": _GRID,
+        "ecdf_difference": _ecdf(ranks) - _GRID, "levels": LEVELS,
+        "coverage": coverage, "coverage_low": low, "coverage_high": high,
+    }  # fmt: skip
 
 
 def weighted_share_below(posteriors: Sequence[Posterior], truths: Array) -> Array:

@@ -1,0 +1,85 @@
+"""Sealed files: of formats that others read, too, and with a checksum of all their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nbi_plus.io.appending import NewFile
+from nbi_plus.io.disk import disk_errors, open_handle, write_at
+from nbi_plus.io.placing import place, temporary_beside
+
+SEAL = "nbi:" + 64 * "0"  # its place, as long as the value of a FITS card may be
+_SEAL = re.compile(rb"nbi:([0-9a-f]{64})")
+_PIECE = 2**20
+
+
+@contextmanager
+def sealed(path: Path, raised: type[Exception]) -> Iterator[NewFile]:
+    """Let a file be written that must hold `SEAL` once; it gets its name when it is complete.
+
+    An older file stays until then.
+
+    Parameters
+    ----------
+    path : Path
+    raised : type of exception
+        On a disk that is full or broken.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with disk_errors(path.name, raised):
+            with NewFile(temporary) as file:
+                yield file
+            _seal(temporary)
+            place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_sealed(path: Path, raised: type[Exception]) -> bool:
+    """Return whether a file holds a checksum; raise if that is not the one of its bytes."""
+    found, seals = _read(path)
+    if seals and list(seals.values()) != [found]:
+        raise raised(
+            f"{path.name} must hold the bytes that were written, but their checksum is another. "
+            "The file is damaged, or was changed: copy it again, or write it anew."
+        )
+    return bool(seals)
+
+
+def _seal(path: Path) -> None:
+    checksum, seals = _read(path)
+    (at,) = seals
+    handle = open_handle(path)
+    try:
+        write_at(handle, SEAL[:4].encode() + checksum, at)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> tuple[bytes, dict[int, bytes]]:
+    """Return the checksum of all bytes but those of seals, and where these stand and what they say.
+
+    Bytes are looked at in windows that share the length of a seal.
+    """
+    checksum, seals, at, window = hashlib.sha256(), {}, 0, bytearray()
+    blank, shared = SEAL.encode(), len(SEAL) - 1
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            window += piece
+            for seal in _SEAL.finditer(window):
+                seals.setdefault(at + seal.start(), seal[1])
+            for place_of in seals:
+                if place_of >= at:
+                    window[place_of - at : place_of - at + len(blank)] = blank
+            done = max(len(window) - shared, 0)
+            checksum.update(window[:done])
+            del window[:done]
+            at += done
+    checksum.update(window)
+    return checksum.hexdigest().encode(), seals
