@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
@@ -91,6 +92,13 @@ def of_kind(name: str, value: Any, kind: type[_Kind], remedy: str) -> _Kind:  # 
     """Return a value of some class, or say that it must be one, and the ``remedy``."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, but is {_shown(value)}. {remedy}")
+    return value
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> str:  # noqa: ANN401
+    """Return a word that is known, or say which are."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {list(known)}, but is {_shown(value)}.")
     return value
 
 

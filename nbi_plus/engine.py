@@ -552,7 +552,8 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         return self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
 
     def _how(self, ladder: Ladder | None = None, progress: bool | None = None) -> Computing:
-        device, chosen = options.device_of(self.device), ladder or self.ladder or Ladder()
+        device, own = options.device_of(self.device), self.ladder if ladder is None else ladder
+        chosen = Ladder() if own is None else own
         return Computing(chosen, device, self.n_jobs, self.client, progress)
 
     def _seed(self, seed: int | None) -> int:
@@ -596,7 +597,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
                 given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
                 believed = self._prior(), self.simulator, as_noise(self.noise)
                 target = set_up(*believed, given, how.n_jobs).target(how.n_jobs, how.client)
-            return target.densities(target.prior.check(np.atleast_2d(theta)))
+            return target.densities(target.prior.check(theta, one=True))
 
     def _keep(self, fitted: Fitted) -> Engine:
         """Keep what was fitted, and its parts under names of their own."""

@@ -217,7 +217,7 @@ class Fitted:
         known = {k: v for k, v in self.defaults.items() if k != "x_err"} | dict(inputs)
         bare = {k: ingest(k, v, units.get(k))[0] for k, v in known.items()}
         coords = {k: coordinate(k, v, categories.get(k))[0] for k, v in bare.items()}
-        draws = self.prior.check(np.atleast_2d(theta))
+        draws = self.prior.check(theta, one=True)
         return simulated(self.simulator, (self.prior.complete(draws), coords, frozenset())).x
 
     def target(self, data: Observations, how: Computing) -> Target:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 import featurizers
-from nbi_plus.arguments import of_kind, real, whole
+from nbi_plus.arguments import of_kind, one_of, real, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.sequential.fit import METHODS
@@ -45,7 +45,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"device must be a name that torch knows, as 'cpu', 'cuda' or 'cuda:1', but is "
             f"{device!r}.{_ALIKE_DEVICE.get(str(device).lower(), '')}"
@@ -72,7 +72,7 @@ def bytes_of(memory: float) -> int:
     """Return the bytes of so many gigabytes, which must be positive."""
     if not 0 < real("memory", memory) < math.inf:
         raise ValueError(f"memory must be gigabytes, finite and positive, but is {memory!r}.")
-    return int(memory * 1e9)
+    return int(min(memory * 1e9, 2.0**62))
 
 
 def flow_config(flow: str | Mapping[str, Any] | FlowConfig, n_dims: int) -> FlowConfig:
@@ -123,7 +123,8 @@ def positional(
             "fit must have n_sims, or theta and x, as its positional arguments, but has "
             "Observations. Write fit(n_sims, observations=...)."
         )
-    if np.ndim(n_sims) == 0:
+    many = isinstance(n_sims, (list, tuple)) or np.ndim(n_sims) > 0  # lists may be ragged
+    if not many:
         return n_sims, theta
     if theta is not None:
         raise TypeError("theta must be given once, but came by position and by name.")
@@ -153,8 +154,8 @@ def prior_of(
 
 def method_for(method: str | None, problem: Problem) -> str:
     """Return the method of a sequential fit that this problem allows."""
-    if method is not None and method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, but is {method!r}.")
+    if method is not None:
+        one_of("method", method, METHODS)
     if problem.simulator is None:
         raise ValueError(
             "fit must have a simulator for more than one round, but the engine has none. Give "
@@ -289,6 +290,8 @@ def perturbation(
     """Return how cadences are varied: by default, where there are several to imitate."""
     if isinstance(wish, Perturbation):
         return wish
+    if wish is not None:
+        of_kind("perturb", wish, bool, "Write True, False or Perturbation(...).")
     several = observations is not None and len(observations) > 1
     return Perturbation() if wish or (wish is None and several) else None
 

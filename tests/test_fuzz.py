@@ -245,6 +245,19 @@ START = torch.randn(1, 16, 2, generator=torch.Generator().manual_seed(0)).double
 WALKERS = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)).double()
 SHORT = hmc.HmcConfig(max_steps=40)
 
+POOL = [
+    *COUNTS,
+    *SEEDS,
+    *POSITIVE,
+    *FLAGS,
+    *DEVICES,
+    *PATHS,
+    *DATA,
+    *SIGMAS,
+    *THETAS,
+    *WORDS,
+    *STARTS,
+]
 CASES = [(door, value) for door, (_, _, values) in DOORS.items() for value in values]
 TRIED = sorted(np.random.default_rng(0).permutation(len(CASES))[:N_CASES])
 
@@ -289,3 +302,13 @@ def complaint(door, value, fitted):
 def test_wrong_value_gives_an_error_of_ours_or_a_right_answer(which, fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert complaint(*CASES[which], fitted) is None
+
+
+@pytest.mark.parametrize("n_calls", [100, pytest.param(2000, marks=pytest.mark.faults)])
+def test_any_value_gives_an_error_of_ours_or_a_right_answer(n_calls, fitted, tmp_path, monkeypatch):
+    """Values of other arguments, too: a path for a number, a network's input for a word."""
+    monkeypatch.chdir(tmp_path)
+    rng, doors = np.random.default_rng(n_calls), list(DOORS)
+    for _ in range(n_calls):
+        door, value = doors[rng.integers(len(doors))], POOL[rng.integers(len(POOL))]
+        assert complaint(door, value, fitted) is None, (door, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -104,6 +105,8 @@ def scalar(name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
 def different(ids: Sequence[object] | None, n: int) -> NDArray:
     """Return the names of n objects, by default their numbers."""
     names = np.arange(n) if ids is None else np.asarray(ids)
+    if names.dtype.kind == "O" and not all(isinstance(i, (str, Integral)) for i in names.flat):
+        raise TypeError(f"ids must be texts or whole numbers, but are {names.tolist()!r:.80}.")
     if names.shape != (n,) or len(np.unique(names)) != n:
         raise ValueError(
             f"ids must be {n} different names, but has shape {names.shape}, "

@@ -227,6 +227,8 @@ def open_hdf5(path: Path | str, mode: str = "r") -> h5py.File:
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path.name} must be a file, but is a folder or device. Name a file.")
+    if not path.exists():
+        raise FileNotFoundError(f"path must be that of a file, but there is no file {path}.")
     with path.open("rb") as raw:
         start = raw.read(8)
     with hdf5_errors(path):

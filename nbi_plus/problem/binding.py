@@ -385,9 +385,10 @@ def _check_lengths(x: NDArray, coords: Mapping[str, NDArray]) -> None:
 
 def _lift(name: str, value: ArrayLike, x: NDArray) -> NDArray:
     """Return errors or a mask of one object with the axes of x (L,) or (C, L), and a first axis."""
+    array = value if name == "mask" else numbers(name, value)
     try:
-        return np.broadcast_to(value if name == "mask" else numbers(name, value), x.shape)[None]
+        return np.broadcast_to(array, x.shape)[None]
     except ValueError:
         raise ValueError(
-            f"{name} must have a shape that fits x_obs {x.shape}, but has {np.shape(value)}."
+            f"{name} must have a shape that fits x_obs {x.shape}, but has {np.shape(array)}."
         ) from None

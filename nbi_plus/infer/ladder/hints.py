@@ -83,7 +83,8 @@ class Look:
     @classmethod
     def _of_samples(cls, samples: ArrayLike, prior: Prior, device: torch.device) -> Look:
         given = numbers("modes", samples)
-        if given.ndim < 2 or given.shape[-1] != prior.n_dim or given.shape[-2] < 2 * prior.n_dim:
+        n_dim = prior.n_dim
+        if given.ndim not in (2, 3) or given.shape[-1] != n_dim or given.shape[-2] < 2 * n_dim:
             raise ValueError(
                 f"modes must hold samples of shape (S, {prior.n_dim}), or (N, S, {prior.n_dim}) "
                 f"for N objects, S at least {2 * prior.n_dim}, but have {given.shape}."
@@ -150,7 +151,7 @@ class Look:
 def latent_hints(prior: Prior, theta: ArrayLike) -> NDArray[np.float64]:
     """Return places theta (..., M, D) in the latent space; NaN stays a coordinate nobody knows."""
     given = numbers("modes", theta)
-    if given.ndim < 2 or given.shape[-1] != prior.n_dim or not given.shape[-2]:
+    if given.ndim not in (2, 3) or given.shape[-1] != prior.n_dim or not given.shape[-2]:
         raise ValueError(
             f"modes must have shape (M, {prior.n_dim}) for parameters {prior.names}, or "
             f"(N, M, {prior.n_dim}) for N objects, but have {given.shape}."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus import launch
-from nbi_plus.arguments import of_kind, whole
+from nbi_plus.arguments import of_kind, one_of, whole
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import HINTS
 from nbi_plus.infer.ladder.open_objects import OpenObjects
@@ -98,8 +98,7 @@ class Ladder:
     def __post_init__(self) -> None:
         whole("n_draws", self.n_draws)
         whole("top_up_draws", self.top_up_draws, 0)
-        if self.escalate not in _ESCALATE:
-            raise ValueError(f"escalate must be one of {_ESCALATE}, but is {self.escalate!r}.")
+        one_of("escalate", self.escalate, _ESCALATE)
         if self.rungs is not None:
             of_kind("rungs", self.rungs, tuple, "Write (rung, ...).")
         for rung in self.rungs or ():

@@ -125,11 +125,10 @@ class Posterior(FiguresOfOne, Shown):
 
     def __getitem__(self, name: str) -> Array:
         """Return the draws (S,) of a parameter or a derived quantity."""
-        if name in self.names:
-            return self.samples[:, self.names.index(name)]
-        if name in self.derived:
-            return self.derived[name]
-        raise KeyError(f"name must be one of {[*self.names, *self.derived]}, but is {name!r}.")
+        known = [*self.names, *self.derived]
+        if not isinstance(name, str) or name not in known:
+            raise KeyError(f"name must be one of {known}, but is {name!r:.80}.")
+        return self.derived[name] if name in self.derived else self.samples[:, known.index(name)]
 
     def __repr__(self) -> str:
         flags = " ".join(sorted(f.name for f in self.flags)) or "none"

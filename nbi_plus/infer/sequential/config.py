@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nbi_plus.arguments import real, whole
+from nbi_plus.arguments import one_of, real, whole
 from nbi_plus.infer.ladder.audit import is_cheap
 from nbi_plus.infer.ladder.hints import Look
 from nbi_plus.infer.posterior.outcome import Outcome
@@ -86,8 +86,7 @@ class RoundsConfig:
             whole(name, getattr(self, name))
         if not real("ess_target", self.ess_target) > 0:
             raise ValueError(f"ess_target must be positive, but is {self.ess_target!r}.")
-        if self.locate not in LOCATE:
-            raise ValueError(f"locate must be one of {LOCATE}, but is {self.locate!r}.")
+        one_of("locate", self.locate, LOCATE)
         if self.max_sims is not None and not whole("max_sims", self.max_sims) >= self.n_per_round:
             raise ValueError(
                 f"max_sims must be at least n_sims = {self.n_per_round}, one round, but is "

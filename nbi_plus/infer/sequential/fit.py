@@ -264,7 +264,13 @@ class SequentialRun:
             given = given(x[0] if len(x) == 1 else x)
         if not isinstance(given, Mapping):
             given = np.atleast_2d(numbers("modes", given))
-        return Look.of(given, problem.prior, device)
+        look = Look.of(given, problem.prior, device)
+        if len(look.points) != 1:
+            raise ValueError(
+                f"modes must hold places of one object, shape (M, {problem.prior.n_dim}), but are "
+                f"of {len(look.points)}."
+            )
+        return look
 
     def _own_folder(self, problem: Problem, recipe: Recipe, first: RoundZero) -> Path | None:
         """Return a folder for this very fit: another object, or other options, get another."""

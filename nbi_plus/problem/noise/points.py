@@ -229,6 +229,9 @@ class GaussianNoise(ScatterNoise):
         return -0.5 * ((obs.x - model) / sigma).square() - sigma.log() - _LOG_ROOT_2PI
 
 
+_MOST_DF = 1e8  # its constant, a difference of large numbers, is still good to 1e-6
+
+
 class StudentTNoise(ScatterNoise):
     """Student-t noise: like `GaussianNoise`, with tails that forgive outliers.
 
@@ -250,8 +253,11 @@ class StudentTNoise(ScatterNoise):
         along: str = "band",
     ) -> None:
         super().__init__(sigma, jitter=jitter, fractional=fractional, along=along)
-        if not 0 < real("df", df) < math.inf:
-            raise ValueError(f"df must be finite and positive, but is {df}.")
+        if not 0 < real("df", df) <= _MOST_DF:
+            raise ValueError(
+                f"df must be positive and at most {_MOST_DF:.0e}, but is {df}. Beyond that take "
+                "GaussianNoise."
+            )
         self.df = float(df)
 
     def meta(self) -> dict[str, object]:

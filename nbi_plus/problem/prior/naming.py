@@ -163,7 +163,10 @@ def by_name(
     """
     if not is_table(theta):
         return theta
-    missing = [n for n in names if n not in as_table(theta).names]
+    held = () if isinstance(theta, Mapping) and not theta else as_table(theta).names
+    missing = [n for n in names if n not in held]
     if missing:
-        raise ValueError(f"theta must have columns for {tuple(names)}, but lacks {missing}.")
+        raise ValueError(
+            f"theta must have columns for {tuple(names)}, but the table lacks {missing}."
+        )
     return np.stack([numbers(n, theta[n], known.get(n)) for n in names], -1)

@@ -271,9 +271,10 @@ class Prior(NamedParameters):
         full = self.complete(self.check(theta))
         return {name: _derived(name, f, full.copy()) for name, f in self.derived.items()}
 
-    def check(self, theta: ArrayLike, name: str = "theta") -> Array:
-        """Return theta as a float64 array (n, D), or raise a ValueError that says what is wrong."""
+    def check(self, theta: ArrayLike, name: str = "theta", *, one: bool = False) -> Array:
+        """Return theta (n, D), or of ``one`` row (D,), in float64, or say what is wrong with it."""
         array = numbers(name, by_name(theta, self.names, self.units))
+        array = array[None] if one and array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.n_dim:
             raise ValueError(
                 f"{name} must have shape (n, {self.n_dim}) for parameters {self.names}, but has "
