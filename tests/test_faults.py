@@ -31,7 +31,7 @@ from nbi_plus.io.archive import read_archive
 from nbi_plus.learn import checkpoint
 from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow
-from nbi_plus.trust.calibration import _figures as calibration_figures
+from nbi_plus.trust.calibration import figures_of
 
 CPU = torch.device("cpu")
 ANSWERS = answers()
@@ -242,7 +242,7 @@ def test_a_calibration_is_right_or_refused(times, tmp_path):
         return repr([(f.name, np.asarray(getattr(found, f.name)).tolist()) for f in fields(found)])
 
     def forged(found, mutation):
-        again = calibration_figures(found.ranks)
+        again = figures_of(found.ranks)
         for key in ("p_values", "coverage", "ecdf_difference"):
             np.testing.assert_allclose(getattr(found, key), again[key], 1e-5, err_msg=str(mutation))
 

@@ -20,6 +20,7 @@ from nbi_plus.report.source import signal_to_noise
 from nbi_plus.survey.catalogue import Catalogue, Provenance
 from nbi_plus.survey.parts import SurveyError
 from nbi_plus.survey.writing import write_catalogue
+from nbi_plus.trust.calibration import figures_of
 
 pytest.importorskip("matplotlib")
 EVIL = "<img src=x onerror=alert(1)>\"'&</table><script>alert(2)</script>"
@@ -109,17 +110,13 @@ def light_curves():
 
 @pytest.fixture(scope="module")
 def calibration():
-    """Return a calibration of posteriors that are right."""
+    """Return a calibration of posteriors that are right for one parameter alone."""
     rng = np.random.default_rng(2)
-    ranks = rng.random((400, 2))
-    coverage = np.full((2, 4), 0.9)
+    ranks = rng.random((400, 2)) ** [1.0, 1.3]
     return nbi.Calibration(
         names=("a", "<b>"), labels=("a", "b"), ranks=ranks, ids=np.arange(400).astype(str),
-        n_ranks=200, p_values=np.array([0.4, 0.001]), max_deviation=np.array([0.02, 0.1]),
-        grid=np.linspace(0, 1, 101), ecdf_difference=np.zeros((2, 101)),
-        band=np.stack([np.full(101, -0.1), np.full(101, 0.1)]), levels=(0.5, 0.68, 0.9, 0.95),
-        coverage=coverage, coverage_low=coverage - 0.1, coverage_high=coverage + 0.05,
-        n_excluded=3, n_amortized=0,
+        n_ranks=200, band=np.stack([np.full(101, -0.1), np.full(101, 0.1)]),
+        n_excluded=3, n_amortized=0, **figures_of(ranks),
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class Calibration:
             "band": low.shape == _GRID.shape and bool((low <= high).all()),
             "ranks": bool(((self.ranks > 0) & (self.ranks < 1)).all()),
         }
-        for name, value in _figures(self.ranks).items():
+        for name, value in figures_of(self.ranks).items():
             own = np.asarray(getattr(self, name))
             sound[name] = own.shape == np.shape(value) and np.allclose(own, value, 1e-6, 1e-9)
         for name, is_sound in sound.items():
@@ -212,11 +212,11 @@ def sbc(
         band=ecdf_band(n),
         n_excluded=len(posteriors) - n,
         n_amortized=sum(p.status is Status.AMORTIZED for p in entered),
-        **_figures(ranks),
+        **figures_of(ranks),
     )
 
 
-def _figures(ranks: Array) -> dict[str, Any]:
+def figures_of(ranks: Array) -> dict[str, Any]:
     """Return what follows from ranks (N, D) alone."""
     deviation, p_values = _kolmogorov_smirnov(ranks)
     coverage, low, high = _coverage(ranks)
