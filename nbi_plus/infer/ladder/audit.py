@@ -178,7 +178,7 @@ class PeakAudit:
 
     def _in_time(self, outcome: Outcome, context: RungContext) -> Outcome:
         """Return the outcome with nothing certified that there is no time left to look at."""
-        late = outcome.passed & ~context.can_afford(outcome.pool.index)
+        late = outcome.passed & ~context.can_audit(outcome.pool.index)
         if not late.any():
             return outcome
         context.report.note_unaudited(outcome.pool.index[late])

@@ -6,6 +6,7 @@ objects that are still open, with all that is known of them, and hands back who 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
+from nbi_plus.infer.ladder.rung_last import LastRung
 from nbi_plus.infer.ladder.rung_peaks import PeaksRung
 from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
 from nbi_plus.infer.posterior.accounts import Budget
@@ -76,7 +78,8 @@ class Ladder:
     audit : PeakAudit or None
         Looks for places that certified answers do not hold.
     rungs : tuple of Rung, optional
-        All rungs after the network's own draws, in their order, instead of these five.
+        All rungs after the network's own draws, in their order, instead of these five and, with a
+        budget of time, of the draws that what is left of it goes into.
     """
 
     n_draws: int = 2048
@@ -119,6 +122,7 @@ class Ladder:
         # walkers take more calls than a flow, and less time: those of gradients are cheap
         last = (self.ensemble, self.flow) if self.hmc.applies(context.target) else (
             self.flow, self.ensemble)  # fmt: skip
+        last += (LastRung(),) if math.isfinite(self.budget.seconds) else ()
         return context.applying([peaks, self.refine, self.hmc, *last])
 
     def goes_on(self, outcome: Outcome) -> Tensor:

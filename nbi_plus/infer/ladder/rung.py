@@ -21,6 +21,8 @@ from nbi_plus.infer.samplers.gradients import LogProb
 from nbi_plus.infer.weights.summary import Gate
 from nbi_plus.problem.target import Evaluation, Target
 
+_VERDICT = 2.0  # times what the first rung took: so long data and verdict of one object take
+
 
 class Rung(Protocol):
     """One way of answering, with its chosen state.
@@ -157,8 +159,22 @@ class RungContext:
         ``seconds`` are what the step should take; what an audit takes is kept back.
         """
         left = self.left(index)
-        in_time = left.seconds - self.kept_back * self.first_seconds(index) > seconds
+        in_time = left.seconds - self.reserve(index) > seconds
         return torch.stack([in_time, *(getattr(left, name) > 0 for name in what)]).all(0)
+
+    def reserve(self, index: Tensor) -> Tensor:
+        """Return the time (b,) that is kept back for an audit.
+
+        Where that would be more than half of the budget it is that of a verdict alone: no answer is
+        certified there, and there is more use in better draws.
+        """
+        first = self.first_seconds(index)
+        audit = self.kept_back * first
+        return torch.where(audit > 0.5 * self.budget.seconds, _VERDICT * first, audit)
+
+    def can_audit(self, index: Tensor) -> Tensor:
+        """Say for which objects (b,) there is time for an audit."""
+        return self.left(index).seconds > self.kept_back * self.first_seconds(index)
 
     def first_seconds(self, index: Tensor) -> Tensor:
         """Return what the first rung took for each object (b,): by it other steps are guessed.
@@ -177,7 +193,7 @@ class RungContext:
 
         ``times`` what the first rung took is left for these others.
         """
-        after = (self.kept_back + times) * self.first_seconds(index)
+        after = self.reserve(index) + times * self.first_seconds(index)
         return float((self.left(index).seconds - after).clamp(min=0.0).sum())
 
     def left(self, index: Tensor) -> Cost:

@@ -65,8 +65,9 @@ class EnsembleRung(OptionalRung):
         if not can.any():
             return
         objects = objects.where(can)
-        start = Start.of(objects, context)
-        z0 = start.places(objects, n_walkers, context)
+        with context.meter.timed(objects.index):
+            start = Start.of(objects, context)
+            z0 = start.places(objects, n_walkers, context)
         chains = []
         for i in range(len(objects)):  # emcee samples one object at a time
             rows = torch.tensor([i], device=z0.device)

@@ -77,17 +77,18 @@ class HmcRung(OptionalRung):
             return
         objects = objects.where(can)
         with context.meter.timed(objects.index):
-            chains, reasons = _chains(objects, context, self)
+            start = Start.of(objects, context)
+            z0 = start.places(objects, self.n_super, context).repeat_interleave(self.n_each, 1)
+        with context.meter.timed(objects.index):
+            chains, reasons = _chains(objects, start, z0, context, self)
         context.report.note_chains(self.name, objects.index, chains, reasons)
         yield from weigh_chains(objects, chains, context, self.weights, self)
 
 
 def _chains(
-    objects: OpenObjects, context: RungContext, config: HmcRung
+    objects: OpenObjects, start: Start, z0: Tensor, context: RungContext, config: HmcRung
 ) -> tuple[Chains, list[str]]:
     """Return chains of objects that can start, and why they did not converge."""
-    start = Start.of(objects, context)
-    z0 = start.places(objects, config.n_super, context).repeat_interleave(config.n_each, 1)
     left = context.left(objects.index)
     found = hmc.sample(
         _density(start, objects, context, config.single), z0, config.n_super,

@@ -26,6 +26,8 @@ from nbi_plus.infer.proposals.flow_fit import DensityConfig
 from nbi_plus.infer.proposals.mixture import COARSE, MixtureConfig
 from nbi_plus.infer.weights.summary import Gate, summarise
 
+_AFTER = 10.0  # times what the first rung took: the draws of a round, and a certificate
+
 
 @dataclass(frozen=True)
 class RefineRung(OptionalRung):
@@ -94,7 +96,7 @@ class FlowRung(OptionalRung):
     ess_min: float = 20.0
     density: DensityConfig = field(default_factory=DensityConfig)
     name: ClassVar[str] = "flow"
-    round_times: ClassVar[float] = 100.0
+    round_times: ClassVar[float] = 30.0
     status: ClassVar[Status] = Status.REFINED
 
     @property
@@ -159,7 +161,8 @@ def refine(
             continue
         group = _adapted(group.where(~over), context, family, rung)
         ends = group.n_rounds == rung.n_rounds
-        ready = _looks_good(group.objects.pair, gate) & (not group.tried) | ends
+        with context.meter.timed(group.objects.index):
+            ready = _looks_good(group.objects.pair, gate) & (not group.tried) | ends
         if not ready.all():
             groups.append(group.where(~ready))
         if ready.any():
@@ -193,9 +196,11 @@ def _scouted(
 def _adapted(
     group: _Open, context: RungContext, family: ProposalFamily, rung: RefineRung | FlowRung
 ) -> _Open:
-    n, began = group.n_rounds + 1, time.perf_counter()
-    objects = context.adapted(group.objects, family, rung.n_each, f"{rung.name} {n}")
-    seconds = (time.perf_counter() - began) / len(objects)
+    n, began, n_objects = group.n_rounds + 1, time.perf_counter(), len(group.objects)
+    left = context.seconds_left(group.objects.index, _AFTER) / n_objects
+    within = family.within(left / (2 * (rung.n_rounds - group.n_rounds)))  # a fit for each stream
+    objects = context.adapted(group.objects, within, rung.n_each, f"{rung.name} {n}")
+    seconds = (time.perf_counter() - began) / n_objects
     return replace(group, objects=objects, n_rounds=n, seconds=seconds)
 
 
@@ -232,9 +237,10 @@ def _out_of_budget(
     objects: OpenObjects, context: RungContext, gate: Gate, rung: RefineRung | FlowRung
 ) -> OpenObjects:
     """Return the objects with what their draws come to, which nothing certifies."""
-    outcome = outcome_of(
-        objects.pair, None, gate, rung=rung.name, index=objects.index, circles=context.circles,
-        seed=context.seed,
-    )  # fmt: skip
+    with context.meter.timed(objects.index):
+        outcome = outcome_of(
+            objects.pair, None, gate, rung=rung.name, index=objects.index,
+            circles=context.circles, seed=context.seed,
+        )  # fmt: skip
     context.report.note(outcome, otherwise="the budget was spent")
     return objects.after(outcome)

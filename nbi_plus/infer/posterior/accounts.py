@@ -107,6 +107,7 @@ class Meter:
 
 _MISSED = "an audit found places that these draws miss"
 _NO_TIME = "the time was spent before an audit"
+_LATE = "the first rung alone took longer than the budget"
 CUT_OFF = "the prior all but excludes what the data want"
 
 
@@ -184,6 +185,13 @@ class ReportLog:
             own = self.lines[i]
             at = max(k for k, line in enumerate(own) if line.passed)
             own[at] = replace(own[at], passed=False, reason=_NO_TIME)
+
+    def note_late(self, index: Tensor) -> None:
+        """Write beside the first line of some objects that it took all of their time."""
+        for i in index.tolist():
+            first = self.lines[i][0]
+            told = "; ".join(filter(None, (first.reason, _LATE)))
+            self.lines[i][0] = replace(first, reason=told)
 
     def reports(
         self, rows: NDArray[np.int64], failures: list[str]

@@ -40,6 +40,9 @@ class ProposalFamily(Protocol):
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """Return how many effective draws a fit wants: weights are flattened to have them."""
 
+    def within(self, seconds: float) -> ProposalFamily:
+        """Return the same, whose fits take no longer for one object if they take long at all."""
+
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
     ) -> LatentProposal:
@@ -74,6 +77,10 @@ class MixtureFamily:
         """Return how many effective draws a fit wants."""
         return max(20 * n_dim, 150)
 
+    def within(self, seconds: float) -> MixtureFamily:  # noqa: ARG002 - they are quick
+        """Return itself."""
+        return self
+
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
     ) -> LatentProposal:
@@ -98,6 +105,10 @@ class FlowFamily:
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """Return how many effective draws a fit wants: flows learn fewer by heart."""
         return max(20 * n_dim, 0.1 * n_draws, 400)
+
+    def within(self, seconds: float) -> FlowFamily:
+        """Return flows that are trained for so long at most."""
+        return replace(self, config=replace(self.config, max_seconds=seconds))
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str
@@ -141,6 +152,10 @@ class OnCircles:
     def wanted_ess(self, n_draws: int, n_dim: int) -> float:
         """As the inner family."""
         return self.inner.wanted_ess(n_draws, n_dim)
+
+    def within(self, seconds: float) -> OnCircles:
+        """Return the inner family within that time, in the same kind of coordinates."""
+        return OnCircles(self.inner.within(seconds), self.circles)
 
     def fit(
         self, z: Tensor, weights: Tensor, keys: Tensor, seed: int, stage: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,8 @@ class DensityConfig:
         Largest norm of the gradient.
     held_out : float
         Share of the draws that choose the best step.
+    max_seconds : float
+        Of wall-clock time: the rate falls the sooner, and the best weights by then are kept.
     """
 
     flow: FlowConfig = field(default_factory=lambda: FlowConfig(hidden=48, n_mog=1))
@@ -37,6 +40,7 @@ class DensityConfig:
     lr: float = 2e-3
     clip: float = 5.0
     held_out: float = 0.1
+    max_seconds: float = math.inf
 
 
 _N_CHECKS = 20  # how often the held-out density is looked at
@@ -77,8 +81,12 @@ def _train(flow: Flow, z: Tensor, judged: Tensor, batches: Tensor, config: Densi
     optimizer = torch.optim.Adam(weights, lr=config.lr)
     nothing = z.new_zeros(1, 1, dtype=torch.float32)
     best, kept = -math.inf, copy.deepcopy(flow.state_dict())
+    began = time.perf_counter()
     for step, rows in enumerate(batches):
-        rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        share = max(step / len(batches), (time.perf_counter() - began) / config.max_seconds)
+        if share > 1:
+            break
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = -flow.log_prob(z[rows][None], nothing).mean()
