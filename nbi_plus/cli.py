@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("engine", type=Path, metavar="ENGINE.nbi", help="what fit has written")
     own.add_argument("source", metavar="SOURCE", help="a file, a folder or a glob")
     own.add_argument("-o", "--out", type=Path, required=True, help=".parquet, .h5, .fits, folder")
+    _kinds(own)
     own.add_argument("--carry", action="append", default=[], metavar="name",
                      help="a column of the source that the catalogue takes over")  # fmt: skip
     own.add_argument("--n-samples", type=demo.count, default=500, help="draws of each object")
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("engine", type=Path, metavar="ENGINE.nbi", help="what fit has written")
     own.add_argument("source", metavar="SOURCE", help="what was predicted")
     own.add_argument("out", type=Path, metavar="OUT", help="what predict has written")
+    _kinds(own)
     own.add_argument("--chunk-size", type=demo.count, help="objects answered together")
     _computed(own)
     _fails(own)
@@ -131,6 +133,12 @@ def _judging(command: Callable[..., argparse.ArgumentParser]) -> None:
     _common(own, computing=False)
 
 
+def _kinds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", help="SOURCE is in the schema of a survey: ztf-alert, ...")
+    parser.add_argument("--ingest", action="append", default=[], metavar="name=value", type=_option,
+                        help="how a kind is read: nested=fp_hists, limits=3, ...")  # fmt: skip
+
+
 def _common(parser: argparse.ArgumentParser, *, computing: bool = True) -> None:
     parser.add_argument("--column", action="append", default=[], metavar="role=name", type=_pair,
                         help="which column is what: id=oid, t=mjd, ...")  # fmt: skip
@@ -162,6 +170,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not (role and equals and name):
         raise argparse.ArgumentTypeError(f"must be role=name, but is {text!r}")
     return role, name
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, value = _pair(text)
+    try:
+        return name, json.loads(value)
+    except ValueError:  # a plain word
+        return name, value
 
 
 def _fail_on(text: str) -> tuple[str, ...]:
@@ -227,7 +243,8 @@ def _fit(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     engine = _loaded(options)
     summary = engine.predict_survey(
-        options.source, options.out, columns=dict(options.column), carry=options.carry,
+        options.source, options.out, kind=options.kind, ingest=dict(options.ingest),
+        columns=dict(options.column), carry=options.carry,
         n_samples=options.n_samples, chunk_size=options.chunk_size,
         keep_draws=options.keep_draws, append=options.append,
         progress=False if options.quiet else None,
@@ -238,7 +255,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     options.seed = None  # the catalogue says which
     summary = _loaded(options).retry_survey(
-        options.source, options.out, chunk_size=options.chunk_size, n_jobs=options.n_jobs,
+        options.source, options.out, kind=options.kind, ingest=dict(options.ingest),
+        chunk_size=options.chunk_size, n_jobs=options.n_jobs,
         progress=False if options.quiet else None,
     )  # fmt: skip
     return _counted(options, summary)

@@ -15,7 +15,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.data.tables.columns import NOTE
 from nbi_plus.data.tables.surveys import Names, find_roles, telling, zero_points
 from nbi_plus.data.tables.tables import as_table, solid
-from nbi_plus.survey.sources import Piece, SurveySource
+from nbi_plus.survey.sources import Piece, SurveySource, Unread
 
 if TYPE_CHECKING:
     import pyarrow
@@ -166,7 +166,12 @@ Cuts = Iterator[tuple[NDArray, int, Callable[[NDArray[np.int64], NDArray[np.int6
 def _of_sets(source: SurveySource, reading: Reading, size: int) -> Cuts:
     import pyarrow as pa
 
-    def make(part: Observations, positions: NDArray, left: NDArray) -> Chunk:
+    def make(part: Observations | Unread, positions: NDArray, left: NDArray) -> Chunk:
+        if isinstance(part, Unread):
+            nothing = {name: pa.nulls(len(left), pa.float64()) for name in reading.carry}
+            refused = dict.fromkeys(range(len(left)), part.reason)
+            places = np.zeros(0, np.int64)
+            return Chunk(positions[left], part.ids[left], nothing, None, places, refused)
         some = part[left]
         reading.check_carried(list(some.scalars))
         carried = {name: pa.array(some.scalars[name]) for name in reading.carry}

@@ -18,10 +18,10 @@ from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.survey.catalogue import Provenance
 from nbi_plus.survey.chunks import Reading
+from nbi_plus.survey.ingesting import open_survey
 from nbi_plus.survey.parts import SurveyError
 from nbi_plus.survey.retrying import Known, run_retry
 from nbi_plus.survey.run import SurveyRequest, run_survey
-from nbi_plus.survey.sources import open_source
 from nbi_plus.survey.summary import SurveySummary
 from nbi_plus.survey.unfinished import KEPT_DRAWS, unfinished_of
 from nbi_plus.torch_state import door, doors
@@ -118,6 +118,8 @@ class SurveyMixin:
         source: object,
         out: str | Path,
         *,
+        kind: str | None = None,
+        ingest: Mapping[str, Any] | None = None,
         columns: Mapping[str, Names] | None = None,
         carry: Sequence[str] = (),
         n_samples: int = 500,
@@ -147,6 +149,12 @@ class SurveyMixin:
         out : path
             ``.parquet``, ``.h5`` or ``.fits``; a folder, or a name without suffix, becomes a folder
             of parquet files.
+        kind : str, optional
+            That of `Observations.from_survey`, as ``"ztf-alert"``: the source is in the schema of a
+            survey. Files of alerts are read a few thousand at a time; what lies further apart must
+            be of different objects.
+        ingest : mapping, optional
+            With ``kind``: options of `from_survey`, as ``{"nested": "fp_hists", "time": "mjd"}``.
         columns : mapping of role to column, optional
             As for `Observations.from_table`, ``{"id": "oid"}``, and the columns of scalars.
         carry : sequence of str
@@ -188,13 +196,15 @@ class SurveyMixin:
         request = SurveyRequest(
             Path(out), reading, said, chunk_size, client, resume, append, progress
         )
-        return run_survey(model, made_by, source, request)
+        return run_survey(model, made_by, open_survey(source, kind, ingest), request)
 
-    def retry_survey(
+    def retry_survey(  # noqa: PLR0913 - as predict_survey
         self,
         source: object,
         out: str | Path,
         *,
+        kind: str | None = None,
+        ingest: Mapping[str, Any] | None = None,
         ladder: Ladder | None = None,
         chunk_size: int | None = None,
         n_jobs: int | None = None,
@@ -212,6 +222,8 @@ class SurveyMixin:
             The same as for `predict_survey`: of a catalogue of several nights, one of these.
         out : path
             The catalogue. It says which columns, draws and seed there were.
+        kind, ingest
+            As for `predict_survey`, and the same.
         ladder : Ladder, optional
             With other rungs or budgets; default: the engine's.
         chunk_size, n_jobs, progress
@@ -223,7 +235,7 @@ class SurveyMixin:
         -------
         SurveySummary
         """
-        known = Known.of(Path(out), open_source(source))
+        known = Known.of(Path(out), open_survey(source, kind, ingest))
         said = known.survey
         model, made_by, reading = self.surveyed(
             known.columns, said["carry"], n_samples=said["n_samples"], n_jobs=n_jobs,

@@ -22,7 +22,7 @@ from nbi_plus.survey.answering import Answering, Pending, Rows, SurveyModel
 from nbi_plus.survey.catalogue import Catalogue, Provenance, carried_fields
 from nbi_plus.survey.chunks import Chunk, Reading, chunks
 from nbi_plus.survey.parts import Parts, following
-from nbi_plus.survey.sources import SurveySource, open_source
+from nbi_plus.survey.sources import SurveySource
 from nbi_plus.survey.summary import SurveySummary, SurveyTally
 from nbi_plus.survey.unfinished import unfinished_beside, write_unfinished
 from nbi_plus.survey.writing import check_out, manifest_of, rows_of, write_catalogue
@@ -69,7 +69,7 @@ class SurveyRequest:
 
 
 def run_survey(
-    model: SurveyModel, made_by: Provenance, source: object, request: SurveyRequest
+    model: SurveyModel, made_by: Provenance, source: SurveySource, request: SurveyRequest
 ) -> SurveySummary:
     """Return the summary of a survey, whose catalogue is then complete on disk.
 
@@ -77,23 +77,21 @@ def run_survey(
     ----------
     model : SurveyModel
     made_by : Provenance
-    source : object
-        See `nbi_plus.survey.sources.open_source`.
+    source : SurveySource
     request : SurveyRequest
     """
     out = request.out
     check_out(out, made_by.n_draws)
-    opened = open_source(source)
-    manifest = {"survey": _survey(made_by, request), "source": opened.said}
+    manifest = {"survey": _survey(made_by, request), "source": source.said}
     if not out.suffix or out.is_dir():
-        return _into_parts(model, made_by, opened, request, out, manifest, None)
+        return _into_parts(model, made_by, source, request, out, manifest, None)
     known = manifest_of(out) if out.exists() and request.resume else None
     if known is not None:
         wanted = following(known, manifest, out.name, append=request.append)
         if wanted == known:
             return counted(out, rows_of(out))
     folder = out.with_name(f"{out.name}.parts")
-    return _into_parts(model, made_by, opened, request, folder, manifest, known)
+    return _into_parts(model, made_by, source, request, folder, manifest, known)
 
 
 def _survey(made_by: Provenance, request: SurveyRequest) -> dict[str, object]:
@@ -171,7 +169,7 @@ def answer_all(
     begin = next(found, None)
     if begin is None:
         return
-    found = chain((begin,), found)
+    found = map(tally.noted, chain((begin,), found))
     answered = _here(answering, found) if client is None else _by_dask(answering, found, client)
     how = {"unit": "objects" if source.sets is not None else "rows", "done": begin.start}
     with (

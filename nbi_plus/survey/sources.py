@@ -51,6 +51,20 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """Files whose objects nobody can name, and why; each stands for one object of its name."""
+
+    ids: NDArray
+    reason: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> Unread:
+        return Unread(self.ids[rows], self.reason)
+
+
+@dataclass(frozen=True)
 class SurveySource:
     """What a survey reads.
 
@@ -61,14 +75,14 @@ class SurveySource:
     pieces : callable
         Takes the names of columns or None, returns an iterator of `Piece`; None for `sets`.
     sets : callable
-        Returns an iterator of `Observations`; None for `pieces`.
+        Returns an iterator of `Observations`, and of what is `Unread`; None for `pieces`.
     n_rows : int or None
         How many rows or, of `sets`, objects there are, where that is known without reading them.
     """
 
     said: dict[str, object]
     pieces: Callable[[Sequence[str] | None], Iterator[Piece]] | None = None
-    sets: Callable[[], Iterator[Observations]] | None = None
+    sets: Callable[[], Iterator[Observations | Unread]] | None = None
     n_rows: int | None = None
 
     @cached_property
@@ -126,9 +140,7 @@ def _is_collection(source: object) -> bool:
 def _of_files(paths: list[Path]) -> SurveySource:
     for path in paths:
         format_of(path)  # says which suffixes there are
-        if not path.is_file():
-            raise FileNotFoundError(f"source must be existing files, but there is no file {path}.")
-    said = {"kind": "files", "files": [[p.name, p.stat().st_size, _of_bytes(p)] for p in paths]}
+    said = said_of_files(paths)
 
     def pieces(names: Sequence[str] | None) -> Iterator[Piece]:
         for path in paths:
@@ -136,6 +148,14 @@ def _of_files(paths: list[Path]) -> SurveySource:
                 yield Piece(table, stem(path))
 
     return SurveySource(said, pieces, n_rows=_n_rows(paths))
+
+
+def said_of_files(paths: Sequence[Path]) -> dict[str, object]:
+    """Return what files are, or say that one does not exist."""
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"source must be existing files, but there is no file {path}.")
+    return {"kind": "files", "files": [[p.name, p.stat().st_size, _of_bytes(p)] for p in paths]}
 
 
 def _n_rows(paths: list[Path]) -> int | None:

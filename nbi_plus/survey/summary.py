@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbi_plus.data.ingested import Ingest
+from nbi_plus.survey.chunks import Chunk
+from nbi_plus.survey.ingesting import summed
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -37,6 +41,9 @@ class SurveySummary:
         ``seconds`` of one of them.
     reasons : dict of str to int
         Why objects have no answer, the commonest first.
+    ingest : Ingest
+        What was done to the data that this run has read, act by act, where they came as
+        `Observations` or by a survey's own schema.
     """
 
     out: Path
@@ -48,6 +55,7 @@ class SurveySummary:
     flags: dict[str, int]
     rungs: dict[str, dict[str, float]]
     reasons: dict[str, int]
+    ingest: Ingest = field(default_factory=Ingest)
 
     @property
     def rate(self) -> float:
@@ -70,6 +78,7 @@ class SurveySummary:
             for name, own in self.rungs.items()
         ]
         lines += [f"{n} without an answer: {reason}" for reason, n in self.reasons.items()]
+        lines += [str(self.ingest)] if len(self.ingest) else []
         return "\n".join(lines)
 
 
@@ -85,6 +94,16 @@ class SurveyTally:
     _flags: Counter[str] = field(default_factory=Counter)
     _costs: dict[str, np.ndarray] = field(default_factory=dict)
     _reasons: Counter[str] = field(default_factory=Counter)
+    _ingest: Ingest = field(default_factory=Ingest)
+    _last: Ingest | None = None  # of the piece that the last chunk was a part of
+
+    def noted(self, chunk: Chunk) -> Chunk:
+        """Return a chunk that is read, after noting what was done to its data."""
+        sets = chunk.observations
+        if sets is not None and sets.ingest is not self._last:
+            self._last = sets.ingest
+            self._ingest = summed((self._ingest, sets.ingest))
+        return chunk
 
     def add(self, table: pyarrow.Table, *, new: bool) -> None:
         """Count the rows of a part of the catalogue."""
@@ -117,7 +136,7 @@ class SurveyTally:
         return SurveySummary(
             out, self.n_objects, self.n_new, self.n_trusted, time.perf_counter() - self.began,
             dict(self._status.most_common()), dict(self._flags.most_common()), rungs,
-            dict(self._reasons.most_common(_N_REASONS)),
+            dict(self._reasons.most_common(_N_REASONS)), self._ingest,
         )  # fmt: skip
 
 

@@ -27,8 +27,9 @@ from nbi_plus.data.tables.tables import (
 if TYPE_CHECKING:
     import pyarrow
 
-_UNREAD = "cutout"  # images of kilobytes that no light curve needs
+UNREAD = "cutout"  # images of kilobytes that no light curve needs
 _JSON, _AVRO, _PARQUET = (".json", ".json.gz"), (".avro", ".avro.gz"), (".parquet",)
+PACKET_FILES = (*_AVRO, *_JSON, *_PARQUET)
 
 
 class Part(NamedTuple):
@@ -132,7 +133,7 @@ def open_packets(source: object) -> list[Packets]:
         Files of Avro, JSON and Parquet; frames of pandas, nested-pandas and pyarrow.
     """
     if isinstance(source, (str, Path)):
-        return _of_files(found_files("source", source, (*_AVRO, *_JSON, *_PARQUET)))
+        return _of_files(found_files("source", source, PACKET_FILES))
     if isinstance(source, Mapping):
         return [DictPackets([source])]
     table = arrow_of_frame(source)
@@ -140,8 +141,8 @@ def open_packets(source: object) -> list[Packets]:
         return [ArrowPackets(table)]
     items = list(source) if isinstance(source, (Sequence, Iterator)) else None
     if items and all(isinstance(item, (str, Path)) for item in items):
-        ends = (*_AVRO, *_JSON, *_PARQUET)
-        return _of_files([path for item in items for path in found_files("source", item, ends)])
+        each = (found_files("source", item, PACKET_FILES) for item in items)
+        return _of_files([path for paths in each for path in paths])
     if items and all(isinstance(item, Mapping) for item in items):
         return [DictPackets(items)]
     came = type(source).__name__ if not items else sorted({type(item).__name__ for item in items})
@@ -157,20 +158,20 @@ def _of_files(paths: Sequence[Path]) -> list[Packets]:
     for path in paths:
         suffix = suffix_of(path)
         if suffix in _PARQUET:
-            tables.append(ArrowPackets(arrow_of_parquet(path, _UNREAD)))
+            tables.append(ArrowPackets(arrow_of_parquet(path, UNREAD)))
         elif suffix in (*_AVRO, *_JSON):
             read = _from_avro if suffix in _AVRO else _from_json
             decoded += [_without_images(packet) for packet in read(path)]
         else:
             raise ValueError(
-                f"source must be files that end in one of {(*_AVRO, *_JSON, *_PARQUET)}, but "
+                f"source must be files that end in one of {PACKET_FILES}, but "
                 f"{path.name!r} does not. Decode it, and give the dicts or a frame."
             )
     return [*([DictPackets(decoded)] if decoded else []), *tables]
 
 
 def _without_images(packet: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in packet.items() if not k.startswith(_UNREAD)}
+    return {k: v for k, v in packet.items() if not k.startswith(UNREAD)}
 
 
 def _from_avro(path: Path) -> Iterable[Mapping[str, Any]]:
