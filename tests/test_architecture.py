@@ -27,7 +27,7 @@ ORDER = [
     "infer.weights", "infer.proposals", "infer.samplers", "infer.posterior", "infer.ladder",
     "infer.sequential",
     "trust", "plots", "estimators", "survey", "options", "fitted", "files", "engine",
-    "population", "pymc", "models", "report", "inspecting", "demo", "cli",
+    "population", "pymc", "models", "adapters", "report", "inspecting", "demo", "cli",
 ]  # fmt: skip
 MODELS_IMPORT = ("models", "data", "problem")
 WIDEST = 16
