@@ -91,6 +91,7 @@ def test_alerts_in_pieces_are_those_read_at_once(write, engine, whole, tmp_path,
     for act in ("read", "kept", "band", "limits", "left out", "duplicates", "masked"):
         assert summary.ingest[act] == ingest[act], act
     assert "of the kind ztf-alert" in str(summary)
+    assert len(summary.ingest) <= len(ingest) + 1  # a line an act, however many pieces there were
     assert engine.predict_survey(source, out, **options).n_new == 0
     with pytest.raises(SurveyError, match="of this source"):
         engine.predict_survey(source, out, **options | {"ingest": {**OPTIONS, "limits": 3}})
@@ -105,6 +106,7 @@ def test_packets_in_memory_are_a_source(engine, whole, tmp_path):
 def test_a_file_that_cannot_be_read_has_its_row(engine, whole, tmp_path):
     source, out = write_files(tmp_path / "alerts", packets()), tmp_path / "out.parquet"
     (source / "ZTF004.json").write_text('{"objectId": "ZTF0')
+    (source / "again.json").write_text((source / "ZTF000.json").read_text())  # merged all the same
     told = engine.predict_survey(
         source, out, kind="ztf-alert", ingest=OPTIONS, progress=False, chunk_size=4
     )

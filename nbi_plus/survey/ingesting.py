@@ -21,7 +21,8 @@ from nbi_plus.survey.sources import SurveySource, Unread, open_source, said_of_f
 
 _ALERTS = ("ztf-alert", "rubin-alert", "elasticc")
 _FILES, _ROWS = 4096, 4096  # of packets, that are read at once
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.{3}")  # or what stands for several
+Part = Callable[[list[int]], object]
 _BAD_FILES = (ValueError, TypeError, KeyError, OSError, ArithmeticError)
 
 
@@ -87,12 +88,12 @@ def _sets(
         yield from found
 
 
-def _pieces(paths: Sequence[Path]) -> Iterator[tuple[list[str], Callable[[int, int], object]]]:
-    """Yield the names of some files, or rows of one, and a function that takes a part of them."""
+def _pieces(paths: Sequence[Path]) -> Iterator[tuple[list[str], Part]]:
+    """Yield the names of some files, or of rows of one, and a function that takes some of them."""
     plain = [path for path in paths if suffix_of(path) != ".parquet"]
     for start in range(0, len(plain), _FILES):
         group = plain[start : start + _FILES]
-        yield [path.name for path in group], lambda i, j, group=group: group[i:j]
+        yield [path.name for path in group], lambda some, group=group: [group[i] for i in some]
     for path in (path for path in paths if suffix_of(path) == ".parquet"):
         file, first = open_source(path), 0
         wanted = [name for name in file.schema.names if not name.startswith(UNREAD)]
@@ -100,24 +101,32 @@ def _pieces(paths: Sequence[Path]) -> Iterator[tuple[list[str], Callable[[int, i
             for start in range(0, piece.table.num_rows, _ROWS):
                 rows = piece.table.slice(start, _ROWS)
                 names = [f"{path.name}:{first + start + i}" for i in range(rows.num_rows)]
-                yield names, lambda i, j, rows=rows: rows.slice(i, j - i)
+                yield names, lambda some, rows=rows: rows.take(some)
             first += piece.table.num_rows
 
 
 def _read(
-    names: list[str], piece: Callable[[int, int], object], read: Callable[[object], Observations]
+    names: list[str], part: Part, read: Callable[[object], Observations]
 ) -> Iterator[Observations | Unread]:
-    """Yield what can be read, and why the rest cannot: halves of halves."""
-    todo = [(0, len(names))]
+    """Yield what can be read, together, and why the rest cannot: found in halves of halves."""
+    todo, refused = [list(range(len(names)))], {}
     while todo:
-        i, j = todo.pop()
+        some = todo.pop()
         try:
-            yield read(piece(i, j))
+            found = read(part(some))
         except _BAD_FILES as error:
-            if j - i > 1:
-                todo += [((i + j) // 2, j), (i, (i + j) // 2)]
-            else:
-                yield Unread(np.array(names[i:j]), f"{type(error).__name__}: {error}"[:500])
+            middle = len(some) // 2
+            todo += [some[:middle], some[middle:]] if middle else []
+            if not middle:
+                refused[some[0]] = f"{type(error).__name__}: {error}"[:500]
+        else:
+            if len(some) == len(names):
+                yield found
+    good = [i for i in range(len(names)) if i not in refused]
+    if refused and good:
+        yield read(part(good))
+    for i, reason in sorted(refused.items()):
+        yield Unread(np.array([names[i]]), reason)
 
 
 def summed(parts: Iterable[Ingest]) -> Ingest:

@@ -21,9 +21,8 @@ from nbi_plus.infer.ladder.open_objects import OpenObjects
 from nbi_plus.infer.ladder.rung import Rung, RungContext
 from nbi_plus.infer.ladder.rung_ensemble import EnsembleRung
 from nbi_plus.infer.ladder.rung_hmc import HmcRung
-from nbi_plus.infer.ladder.rung_last import LastRung
 from nbi_plus.infer.ladder.rung_peaks import PeaksRung
-from nbi_plus.infer.ladder.rung_refine import FlowRung, RefineRung
+from nbi_plus.infer.ladder.rung_refine import FlowRung, LastRung, RefineRung
 from nbi_plus.infer.posterior.accounts import Budget
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Outcome, Pool

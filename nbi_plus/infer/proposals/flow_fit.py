@@ -81,9 +81,9 @@ def _train(flow: Flow, z: Tensor, judged: Tensor, batches: Tensor, config: Densi
     optimizer = torch.optim.Adam(weights, lr=config.lr)
     nothing = z.new_zeros(1, 1, dtype=torch.float32)
     best, kept = -math.inf, copy.deepcopy(flow.state_dict())
-    began = time.perf_counter()
+    began, most = time.perf_counter(), max(config.max_seconds, 1e-9)
     for step, rows in enumerate(batches):
-        share = max(step / len(batches), (time.perf_counter() - began) / config.max_seconds)
+        share = max(step / len(batches), (time.perf_counter() - began) / most)
         if share > 1:
             break
         rate = config.lr * 0.5 * (1 + math.cos(math.pi * share))
