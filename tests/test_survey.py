@@ -337,6 +337,13 @@ def test_rows_of_an_object_must_stand_together(engine, curves, tmp_path):
         engine.predict_survey(apart, tmp_path / "out.parquet", columns=COLUMNS, chunk_size=9)
 
 
+def test_a_name_may_be_as_long_as_those_beside_it_allow(engine, curves, tmp_path):
+    out = tmp_path / f"{'s' * 236}.parquet"
+    assert engine.predict_survey(curves, out, columns=COLUMNS).n_objects == N
+    with pytest.raises(ValueError, match="out must have a name of at most 244 bytes.* has 245"):
+        engine.predict_survey(curves, out.with_name(f"s{out.name}"), columns=COLUMNS)
+
+
 def test_a_carried_column_must_be_there(engine, curves, tmp_path):
     with pytest.raises(ValueError, match="carry must name columns.*'dec'"):
         engine.predict_survey(curves, tmp_path / "o.parquet", columns=COLUMNS, carry=("dec",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ Tables = Callable[[], Iterator["pyarrow.Table"]]
 _VO = b"IVOA.VOTable-Parquet."
 _NAMESPACE = "http://www.ivoa.net/xml/VOTable/v1.3"
 _FITS_NOTE, _FITS_SEAL, _HDF5_NAME = "NBISURV", "NBISEAL", "catalogue"
+_LONGEST = 255 - len(".unfinished")
 SUFFIXES = (".parquet", ".h5", ".hdf5", ".fits")
 
 
@@ -35,6 +37,11 @@ def check_out(out: Path, n_draws: int) -> None:
     if n_draws and out.suffix not in ("", ".parquet"):
         raise ValueError(
             f"out must end in .parquet, or be a folder, to keep draws, but is {out.name!r}."
+        )
+    if out.suffix and len(os.fsencode(out.name)) > _LONGEST:
+        raise ValueError(
+            f"out must have a name of at most {_LONGEST} bytes, for files beside it have longer "
+            f"ones, but has {len(os.fsencode(out.name))}."
         )
     if out.suffix and out.suffix not in SUFFIXES and not out.is_dir():
         raise ValueError(
