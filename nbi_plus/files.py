@@ -17,6 +17,7 @@ from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
 from nbi_plus.io.sizes import refuse_larger
+from nbi_plus.learn.flows import Flow
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
@@ -60,7 +61,7 @@ def read(
     """Return what was fitted, and the seed; what is given here is code that no file holds."""
     path = path_of("path", path)
     archive = read_archive(path, "engine")
-    _check_sizes(archive)
+    check_sizes(archive)
     with fitting_parts(path, "engine"):
         return _rebuild(archive, path, device, prior, noise, featurizer)
 
@@ -89,6 +90,11 @@ def _rebuild(
     if meta["model"] is not None:
         learned = replace(archive, arrays=joined(parts))
         model = TrainedModel.from_archive(learned, device, featurizer)
+        if not isinstance(model.network.flow, Flow):
+            raise ArchiveError(
+                "the network must be a flow, but is another estimator. The file is damaged or "
+                "forged."
+            )
         has_errors = model.conditions.x_err is not None
         if model.network.flow.n_dims != prior.n_dim:
             raise ArchiveError(
@@ -120,7 +126,7 @@ def _truth_test(told: Mapping[str, Any]) -> TruthTest:
     return test
 
 
-def _check_sizes(archive: Archive) -> None:
+def check_sizes(archive: Archive) -> None:
     """Refuse numbers that would build a network larger than the arrays the file really holds."""
     model = archive.meta.get("model")
     if model is None and archive.meta.get("sequential") is not None:

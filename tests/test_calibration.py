@@ -158,7 +158,7 @@ def test_sbc_takes_amortized_posteriors_and_says_so():
 
 def test_sbc_without_a_certified_object_is_refused():
     with pytest.raises(
-        ValueError, match=r"at least 2 that are certified or AMORTIZED, but 0 of 20"
+        ValueError, match=r"at least 2 that are certified, AMORTIZED or LEARNED, but 0 of 20"
     ):
         calibrate(20, seed=0, status=Status.FAILED)
 

@@ -17,9 +17,9 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.encode import EncoderConfig
-from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
-from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.network import EstimatorConfig, PosteriorNetwork
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.sources import (
     COLUMNS,
@@ -48,7 +48,7 @@ _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
 
-_ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
+ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class Recipe:
     featurizer : FeaturizerSpec
     custom : nn.Module or None
         The user's own featurizer.
-    flow : FlowConfig
+    flow : FlowConfig or RatioConfig
     train : TrainConfig
     device : torch.device
     seed : int
     memory : int
         Bytes of simulations that may be held on the device; more are streamed from disk.
+    loss : Loss
+        What is minimised.
     """
 
     prior: Prior
@@ -82,12 +84,13 @@ class Recipe:
     units: dict[str, str]
     featurizer: FeaturizerSpec
     custom: nn.Module | None
-    flow: FlowConfig
+    flow: EstimatorConfig
     train: TrainConfig
     device: torch.device
     seed: int
     memory: int
     window: tuple[float, float] | None = None
+    loss: Loss = nll
 
     @property
     def conditions(self) -> Batch:
@@ -230,12 +233,12 @@ def task_of(training_set: TrainingSet, recipe: Recipe) -> TrainingTask:
         )
         source = NoisyBank(source, noise, recipe.prior)
         seed = stage_key(recipe.seed, "validation") % 2**32
-        validation, noise = noisy_copy(validation, noise, recipe.prior, seed), _ALREADY_NOISY
+        validation, noise = noisy_copy(validation, noise, recipe.prior, seed), ALREADY_NOISY
     cadences = recipe.cadences.to(recipe.device, validation.model.dtype)
-    if noise is _ALREADY_NOISY and cadences.perturbation is not None:
+    if noise is ALREADY_NOISY and cadences.perturbation is not None:
         unscaled = replace(cadences.perturbation, error_scale=1.0)  # the noise is there already
         cadences = replace(cadences, perturbation=unscaled)
-    return TrainingTask(source, validation, noise, cadences)
+    return TrainingTask(source, validation, noise, cadences, recipe.loss)
 
 
 def untrained(recipe: Recipe, task: TrainingTask, sample: TrainingRows) -> PosteriorNetwork:
@@ -291,6 +294,7 @@ def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
         "featurizer": asdict(recipe.featurizer),
         "flow": asdict(recipe.flow),
         "train": asdict(recipe.train),
+        "loss": getattr(recipe.loss, "__name__", repr(recipe.loss)),
         "fixed": recipe.cadences.fixed,
         "perturbation": asdict(recipe.cadences.perturbation or Perturbation(0.0, 0.0, 1.0, 0.0)),
         "custom": repr(recipe.custom),

@@ -17,8 +17,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.io.archive import Archive, ArchiveError
 from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.encode import EncoderConfig
-from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.network import PosteriorNetwork, refuse_other_state
+from nbi_plus.learn.network import PosteriorNetwork, config_of, refuse_other_state
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
 from nbi_plus.problem.random import preserved_random_state
@@ -188,7 +187,7 @@ class TrainedModel:
         part = split({k: torch.as_tensor(v) for k, v in arrays.items()})
         encoder = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["encoder"].items()}
         spec = FeaturizerSpec(**meta["featurizer"])
-        flow = FlowConfig(**meta["flow"])
+        flow = config_of(meta["flow"])
 
         def make(featurizer: nn.Module | None = None) -> PosteriorNetwork:
             made = spec.build(custom) if featurizer is None else featurizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,13 +17,41 @@ from nbi_plus.data.rearranging import buckets
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.ratio import Ratio, RatioConfig
 
-ESTIMATORS: dict[str, type[Flow]] = {"maf": Flow, "nsf": Flow}  # of each kind of `FlowConfig`
+EstimatorConfig = FlowConfig | RatioConfig
 
 
-def estimator(n_dims: int, n_context: int, config: FlowConfig) -> Flow:
-    """Return an untrained density of the kind that ``config`` names."""
-    return ESTIMATORS[config.kind](n_dims, n_context, config)
+class Estimator(Protocol):
+    """What is trained on features of the data: a density of z, or a ratio of two."""
+
+    n_dims: int
+    config: EstimatorConfig
+
+    def whiten(self, z: Tensor) -> None:
+        """Learn where draws z (n, D) lie."""
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        """Return the log of it, (B, S), at z (B, S, D) given features (B, F)."""
+
+    def exact(self) -> Estimator:
+        """Return a float64 copy."""
+
+
+# of each kind: what it is trained as, and its chosen state
+ESTIMATORS: dict[str, tuple[type[Estimator], type[EstimatorConfig]]] = {
+    "maf": (Flow, FlowConfig), "nsf": (Flow, FlowConfig), "ratio": (Ratio, RatioConfig),
+}  # fmt: skip
+
+
+def estimator(n_dims: int, n_context: int, config: EstimatorConfig) -> Estimator:
+    """Return an untrained estimator of the kind that ``config`` names."""
+    return ESTIMATORS[config.kind][0](n_dims, n_context, config)
+
+
+def config_of(meta: Mapping[str, Any]) -> EstimatorConfig:
+    """Return the chosen state of an estimator from its plain form."""
+    return ESTIMATORS[meta["kind"]][1](**meta)
 
 
 def refuse_other_state(
@@ -48,7 +77,7 @@ def refuse_other_state(
 
 
 class PosteriorNetwork(nn.Module):
-    """q(z | data): the flow's density given features of the data.
+    """q(z | data): the estimator's density, or ratio, given features of the data.
 
     Parameters
     ----------
@@ -57,7 +86,7 @@ class PosteriorNetwork(nn.Module):
         Maps channels (n, C', L) to features (n, F); has ``n_features``.
     n_dims : int
         Number of parameters D.
-    flow_config : FlowConfig
+    flow_config : FlowConfig or RatioConfig
     """
 
     def __init__(
@@ -65,7 +94,7 @@ class PosteriorNetwork(nn.Module):
         encoder_config: EncoderConfig,
         featurizer: nn.Module,
         n_dims: int,
-        flow_config: FlowConfig,
+        flow_config: EstimatorConfig,
     ) -> None:
         super().__init__()
         width = featurizer.n_features

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from nbi_plus.data.batch import Batch
@@ -17,6 +18,7 @@ from nbi_plus.io.header import ArchiveError
 
 _SHRINK = 1e-3
 _CUT = 0.99  # the quantile of ordinary objects beyond which one is flagged
+_BY_CHANCE, _FAR = 1e-3, 2.0  # p-value of many together; times the furthest known
 _LOG_ERR_MARGIN = math.log(1.1)  # errors 10 % outside the trained range are still ordinary
 
 
@@ -103,6 +105,16 @@ class FeatureReference:
         margin[-1] = 0.5
         outside = ((seen < self.ranges[0] - margin) | (seen > self.ranges[1] + margin)).any(-1)
         return (self.distance(features) > cut) | outside
+
+    def judge_together(self, features: Tensor) -> tuple[bool, float]:
+        """Say whether objects of one kind (T, F) are unlike the training set, and a p-value.
+
+        They are where more lie beyond the cut than chance allows, or one lies far beyond all.
+        """
+        distance = self.distance(features)
+        n_far = int((distance > torch.quantile(self.distances, _CUT)).sum())
+        p_value = float(stats.binom.sf(n_far - 1, len(distance), 1 - _CUT))
+        return p_value < _BY_CHANCE or bool(distance.max() > _FAR * self.distances[-1]), p_value
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the state as named tensors."""

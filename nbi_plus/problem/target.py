@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -52,6 +53,39 @@ class Evaluation:
     errors: tuple[str, ...] = ()
 
 
+class LatentTarget(Protocol):
+    """What the ladder asks of a target: shapes as for `Target`, which is one.
+
+    Attributes
+    ----------
+    prior : Prior
+    data : Batch
+    differentiable : bool
+    n_numbers : int
+        How many numbers one evaluation bears, for what fits into memory.
+    seconds_per_row : float
+        Of one evaluation.
+    makes_data : bool
+        Whether it can say what other data a model would have made.
+    """
+
+    prior: Prior
+    data: Batch
+    differentiable: bool
+    n_numbers: int
+    seconds_per_row: float
+    makes_data: bool
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return the unnormalised log posterior density."""
+
+    def evaluate(self, z: Tensor, index: Tensor) -> Evaluation:
+        """Return prior, likelihood and failures of draws."""
+
+    def single(self) -> LatentTarget:
+        """Return the same in single precision."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Prior, simulator and noise for a batch of objects.
@@ -72,6 +106,12 @@ class Target:
     data: Batch
     n_jobs: int | None = 1
     client: object | None = None
+    makes_data = True
+
+    @property
+    def seconds_per_row(self) -> float:
+        """What one simulation takes."""
+        return self.simulator.seconds_per_row
 
     @property
     def n_numbers(self) -> int:

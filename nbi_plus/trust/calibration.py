@@ -311,11 +311,12 @@ def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike
 def _entered(posteriors: Iterable[Posterior], truths: Array) -> tuple[list[Posterior], Array]:
     """Return the posteriors whose ranks mean something, and their truths."""
     everyone = list(posteriors)
-    valid = np.array([p.certified or p.status is Status.AMORTIZED for p in everyone])
+    uncorrected = (Status.AMORTIZED, Status.LEARNED)  # whether they should be is what ranks say
+    valid = np.array([p.certified or p.status in uncorrected for p in everyone])
     if valid.sum() < 2:
         raise ValueError(
-            f"posteriors must hold at least 2 that are certified or AMORTIZED, but {valid.sum()} "
-            f"of {len(valid)} are. Train longer, or look at posterior.report."
+            f"posteriors must hold at least 2 that are certified, AMORTIZED or LEARNED, but "
+            f"{valid.sum()} of {len(valid)} are. Train longer, or look at posterior.report."
         )
     return [p for p, v in zip(everyone, valid, strict=True) if v], truths[valid]
 

@@ -23,7 +23,7 @@ from nbi_plus.infer.samplers.gradients import Gradients
 from nbi_plus.infer.samplers.landscape import Landscape
 from nbi_plus.infer.samplers.peaks import Peaks, PeaksConfig
 from nbi_plus.infer.weights.summary import Grade
-from nbi_plus.problem.target import Target
+from nbi_plus.problem.target import LatentTarget
 
 AUDIT_TIMES = 10.0  # what the first rung took: so long an audit of point lenses takes
 _STAGE = "audit"
@@ -39,9 +39,9 @@ _BEYOND = 4  # places of each that are kept: there is one at every end
 _TOLD = 4  # peaks of an object that its report names
 
 
-def is_cheap(target: Target) -> bool:
+def is_cheap(target: LatentTarget) -> bool:
     """Say whether simulations cost so little that an audit may make thousands without counting."""
-    return target.simulator.seconds_per_row <= _CHEAP
+    return target.seconds_per_row <= _CHEAP
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PeakAudit:
         n, numbers = scouts * self.n_scouts, scouts * self.scout_numbers
         return replace(self._times(2), n_scouts=n, scout_numbers=numbers)
 
-    def of_one(self, target: Target) -> PeakAudit:
+    def of_one(self, target: LatentTarget) -> PeakAudit:
         """Return the same for one object alone: many more starts, if these are cheap.
 
         Of black boxes twice as many, and so few scouts that it costs about what the fit did.
@@ -120,7 +120,7 @@ class PeakAudit:
         """Return how many scouts each object gets."""
         n = min(self.n_scouts, self.scout_numbers // context.target.n_numbers)
         if not is_cheap(context.target):  # what is cheap is not timed: nothing depends on the clock
-            n = min(n, int(_SCOUTING / context.target.simulator.seconds_per_row))
+            n = min(n, int(_SCOUTING / context.target.seconds_per_row))
         return max(n, _FEWEST)
 
     @property

@@ -104,6 +104,13 @@ def escalate(
         keys = group.objects.keys[index]
         own = look.select(index) if outcome.rung == HINTS else None
         waiting.append(open_objects_of(outcome, proposal, group.features[index], keys, own))
+    yield from climbed(waiting, group, ladder, request)
+
+
+def climbed(
+    waiting: list[OpenObjects], group: Group, ladder: Ladder, request: verdict.Request
+) -> Iterator[Answered]:
+    """Yield the answers for open objects, which together hold a group, after the whole ladder."""
     again: list[OpenObjects] = []
     for objects, outcome, reopened in _answers(waiting, group, ladder):
         if reopened.any():

@@ -131,7 +131,7 @@ class Look:
         at_once = launch.of(starts.device).escalated_objects
         for rows in rows_of_known.split(at_once):
             target = target_of(rows.cpu().numpy())
-            if target.simulator.seconds_per_row > _CHEAP:
+            if target.seconds_per_row > _CHEAP:
                 return self.proposal, found.n_gradients
             circles = circular_columns(target.prior.periods)
             some = peaks.find(

@@ -164,7 +164,7 @@ def reweight(
         rung, family = ("reweight", "network") if look is None else (HINTS, "mixture")
         first = _graded(rung, family, pool, context, proposal)
     context.report.note(first, otherwise=_BEYOND)
-    cheap = context.target.simulator.seconds_per_row <= ladder.top_up_seconds
+    cheap = context.target.seconds_per_row <= ladder.top_up_seconds
     more = ladder.top_up_draws - ladder.n_draws
     near = _nearly_passed(first, ladder.gate) & (cheap and more > 0 and look is None)
     if not near.all():

@@ -19,7 +19,7 @@ from nbi_plus.infer.proposals.circles import circular_columns
 from nbi_plus.infer.proposals.cross_fit import PEAKS_SHARE, ProposalFamily, with_share
 from nbi_plus.infer.samplers.gradients import LogProb
 from nbi_plus.infer.weights.summary import Gate
-from nbi_plus.problem.target import Evaluation, Target
+from nbi_plus.problem.target import Evaluation, LatentTarget
 
 _VERDICT = 2.0  # times what the first rung took: so long data and verdict of one object take
 
@@ -38,7 +38,7 @@ class Rung(Protocol):
     name: str
     status: Status
 
-    def applies(self, target: Target) -> bool:
+    def applies(self, target: LatentTarget) -> bool:
         """Say whether it can do anything for objects of this target."""
 
     def run(self, objects: OpenObjects, context: RungContext) -> Iterator[OpenObjects]:
@@ -62,7 +62,7 @@ class OptionalRung:
     wanted: bool
     needs_gradients: ClassVar[bool] = False
 
-    def applies(self, target: Target) -> bool:
+    def applies(self, target: LatentTarget) -> bool:
         """Say whether it is wanted, and torch can differentiate the target if it must."""
         return self.wanted and (target.differentiable or not self.needs_gradients)
 
@@ -73,7 +73,7 @@ class RungContext:
 
     Attributes
     ----------
-    target : Target
+    target : LatentTarget
         What is believed of N objects.
     meter : Meter
         What was spent on them.
@@ -91,7 +91,7 @@ class RungContext:
         The time of an audit, in units of that of the first rung.
     """
 
-    target: Target
+    target: LatentTarget
     meter: Meter
     report: ReportLog
     gate: Gate

@@ -11,7 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.problem.random import generator, keyed_uniform, preserved_random_state
-from nbi_plus.problem.target import Target
+from nbi_plus.problem.target import LatentTarget, Target
 
 _N_DRAWS = 100  # of the posterior
 _N_MORE = 40  # sets of data for each, where few of the first were as unlikely as the real ones
@@ -21,7 +21,7 @@ MISFIT = 1e-3  # p-value, of either tail, of data that the model does not descri
 _NUMBERS = 2**24  # simulated at once
 
 
-def checked(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> Outcome:
+def checked(target: LatentTarget, outcome: Outcome, keys: Tensor, seed: int) -> Outcome:
     """Return the outcome with posterior-predictive p-values of the data, and who is a misfit.
 
     ``fit_p_value`` is the mean over the posterior of the probability that other data would be no
@@ -35,13 +35,16 @@ def checked(target: Target, outcome: Outcome, keys: Tensor, seed: int) -> Outcom
 
     Parameters
     ----------
-    target : Target
+    target : LatentTarget
+        One that makes no data leaves the outcome as it is.
     outcome : Outcome
         Of b objects.
     keys : Tensor of int64, shape (b,)
         What the randomness of each object is keyed by.
     seed : int
     """
+    if not target.makes_data:
+        return outcome
     pool, weights = outcome.pool, outcome.summary.weights
     tails = torch.full((len(weights), 2), math.nan, dtype=torch.float64, device=weights.device)
     alive = (weights.sum(1) > 0).nonzero()[:, 0]

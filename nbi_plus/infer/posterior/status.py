@@ -17,6 +17,7 @@ class Status(Enum):
     REFINED = "Draws of a proposal adapted to this object; their weights passed the gate."
     HMC = "Importance weights were unreliable; refined by HMC."
     ENSEMBLE = "Importance weights were unreliable; refined by an ensemble of walkers."
+    LEARNED = "Weighted draws that passed, but of a learned likelihood; it is the only judge."
     UNCERTIFIED = "No method passed its gate; the best effort is kept and is not to be trusted."
     FAILED = "No reliable posterior was found; see report."
 
@@ -61,6 +62,7 @@ class Flag(str, Enum):
     SUPPORT = "SUPPORT"
     DUPLICATES = "DUPLICATES"
     FEW_DRAWS = "FEW_DRAWS"
+    EXTRAPOLATED = "EXTRAPOLATED"
 
     @property
     def sentence(self) -> str:
@@ -88,6 +90,7 @@ _FLAG_SENTENCES = {
     "SUPPORT": "A part of the posterior can lie where an earlier prior allowed no draws.",
     "DUPLICATES": "Points seen twice were merged.",
     "FEW_DRAWS": "The draws of the objects, or of the selection, are too few for this population.",
+    "EXTRAPOLATED": "Parameters or data lie outside what the likelihood was learned from.",
 }
 
 # what a certificate of the weights knows nothing of

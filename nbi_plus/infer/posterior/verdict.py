@@ -98,7 +98,8 @@ class Request:
 
     ``doubt`` says which certified answers are not to be trusted, because others of this problem
     missed places; ``keep_unfinished`` how many draws of objects that nothing certified are kept
-    beside the answers, to try them again.
+    beside the answers, to try them again; ``learned`` that weights are of a learned likelihood,
+    which certifies nothing.
     """
 
     prior: Prior
@@ -107,6 +108,7 @@ class Request:
     seed: int
     doubt: Doubt = Doubt.NONE
     keep_unfinished: int = 0
+    learned: bool = False
 
 
 def corrected(
@@ -175,8 +177,9 @@ def _weighted(
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
     refusals = objects.refusals[rows].tolist()
     failure = [own or other for own, other in zip(refusals, failure, strict=True)]
+    settled = Status.LEARNED if request.learned else outcome.status
     status = tuple(
-        Status.FAILED if reason else outcome.status if good else Status.UNCERTIFIED
+        Status.FAILED if reason else settled if good else Status.UNCERTIFIED
         for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
     )
     numbers = _without_answer(numbers, np.array([s is Status.FAILED for s in status]))

@@ -1,0 +1,1 @@
+"""Estimators beside the engine: what else people hold."""

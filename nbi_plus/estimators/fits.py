@@ -1,0 +1,142 @@
+"""What a learned ratio leaves behind, and its file: JSON and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from nbi_plus.arguments import new_file, path_of
+from nbi_plus.estimators.learned import SummedLikelihood
+from nbi_plus.estimators.trials import TrialShape
+from nbi_plus.files import check_sizes
+from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write_archive
+from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.ratio import Ratio
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.simulator.simulator import BoundSimulator
+
+RATIO = "ratio engine"
+
+
+@dataclass(frozen=True)
+class SummedRatio:
+    """The log-ratios of N sets of trials, whose statistics (N, M) are summed already."""
+
+    ratio: Ratio
+    statistics: Tensor
+
+    @property
+    def n_numbers(self) -> int:
+        """Hidden units and statistics of one evaluation."""
+        config = self.ratio.config
+        return config.hidden * config.n_layers + self.statistics.shape[1]
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return the sums (b, n) at z (b, n, D)."""
+        return (self.ratio.natural(z) * self.statistics[index][:, None]).sum(-1)
+
+
+@dataclass(frozen=True)
+class RatioFit:
+    """A trained ratio, and the prior it was trained under.
+
+    Attributes
+    ----------
+    prior : Prior
+    model : TrainedModel
+    simulator : BoundSimulator or None
+    device : torch.device
+    """
+
+    prior: Prior
+    model: TrainedModel
+    simulator: BoundSimulator | None
+    device: torch.device
+
+    @cached_property
+    def ratio(self) -> Ratio:
+        """The ratio in double precision."""
+        return self.model.network.flow.exact()
+
+    @cached_property
+    def trials(self) -> TrialShape:
+        """How trials are laid out."""
+        return TrialShape(self.model.conditions)
+
+    @property
+    def reach(self) -> NDArray[np.float64]:
+        """The least and largest latent parameters (2, D) of the training."""
+        return self.ratio.reach.cpu().numpy()
+
+    def features(self, name: str, x: ArrayLike | Tensor) -> Tensor:
+        """Return the features (T, F) of trials (T, L)."""
+        rows = self.trials.rows(name, x)
+        return self.model.network.features(self.trials.batch(rows, self.device))
+
+    def statistics(self, name: str, x: ArrayLike | Tensor) -> Tensor:
+        """Return the statistics (T, M) of trials (T, L), float64."""
+        with torch.no_grad():
+            return self.ratio.statistics(self.features(name, x))
+
+    def log_ratio(self, theta: Tensor, statistics: Tensor) -> Tensor:
+        """Return log r (n,) of theta (n, D) and statistics (n, M), one row of either for all.
+
+        Outside the prior it is -inf, and its gradient zero.
+        """
+        z = self.prior.to_latent(theta.to(self.device))
+        inside = z.isfinite().all(-1)
+        value = (self.ratio.natural(torch.where(inside[:, None], z, 0.0)) * statistics).sum(-1)
+        return torch.where(inside, value, -torch.inf)
+
+    def summed(self, sets: list[NDArray[np.float64]]) -> tuple[SummedLikelihood, Tensor, Tensor]:
+        """Return the likelihood of N sets of trials, who is strange (N,), and p-values (N,)."""
+        sums, strange = [], []
+        for own in sets:  # sets differ in their number of trials
+            features = self.features("trials", own)
+            with torch.no_grad():
+                sums.append(self.ratio.statistics(features).sum(0))
+            strange.append(self.model.reference.judge_together(features))
+        flags, p_values = zip(*strange, strict=True)
+        likelihood = SummedRatio(self.ratio, torch.stack(sums))
+        device = self.device
+        return (
+            likelihood,
+            torch.tensor(flags, device=device),
+            torch.tensor(p_values, dtype=torch.float64, device=device),
+        )
+
+    def save(self, path: str | Path, chosen: dict[str, object]) -> None:
+        """Write it, and what was chosen for it."""
+        prior = self.prior
+        meta = {
+            "model": self.model.meta(), "prior": prior.manifest(), "chosen": chosen,
+            "labels": dict(zip(prior.names, prior.labels, strict=True)),
+        }  # fmt: skip
+        write_archive(new_file("path", path), RATIO, meta, self.model.arrays())
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: torch.device, prior: Prior | None, custom: nn.Module | None
+    ) -> tuple[RatioFit, dict[str, object]]:
+        """Return what `save` wrote; ``prior`` and ``custom`` are code that no file holds."""
+        path = path_of("path", path)
+        archive = read_archive(path, RATIO)
+        check_sizes(archive)
+        with fitting_parts(path, RATIO):
+            meta = archive.meta
+            if prior is None:
+                prior = Prior.from_manifest(meta["prior"], meta["labels"])
+            model = TrainedModel.from_archive(archive, device, custom)
+            flow = model.network.flow
+            if not isinstance(flow, Ratio) or flow.n_dims != prior.n_dim:
+                raise ArchiveError(
+                    f"{path} must hold a ratio of {prior.n_dim} parameters, but holds another "
+                    "network. Pass the prior of the training."
+                )
+            return cls(prior, model, None, device), meta["chosen"]

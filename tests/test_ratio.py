@@ -1,0 +1,418 @@
+"""Ratios: the loss, the family of functions, and posteriors of many trials, all in closed form."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm, uniform
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+import nbi_plus as nbi
+from nbi_plus.learn.losses import ContrastLoss, contrast
+from nbi_plus.learn.ratio import Ratio, RatioConfig
+
+SIGMA = 0.7
+PRIOR = {"mu": norm(0, 1)}
+SMALL = RatioConfig(n_squares=4, n_products=4, hidden=16)
+
+
+def one_trial(theta):
+    return theta + SIGMA * torch.randn(theta.shape, dtype=theta.dtype)
+
+
+def exact_log_ratio(mu, x):
+    return norm.logpdf(x, mu, SIGMA) - norm.logpdf(x, 0, math.hypot(1, SIGMA))
+
+
+def exact_posterior(x):
+    precision = 1 + len(x) / SIGMA**2
+    return x.sum() / SIGMA**2 / precision, precision**-0.5
+
+
+def draws(n, mu=0.4, seed=0):
+    return np.random.default_rng(seed).normal(mu, SIGMA, n)
+
+
+def quietly(engine, x, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", nbi.UntrustedWarning)
+        return engine.predict(x, **options)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return nbi.RatioEngine(one_trial, PRIOR).fit(n_sims=10_000, n_epochs=20, batch_size=256)
+
+
+def small(**options):
+    return nbi.RatioEngine(one_trial, PRIOR, **options)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def scores(n=50, k=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(2, n, k, generator=rng).double().unbind(0)
+
+
+def test_contrast_of_one_is_binary_classification():
+    joint, apart = scores(k=1)
+    logits = torch.cat([joint, apart], 1)
+    labels = torch.tensor([1.0, 0.0]).double().expand(len(logits), 2)
+    wanted = binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    torch.testing.assert_close(contrast(joint, apart, 1.0), wanted)
+
+
+def test_contrast_of_endless_odds_is_the_choice_among_all():
+    joint, apart = scores()
+    wanted = cross_entropy(joint, torch.zeros(len(joint), dtype=torch.int64), reduction="none")
+    torch.testing.assert_close(contrast(joint, apart, math.inf), wanted)
+    torch.testing.assert_close(contrast(joint, apart, 1e9), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_expected_contrast_is_least_at_the_ratio_itself(k, gamma):
+    """All sets of parameters and data of two values each are enumerated."""
+    p_z, p_x = torch.tensor([0.3, 0.7]), torch.tensor([[0.9, 0.1], [0.4, 0.6]])  # of x given z
+    exact = (p_x / (p_z @ p_x)).log().double()
+
+    def expected(table):
+        total = 0.0
+        for sets in torch.cartesian_prod(*[torch.arange(2)] * (2 * k + 1)):
+            x, own, others = sets[0], sets[1 : k + 1], sets[k + 1 :]
+            chance = p_z[own].prod() * p_x[own[0], x] * p_z[others].prod()
+            total = total + chance * contrast(table[own, x][None], table[others, x][None], gamma)
+        return total.sum()
+
+    slope = torch.func.grad(expected)(exact)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-7, rtol=0)
+    assert torch.func.grad(expected)(exact + 0.3).abs().max() > 1e-3, "its size is no free factor"
+
+
+def head(n_dims=2, n_context=3, config=SMALL, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Ratio(n_dims, n_context, config)
+
+
+def some(n=12, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, generator=rng).double(), torch.randn(n, 3, generator=rng)
+
+
+@pytest.mark.parametrize("balance", [0.0, 100.0])
+def test_rows_that_do_not_count_change_no_loss(balance):
+    ratio, (z, features) = head(), some()
+    good = torch.arange(12) != 5
+    loss = ContrastLoss(3, 1.0, balance)
+    other = z.clone()
+    other[5] += 3.0
+    found = [loss(ratio, own, features, good)[good] for own in (z, other)]
+    torch.testing.assert_close(*found)
+    changed = ContrastLoss(3)(ratio, other, features, torch.ones(12, dtype=torch.bool))
+    assert (changed - ContrastLoss(3)(ratio, z, features, good)).abs().max() > 1e-3
+
+
+def test_balance_is_the_square_of_what_classification_lacks():
+    ratio, (z, features) = head(), some()
+    good = torch.ones(12, dtype=torch.bool)
+    every = torch.sigmoid(ratio.log_ratios(z, features))
+    lack = every.diagonal().mean() + every.diagonal(1).sum() / 12 + every[-1, 0] / 12 - 1
+    extra = ContrastLoss(3, 1.0, 10.0)(ratio, z, features, good) - ContrastLoss(3)(
+        ratio, z, features, good
+    )
+    torch.testing.assert_close(extra, (10 * lack.square()).expand(12), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_contrast": 0}, "n_contrast must be"),
+        ({"gamma": 0.0}, "gamma must be positive"),
+        ({"balance": -1.0}, "balance must be finite"),
+    ],
+)
+def test_contrast_refuses_what_is_none(options, words):
+    with pytest.raises(ValueError, match=words):
+        ContrastLoss(**options)
+
+
+# --- the family -----------------------------------------------------------------------------------
+
+
+def test_ratio_of_pairs_is_the_diagonal_of_all_and_trials_add_up():
+    ratio, (z, features) = head().exact(), some()
+    every = ratio.log_ratios(z, features)
+    pairs = ratio.log_prob(z[:, None], features)[:, 0]
+    torch.testing.assert_close(pairs, every.diagonal())
+    summed = ratio.natural(z) @ ratio.statistics(features).sum(0)
+    torch.testing.assert_close(summed, every.sum(0))
+
+
+def test_ratio_holds_the_normal_law_however_far_out():
+    """Squares of what is linear in the features: a quadratic in x for each z."""
+    ratio = head(n_context=1).exact()
+    for part in (*ratio.of_x.parameters(),):
+        part.requires_grad_(False).zero_()
+    x = torch.linspace(-1e3, 1e3, 9).double()[:, None]
+    found = ratio.log_ratios(torch.randn(4, 2).double(), x)
+    third = found.diff(dim=0, n=3)
+    torch.testing.assert_close(
+        third / found.abs().max(), torch.zeros_like(third), atol=1e-9, rtol=0
+    )
+    assert (found.diff(dim=0, n=2) < 0).all()
+
+
+# --- one trial, and many ------------------------------------------------------------------------
+
+
+def test_log_ratio_is_that_of_the_linear_gaussian_model(engine):
+    rng = np.random.default_rng(3)
+    mu = rng.normal(size=400)
+    x = rng.normal(mu, SIGMA)
+    off = engine.log_ratio(mu[:, None], x) - exact_log_ratio(mu, x)
+    assert abs(off.mean()) < 0.03
+    assert off.std() < 0.1
+    mu = np.roll(mu, 1)
+    off = engine.log_ratio(mu[:, None], x) - exact_log_ratio(mu, x)
+    likely = exact_log_ratio(mu, x) > -3  # what is less likely by far is in no batch
+    assert off[likely].std() < 0.15
+
+
+@pytest.mark.parametrize(("n", "off", "wide"), [(1, 0.05, 0.05), (10, 0.1, 0.1), (100, 0.3, 0.15)])
+def test_posterior_of_a_mean_is_the_exact_one(engine, n, off, wide):
+    x = draws(n)
+    posterior = quietly(engine, x)
+    mean, sd = exact_posterior(x)
+    assert posterior.status is nbi.Status.LEARNED
+    assert abs(posterior.mean()[0] - mean) < (off + 4 / posterior.ess**0.5) * sd
+    assert abs(posterior.std()[0] / sd - 1) < wide + 4 / (2 * posterior.ess) ** 0.5
+    # the evidence, relative to the product of p(x)
+    total = np.array([exact_log_ratio(m, x).sum() for m in (mean,)])[0]
+    exact = total + norm.logpdf(mean) - norm.logpdf(mean, mean, sd)
+    assert abs(posterior.log_evidence - exact) < 0.3 + 0.02 * n
+
+
+def test_answer_is_learned_and_never_trusted(engine):
+    with pytest.warns(nbi.UntrustedWarning, match="LEARNED"):
+        posterior = engine.predict(draws(10))
+    assert not posterior.certified
+    assert not posterior.trusted
+    assert "LEARNED" in posterior.report
+    assert posterior.settled_by
+    assert np.isnan(posterior.fit_p_value)
+    again = pickle.loads(pickle.dumps(posterior))  # noqa: S301
+    assert again.status is nbi.Status.LEARNED
+
+
+def test_learned_answer_goes_through_a_file(engine, tmp_path):
+    posterior = quietly(engine, draws(10))
+    posterior.save(tmp_path / "p.h5")
+    again = nbi.Posterior.load(tmp_path / "p.h5")
+    assert again.status is nbi.Status.LEARNED
+    np.testing.assert_array_equal(again.samples, posterior.samples)
+
+
+def test_order_of_trials_and_sets_beside_change_nothing(engine):
+    x, other = draws(20), draws(7, mu=-1.0, seed=1)
+    alone = quietly(engine, x)
+    turned = quietly(engine, x[::-1])
+    several = engine.predict_many([x, other])
+    assert alone.mean() == pytest.approx(turned.mean(), abs=1e-6)
+    assert alone.mean() == pytest.approx(several.mean[0], abs=1e-6)
+    exact = exact_posterior(other)
+    assert abs(several.mean[1, 0] - exact[0]) < 0.2 * exact[1]
+
+
+def test_more_draws_are_had_when_asked_for(engine):
+    assert len(quietly(engine, draws(3), n_samples=5000)) >= 5000
+
+
+def test_what_was_never_learned_is_flagged(engine):
+    flag = nbi.Flag.EXTRAPOLATED
+    ordinary = engine.predict_many([draws(30, seed=k) for k in range(8)])
+    assert sum(flag in own for own in ordinary.flags) <= 1
+    strange = np.append(draws(30), 1e4)
+    assert flag in quietly(engine, strange).flags
+    assert flag in quietly(engine, np.full(30, 5.5)).flags  # mu = 5.5 is no draw of the prior
+
+
+def test_ratio_is_balanced_on_fresh_simulations(engine):
+    value, error = engine.imbalance(4096)
+    assert 0.001 < error < 0.01
+    assert abs(value) < 0.01 + 4 * error
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("n_trials", [1, 20])
+def test_ranks_of_truths_are_uniform(engine, n_trials):
+    found = engine.calibrate(300, n_trials)
+    assert found.p_values.min() > 1e-3
+    assert found.n_excluded <= 3
+
+
+# --- doors ----------------------------------------------------------------------------------------
+
+
+def test_log_ratio_pairs_rows_and_is_nothing_outside_the_prior():
+    engine = nbi.RatioEngine(one_trial, {"mu": uniform(-1, 2)}).fit(n_sims=200, n_epochs=1)
+    x = np.linspace(-1, 1, 4)
+    pairs = engine.log_ratio([[0.1], [0.2], [0.3], [0.4]], x)
+    one_theta, one_x = engine.log_ratio([[0.1]], x), engine.log_ratio([[0.1], [0.2]], [x[1]])
+    assert pairs.shape == one_theta.shape == (4,)
+    assert pairs[0] == pytest.approx(one_theta[0])
+    assert pairs[1] == pytest.approx(one_x[1])
+    assert engine.log_ratio([[1.5]], x).tolist() == [-math.inf] * 4
+
+
+def test_log_ratio_of_tensors_has_the_gradient_of_differences(engine):
+    theta = torch.tensor([[0.3], [-1.2]], dtype=torch.float64, requires_grad=True)
+    x = [0.5, 0.1]
+    (slope,) = torch.autograd.grad(engine.log_ratio_torch(theta, x).sum(), theta)
+    step = 1e-5
+    up, down = (engine.log_ratio(theta.detach().numpy() + s, x) for s in (step, -step))
+    np.testing.assert_allclose(slope[:, 0].numpy(), (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.zeros((3, 2)), r"must have shape \(T, 1\)"),
+        (np.zeros((2, 3, 1)), r"must have shape \(T, 1\)"),
+        ([0.0, np.nan], "must be finite, but 1 of 2 trials"),
+        ([], r"must have shape \(T, 1\)"),
+    ],
+)
+def test_trials_of_another_width_are_refused(engine, x, words):
+    with pytest.raises(ValueError, match=words):
+        engine.predict(x)
+    with pytest.raises(ValueError, match=words):
+        engine.log_ratio([[0.0]], x)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"noise": nbi.GaussianNoise(0.1)}, "noise must be a CustomNoise without"),
+        ({"simulator": lambda theta: 2 * theta}, "simulator must draw its noise"),
+        ({"prior": lambda u: u, "labels": None}, "prior_transform"),
+    ],
+)
+def test_problems_that_are_none_of_ratios_are_refused(options, words):
+    own = {"simulator": one_trial, "prior": PRIOR} | options
+    if "labels" in own:
+        own.pop("labels")
+        own["prior"] = nbi.Prior(own["prior"], labels=["mu"])
+    with pytest.raises(ValueError, match=words):
+        nbi.RatioEngine(**own).fit(n_sims=100, n_epochs=1)
+
+
+def test_engine_keeps_the_contract_of_estimators():
+    own = small(n_contrast=8, gamma=2.0, balance=100.0, seed=3)
+    copied, given = clone(own).get_params(), own.get_params()
+    assert nbi.Prior(copied.pop("prior")) == nbi.Prior(given.pop("prior"))
+    assert copied == given
+    with pytest.raises(NotFittedError, match="Call fit before predict"):
+        own.predict([0.0])
+
+
+def test_noise_of_ones_own_may_be_added():
+    noise = nbi.CustomNoise(
+        lambda model, obs, theta, rng: (
+            model + SIGMA * torch.randn(model.shape, generator=rng, dtype=model.dtype)
+        )
+    )
+    engine = nbi.RatioEngine(lambda theta: 1.0 * theta, PRIOR, noise)
+    engine.fit(n_sims=4000, n_epochs=15)
+    off = engine.log_ratio([[0.5]], [0.0, 0.5, 1.0]) - exact_log_ratio(0.5, np.array([0, 0.5, 1.0]))
+    assert np.abs(off).max() < 0.2
+
+
+def test_trials_made_elsewhere_are_learned_from_arrays_and_files(tmp_path):
+    theta = np.random.default_rng(0).normal(size=(600, 1))
+    x = np.random.default_rng(1).normal(theta[:, 0], SIGMA)
+    with h5py.File(tmp_path / "sims.h5", "w") as file:
+        file["theta"], file["x"] = theta, x
+    by_array = nbi.RatioEngine(prior=PRIOR).fit(theta, x, n_epochs=2)
+    by_file = nbi.RatioEngine(prior=PRIOR).fit(x=tmp_path / "sims.h5", n_epochs=2)
+    grid = [[-0.5], [0.5]]
+    np.testing.assert_array_equal(by_array.log_ratio(grid, [0.1]), by_file.log_ratio(grid, [0.1]))
+    with pytest.raises(ValueError, match="must have a simulator"):
+        by_array.simulate(grid)
+
+
+def choice_and_time(theta):
+    """A time that grows with theta, and which of two answers was given."""
+    time = (theta + 0.3 * torch.randn(theta.shape, dtype=theta.dtype)).exp()
+    right = torch.rand(theta.shape, dtype=theta.dtype) < torch.sigmoid(2 * theta)
+    return torch.cat([time, right.to(theta.dtype)], 1)
+
+
+def test_columns_of_a_trial_may_mean_different_things():
+    engine = nbi.RatioEngine(choice_and_time, PRIOR).fit(n_sims=10_000, n_epochs=15, batch_size=256)
+    mu = np.linspace(-1, 1, 9)
+    for right in (0.0, 1.0):
+        found = engine.log_ratio(mu[:, None], [[1.0, right]])
+        exact = norm.logpdf(0.0, mu, 0.3) - np.log1p(np.exp(-2 * mu * (1 if right else -1)))
+        assert (found - exact).std() < 0.4, "of 5.5 from end to end"
+
+
+def test_long_trials_are_series():
+    def wave(theta):
+        steps = torch.linspace(0, 1, 20, dtype=theta.dtype)
+        return theta * steps + torch.randn((len(theta), 20), dtype=theta.dtype)
+
+    engine = nbi.RatioEngine(wave, PRIOR).fit(n_sims=300, n_epochs=1)
+    assert engine.model_.featurizer.name == "resnet-gru"
+    assert engine.simulate([[0.0], [1.0]]).shape == (2, 20)
+    assert engine.log_ratio([[0.0]], np.zeros((3, 20))).shape == (3,)
+
+
+# --- files, and training that was killed --------------------------------------------------------
+
+
+def test_engine_goes_through_a_file(engine, tmp_path):
+    engine.save(tmp_path / "ratio.nbi")
+    again = nbi.RatioEngine.load(tmp_path / "ratio.nbi", one_trial)
+    x, theta = draws(5), np.linspace(-1, 1, 5)[:, None]
+    np.testing.assert_allclose(again.log_ratio(theta, x), engine.log_ratio(theta, x), rtol=1e-12)
+    assert again.simulate(theta).shape == (5, 1)
+    assert again.get_params()["n_contrast"] == engine.n_contrast
+    np.testing.assert_array_equal(quietly(again, x).samples, quietly(engine, x).samples)
+
+
+def test_files_of_one_kind_are_refused_by_the_other(engine, tmp_path):
+    engine.save(tmp_path / "ratio.nbi")
+    with pytest.raises(nbi.ArchiveError):
+        nbi.Engine.load(tmp_path / "ratio.nbi")
+    small = nbi.Engine(lambda theta: theta @ np.ones((1, 4)), PRIOR, noise=1.0, featurizer="mlp",
+                       flow={"n_blocks": 1, "hidden": 8, "n_mog": 1})  # fmt: skip
+    small.fit(n_sims=50, n_epochs=1).save(tmp_path / "engine.nbi")
+    with pytest.raises(nbi.ArchiveError):
+        nbi.RatioEngine.load(tmp_path / "engine.nbi")
+
+
+def test_training_that_was_killed_goes_on_where_it_was(tmp_path):
+    def killed(history):
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    own = {"n_sims": 500, "n_epochs": 5}
+    whole = small().fit(**own)
+    with pytest.raises(KeyboardInterrupt):
+        small(path=tmp_path).fit(callback=killed, **own)
+    seen = []
+    resumed = small(path=tmp_path).fit(callback=lambda h: seen.append(len(h)), **own)
+    assert seen == [4, 5]
+    grid = np.linspace(-1, 1, 5)[:, None]
+    np.testing.assert_allclose(resumed.log_ratio(grid, [0.2]), whole.log_ratio(grid, [0.2]))
