@@ -47,6 +47,8 @@ DOORS = {
     "fastavro": {"data/surveys/packets.py"},
     "arviz": {"infer/posterior/export.py"},
     "pandas": {"data/tables/tables.py"},
+    "pymc": {"pymc.py"},
+    "pytensor": {"pymc.py"},
     "pyarrow": {"data/tables/tables.py", "data/tables/table_files.py", "survey"},
 }  # fmt: skip
 

@@ -367,6 +367,20 @@ def test_columns_of_a_trial_may_mean_different_things():
         assert (found - exact).std() < 0.4, "of 5.5 from end to end"
 
 
+def one_at_a_time(theta):
+    return float(theta[0]) + SIGMA * np.random.normal()  # noqa: NPY002 - as people write them
+
+
+@pytest.mark.parametrize("simulator", [one_trial, one_at_a_time])
+def test_trials_of_the_same_parameters_differ(simulator):
+    engine = nbi.RatioEngine(simulator, PRIOR).fit(n_sims=60, n_epochs=1)
+    x = engine.simulate(np.full((200, 1), 0.3), seed=1)
+    assert len(np.unique(x)) == 200
+    assert abs(x.std() - SIGMA) < 4 * SIGMA / 400**0.5
+    assert not np.isin(x, engine.simulate(np.full((200, 1), 0.3), seed=2)).any()
+    np.testing.assert_array_equal(x, engine.simulate(np.full((200, 1), 0.3), seed=1))
+
+
 def test_long_trials_are_series():
     def wave(theta):
         steps = torch.linspace(0, 1, 20, dtype=theta.dtype)

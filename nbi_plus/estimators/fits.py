@@ -19,6 +19,7 @@ from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.ratio import Ratio
 from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import BoundSimulator
 
 RATIO = "ratio engine"
@@ -110,6 +111,23 @@ class RatioFit:
             torch.tensor(flags, device=device),
             torch.tensor(p_values, dtype=torch.float64, device=device),
         )
+
+    def simulate(self, theta: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        """Return one trial (L,) for each row of theta (n, D); NaN where the simulator failed."""
+        if self.simulator is None:
+            raise ValueError(
+                "simulate must have a simulator, but the engine has none. Load it with "
+                "RatioEngine.load(path, simulator)."
+            )
+        # what a row draws is seeded by its theta: those that are alike differ in the last digits
+        n = np.arange(len(theta)) + np.random.default_rng(seed).integers(2**16)
+        rows = self.prior.complete(theta)
+        rows = rows + np.spacing(rows) * n[:, None]
+        known = self.model.conditions
+        coords = {k: v.numpy() for k, v in known.coords.items()}
+        coords |= {k: v[0].numpy() for k, v in known.scalars.items()}
+        asked = {k: v for k, v in coords.items() if k in self.simulator.arguments}
+        return simulated(self.simulator, (rows, asked, frozenset())).x.reshape(len(rows), -1)
 
     def save(self, path: str | Path, chosen: dict[str, object]) -> None:
         """Write it, and what was chosen for it."""

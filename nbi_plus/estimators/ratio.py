@@ -37,7 +37,6 @@ from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
-from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.torch_state import doors
 from nbi_plus.trust.calibration import Calibration, sbc
@@ -264,7 +263,7 @@ class RatioEngine(BaseEstimator):
         fit = self._fitted("calibrate")
         own = seed_of("seed", self.seed if seed is None else seed)
         truths = fit.prior.sample(whole("n", n, 2), np.random.default_rng(own))
-        x = self.simulate(np.repeat(truths, whole("n_trials", n_trials), 0))
+        x = self.simulate(np.repeat(truths, whole("n_trials", n_trials), 0), seed=own)
         good = [rows[np.isfinite(rows).all(1)] for rows in np.split(x, n)]
         return sbc(self.predict_many(good, n_samples, seed=own), truths, seed=own)
 
@@ -286,25 +285,21 @@ class RatioEngine(BaseEstimator):
         fit = self._fitted("imbalance")
         own = seed_of("seed", self.seed if seed is None else seed)
         theta = fit.prior.sample(whole("n", n, 2), np.random.default_rng([own, 1]))
-        x = self.simulate(theta)
+        x = self.simulate(theta, seed=own)
         good = np.isfinite(x).all(1)
         theta, x = theta[good], x[good]
         together, apart = self.log_ratio(theta, x), self.log_ratio(np.roll(theta, 1, 0), x)
         each = expit(together) + expit(apart) - 1
         return float(each.mean()), float(each.std() / np.sqrt(len(each)))
 
-    def simulate(self, theta: ArrayLike) -> NDArray[np.float64]:
-        """Return one trial (L,) for each row of theta (n, D); NaN where the simulator failed."""
+    def simulate(self, theta: ArrayLike, *, seed: int | None = None) -> NDArray[np.float64]:
+        """Return one trial (L,) for each row of theta (n, D); NaN where the simulator failed.
+
+        Another ``seed`` (default: the engine's) gives other trials of the same parameters.
+        """
         fit = self._fitted("simulate")
-        if fit.simulator is None:
-            raise ValueError(
-                "simulate must have a simulator, but the engine has none. Load it with "
-                "RatioEngine.load(path, simulator)."
-            )
-        draws = fit.prior.complete(fit.prior.check(np.atleast_2d(theta)))
-        coords = {k: v[0].numpy() if k in fit.model.conditions.scalars else v.numpy()
-                  for k, v in fit.model.conditions.arguments().items()}  # fmt: skip
-        return simulated(fit.simulator, (draws, coords, frozenset())).x.reshape(len(draws), -1)
+        draws = fit.prior.check(np.atleast_2d(theta))
+        return fit.simulate(draws, seed_of("seed", self.seed if seed is None else seed))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""

@@ -1,0 +1,212 @@
+"""PyMC: learned ratios as distributions of PyMC models, with gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pytensor.gradient import DisconnectedType, grad_undefined
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
+
+from nbi_plus.arguments import of_kind
+from nbi_plus.estimators.fits import RatioFit
+from nbi_plus.estimators.ratio import RatioEngine
+from nbi_plus.torch_state import door
+
+_OUTSIDE = "outside"
+
+
+class NeuralDistribution:
+    """A distribution of PyMC whose log-density was learned.
+
+    Its log-density is the log-ratio of the engine: that of the data, less the log-density of x
+    under the engine's prior, which no parameter changes. The engine's prior says where it was
+    learned, and takes no part in the model: priors of the model should lie inside. A deterministic
+    ``{name}_outside`` tells for each draw of a chain which share of the trials had parameters
+    beyond those of the training, where nothing was learned.
+
+    Parameters
+    ----------
+    engine : RatioEngine
+        Fitted.
+    param_names : sequence of str, optional
+        Names of the engine's parameters in the order of the engine; default: as they are there.
+    exchangeable : bool
+        Whether the data are trials (T, L), or (T,) where a trial is one number; otherwise they are
+        one trial (L,).
+
+    Examples
+    --------
+    ``dist = NeuralDistribution(engine)`` and, in a model, ``dist("x", mu=mu, sigma=sigma,
+    observed=x)``, where each parameter is one number for all trials, or one for each.
+    """
+
+    def __init__(
+        self, engine: RatioEngine, param_names: list[str] | None = None, exchangeable: bool = True
+    ) -> None:
+        of_kind("engine", engine, RatioEngine, "Fit a RatioEngine first.")
+        self.engine, self.exchangeable = engine, exchangeable
+        fit = engine._fitted("NeuralDistribution")
+        names = fit.prior.names if param_names is None else tuple(param_names)
+        if len(names) != fit.prior.n_dim or len(set(names)) != len(names):
+            raise ValueError(
+                f"param_names must be {fit.prior.n_dim} names, for the parameters "
+                f"{fit.prior.names}, but are {names}."
+            )
+        self.param_names = names
+        # what a simulator holds need not go into other processes
+        self._op = LogRatioOp(replace(fit, simulator=None))
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        observed: ArrayLike | None = None,
+        **params: Any,  # noqa: ANN401 - whatever PyMC takes
+    ) -> pt.TensorVariable:
+        """Return the variable in the model of the context.
+
+        Parameters
+        ----------
+        name : str
+        observed : array_like, shape (T, L) or (T,); or (L,) where trials are not exchangeable
+        **params : number or tensor, shape () or (T,)
+            Each parameter of the engine, by its name.
+        """
+        if set(params) != set(self.param_names):
+            raise TypeError(
+                f"{name} must have the parameters {self.param_names}, but has {tuple(params)}."
+            )
+        own = [pt.as_tensor_variable(params[p]) for p in self.param_names]
+        rows = self._op.fit.trials
+        plain = self.exchangeable and rows.width == 1 and np.ndim(observed) == 1
+        pm.Deterministic(f"{name}_{_OUTSIDE}", self._op.outside(*own))
+        shapes = ",".join(["()"] * len(own))
+        return pm.CustomDist(
+            name, *own, logp=self._log_prob, random=self._draw, observed=observed,
+            signature=f"{shapes}->{'()' if plain else '(k)'}",
+        )  # fmt: skip
+
+    def _log_prob(self, value: pt.TensorVariable, *params: pt.TensorVariable) -> pt.TensorVariable:
+        found = self._op(_columns(value, self.exchangeable), _rows(params))
+        return found if self.exchangeable else found[0]
+
+    def _draw(self, *params: NDArray, rng: np.random.Generator, size: Any) -> NDArray:  # noqa: ANN401
+        shape = np.broadcast_shapes(*(np.shape(p) for p in params), tuple(size or ()))
+        theta = np.stack([np.broadcast_to(p, shape).ravel() for p in params], 1)
+        x = self.engine.simulate(theta, seed=int(rng.integers(2**31)))
+        plain = self.exchangeable and x.shape[1] == 1
+        return x.reshape(shape if plain else (*shape, x.shape[1]))
+
+
+class LogRatioOp(Op):
+    """The log-ratio (T,) of trials (T, L) and parameters (T or 1, D), in float64."""
+
+    def __init__(self, fit: RatioFit) -> None:
+        self.fit = fit
+        self.gradient = LogRatioGradient(fit)
+
+    def make_node(self, x: pt.TensorVariable, theta: pt.TensorVariable) -> Apply:
+        """Return the node of this operation."""
+        x, theta = (pt.cast(pt.as_tensor_variable(v), "float64") for v in (x, theta))
+        return Apply(self, [x, theta], [pt.vector(dtype="float64")])
+
+    @door
+    def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
+        """Compute it."""
+        x, theta = inputs
+        with torch.no_grad():
+            statistics = self.gradient.statistics(x)
+            found = self.fit.log_ratio(torch.as_tensor(np.array(theta)), statistics)
+        outputs[0][0] = found.cpu().numpy()
+
+    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[tuple]) -> list[tuple]:  # noqa: ANN401, ARG002
+        """Return the shape, as long as the trials."""
+        return [(shapes[0][0],)]
+
+    def L_op(self, inputs: list, outputs: list, output_grads: list) -> list:  # noqa: ARG002, N802
+        """Return the gradient towards theta; data have none."""
+        x, theta = inputs
+        (weights,) = output_grads
+        if isinstance(weights.type, DisconnectedType):
+            return [grad_undefined(self, 0, x), theta.zeros_like()]
+        return [grad_undefined(self, 0, x), self.gradient(x, theta, weights)]
+
+    def outside(self, *params: pt.TensorVariable) -> pt.TensorVariable:
+        """Return the share of the rows of parameters beyond those of the training."""
+        return OutsideOp(self.fit)(_rows(params))
+
+
+class LogRatioGradient(Op):
+    """The gradient (T or 1, D) of a weighted sum of log-ratios towards theta."""
+
+    def __init__(self, fit: RatioFit) -> None:
+        self.fit = fit
+        self._known: tuple[NDArray, torch.Tensor] | None = None
+
+    def make_node(
+        self, x: pt.TensorVariable, theta: pt.TensorVariable, weights: pt.TensorVariable
+    ) -> Apply:
+        """Return the node of this operation."""
+        return Apply(self, [x, theta, weights], [theta.type()])
+
+    @door
+    def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
+        """Compute it."""
+        x, theta, weights = inputs
+        leaf = torch.as_tensor(np.array(theta)).requires_grad_(True)
+        with torch.enable_grad():
+            found = self.fit.log_ratio(leaf, self.statistics(x))
+            known = found.isfinite()
+            total = (torch.as_tensor(np.array(weights)) * torch.where(known, found, 0.0)).sum()
+            (slope,) = torch.autograd.grad(total, leaf)
+        outputs[0][0] = slope.cpu().numpy()
+
+    def infer_shape(self, fgraph: Any, node: Apply, shapes: list[tuple]) -> list[tuple]:  # noqa: ANN401, ARG002
+        """Return the shape, that of theta."""
+        return [shapes[1]]
+
+    def statistics(self, x: NDArray) -> torch.Tensor:
+        """Return the statistics (T, M) of trials: observed ones are the same at every call."""
+        known = self._known
+        if known is None or not np.array_equal(known[0], x):
+            known = np.array(x), self.fit.statistics("observed", x)
+            self._known = known  # of the last data alone; another thread sees the old or the new
+        return known[1]
+
+
+class OutsideOp(Op):
+    """The share of rows of theta (n, D) beyond the parameters of the training."""
+
+    def __init__(self, fit: RatioFit) -> None:
+        self.fit = fit
+
+    def make_node(self, theta: pt.TensorVariable) -> Apply:
+        """Return the node of this operation."""
+        return Apply(self, [pt.cast(theta, "float64")], [pt.scalar(dtype="float64")])
+
+    @door
+    def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
+        """Compute it."""
+        z, reach = self.fit.prior.to_latent(np.array(inputs[0])), self.fit.reach
+        outside = ((z < reach[0]) | (z > reach[1])).any(1)
+        outputs[0][0] = np.asarray(outside.mean())
+
+
+def _rows(params: tuple[pt.TensorVariable, ...]) -> pt.TensorVariable:
+    """Return parameters, each () or (T,), as rows (T or 1, D)."""
+    columns = pt.broadcast_arrays(*(pt.atleast_1d(p) for p in params))
+    return pt.stack(columns, axis=1)
+
+
+def _columns(value: pt.TensorVariable, exchangeable: bool) -> pt.TensorVariable:
+    """Return data as trials (T, L)."""
+    if not exchangeable:
+        return value[None]
+    return value[:, None] if value.ndim == 1 else value
