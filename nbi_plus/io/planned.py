@@ -120,20 +120,11 @@ def plan_file(
 
 def write_file(path: Path, arrays: Mapping[str, NDArray], groups: Sequence[str] = ()) -> None:
     """Write arrays to a new file, each as a dataset in one piece."""
+    plan = plan_file({name: (array.shape, array.dtype) for name, array in arrays.items()}, groups)
     with NewFile(path) as file:
-        write_arrays(file, arrays, groups)
-
-
-def write_arrays(
-    file: NewFile, arrays: Mapping[str, NDArray], groups: Sequence[str] = (),
-    notes: Mapping[tuple[str, str], str | bytes] | None = None,
-) -> None:  # fmt: skip
-    """Write arrays to a file that is empty, with notes as `plan_file` takes them."""
-    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    plan = plan_file(shapes, groups, notes)
-    plan.begin(file.fileno())
-    for name, array in arrays.items():
-        plan.write(file.fileno(), name, array)
+        plan.begin(file.fileno())
+        for name, array in arrays.items():
+            plan.write(file.fileno(), name, array)
 
 
 def _place(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:
