@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nbi_plus.estimators.fits import RATIO
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive
 from nbi_plus.survey.parts import SurveyError, read_manifest
 from nbi_plus.survey.run import counted
@@ -62,6 +63,14 @@ def _of_engine(archive: Archive) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _of_ratio(archive: Archive) -> dict[str, Any]:
+    meta = archive.meta
+    return {
+        "parameters": list(meta["labels"]), **meta["chosen"],
+        "numbers": sum(array.size for array in archive.arrays.values()),
+    }  # fmt: skip
+
+
 def _of_posterior(archive: Archive) -> dict[str, Any]:
     meta = archive.meta
     return {
@@ -78,4 +87,9 @@ def _of_calibration(archive: Archive) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_KINDS = {"engine": _of_engine, "posterior": _of_posterior, "calibration": _of_calibration}
+_KINDS = {
+    "engine": _of_engine,
+    RATIO: _of_ratio,
+    "posterior": _of_posterior,
+    "calibration": _of_calibration,
+}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from nbi_plus.arguments import of_kind
 from nbi_plus.estimators.fits import RatioFit
@@ -116,7 +117,7 @@ class LogRatioOp(Op):
 
     def __init__(self, fit: RatioFit) -> None:
         self.fit = fit
-        self.gradient = LogRatioGradient(fit)
+        self.gradient = LogRatioGradient(_Evaluations(fit))
 
     def make_node(self, x: pt.TensorVariable, theta: pt.TensorVariable) -> Apply:
         """Return the node of this operation."""
@@ -126,11 +127,7 @@ class LogRatioOp(Op):
     @door
     def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
         """Compute it."""
-        x, theta = inputs
-        with torch.no_grad():
-            statistics = self.gradient.statistics(x)
-            found = self.fit.log_ratio(torch.as_tensor(np.array(theta)), statistics)
-        outputs[0][0] = found.cpu().numpy()
+        outputs[0][0] = self.gradient.evaluations.values(*inputs)
 
     def infer_shape(self, fgraph: Any, node: Apply, shapes: list[tuple]) -> list[tuple]:  # noqa: ANN401, ARG002
         """Return the shape, as long as the trials."""
@@ -152,9 +149,8 @@ class LogRatioOp(Op):
 class LogRatioGradient(Op):
     """The gradient (T or 1, D) of a weighted sum of log-ratios towards theta."""
 
-    def __init__(self, fit: RatioFit) -> None:
-        self.fit = fit
-        self._known: tuple[NDArray, torch.Tensor] | None = None
+    def __init__(self, evaluations: _Evaluations) -> None:
+        self.evaluations = evaluations
 
     def make_node(
         self, x: pt.TensorVariable, theta: pt.TensorVariable, weights: pt.TensorVariable
@@ -165,26 +161,57 @@ class LogRatioGradient(Op):
     @door
     def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
         """Compute it."""
-        x, theta, weights = inputs
-        leaf = torch.as_tensor(np.array(theta)).requires_grad_(True)
-        with torch.enable_grad():
-            found = self.fit.log_ratio(leaf, self.statistics(x))
-            known = found.isfinite()
-            total = (torch.as_tensor(np.array(weights)) * torch.where(known, found, 0.0)).sum()
-            (slope,) = torch.autograd.grad(total, leaf)
-        outputs[0][0] = slope.cpu().numpy()
+        outputs[0][0] = self.evaluations.slope(*inputs)
 
     def infer_shape(self, fgraph: Any, node: Apply, shapes: list[tuple]) -> list[tuple]:  # noqa: ANN401, ARG002
         """Return the shape, that of theta."""
         return [shapes[1]]
 
-    def statistics(self, x: NDArray) -> torch.Tensor:
-        """Return the statistics (T, M) of trials: observed ones are the same at every call."""
-        known = self._known
-        if known is None or not np.array_equal(known[0], x):
-            known = np.array(x), self.fit.statistics("observed", x)
-            self._known = known  # of the last data alone; another thread sees the old or the new
-        return known[1]
+
+class _Evaluations:
+    """Log-ratios and their gradients, which are asked for one after the other at one place.
+
+    What the last call found is kept in one attribute, whole: another thread sees it or not.
+    """
+
+    def __init__(self, fit: RatioFit) -> None:
+        self._fit = fit
+        self._seen: tuple[NDArray, Tensor] | None = None  # observed trials are always the same
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave behind what was computed: graphs do not go into other processes."""
+        return {"_fit": self._fit, "_seen": None, "_last": None}
+
+    def values(self, x: NDArray, theta: NDArray) -> NDArray:
+        """Return the log-ratios (T,)."""
+        self._last = last = self._evaluated(x, theta)
+        return last[-1].detach().cpu().numpy()
+
+    def slope(self, x: NDArray, theta: NDArray, weights: NDArray) -> NDArray:
+        """Return the gradient of their weighted sum, in the shape of theta."""
+        last, self._last = self._last, None
+        same = last is not None and last[0] is self._statistics(x)
+        if not same or not np.array_equal(last[1].detach().cpu().numpy(), theta):
+            last = self._evaluated(x, theta)
+        _, leaf, found = last
+        total = (
+            torch.as_tensor(np.array(weights)) * torch.where(found.isfinite(), found, 0.0)
+        ).sum()
+        return torch.autograd.grad(total, leaf)[0].cpu().numpy()
+
+    def _evaluated(self, x: NDArray, theta: NDArray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return statistics of the trials, parameters, and log-ratios with a graph towards them."""
+        statistics = self._statistics(x)
+        leaf = torch.as_tensor(np.array(theta)).requires_grad_(True)
+        with torch.enable_grad():
+            return statistics, leaf, self._fit.log_ratio(leaf, statistics)
+
+    def _statistics(self, x: NDArray) -> Tensor:
+        seen = self._seen
+        if seen is None or not np.array_equal(seen[0], x):
+            self._seen = seen = np.array(x), self._fit.statistics("observed", x)
+        return seen[1]
 
 
 class OutsideOp(Op):

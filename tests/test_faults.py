@@ -202,6 +202,26 @@ def test_an_amortized_engine_is_right_or_refused(engine, times, tmp_path):
 
 
 @often
+def test_a_ratio_engine_is_right_or_refused(times, tmp_path):
+    def trial(theta):
+        return theta + torch.randn(theta.shape, dtype=theta.dtype)
+
+    own = nbi.RatioEngine(trial, {"a": norm(0, 1)}).fit(n_sims=128, n_epochs=1)
+    own.save(tmp_path / "ratio.nbi")
+
+    def content(found):
+        found.save(tmp_path / "again.nbi")
+        return bytes_of(read_archive(tmp_path / "again.nbi", "ratio engine"))
+
+    def forged(found, mutation):
+        assert np.isfinite(found.log_ratio([[0.1], [-1.0]], [0.3, 0.2])).all(), mutation
+        assert found.get_params()["n_contrast"] >= 1, mutation
+
+    load = nbi.RatioEngine.load
+    check(tmp_path / "ratio.nbi", "ratio engine", load, content, forged, times * N // 4, 6)
+
+
+@often
 def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
     engine.save(tmp_path / "many.nbi")
     network = read_engine(tmp_path / "many.nbi")[0].model.network
