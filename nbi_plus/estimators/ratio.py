@@ -270,10 +270,9 @@ class RatioEngine(BaseEstimator):
     def imbalance(self, n: int = 4096, *, seed: int | None = None) -> tuple[float, float]:
         r"""Return by how much the ratio fails to be balanced, and the standard error of that.
 
-        A classifier with :math:`d = r / (1 + r)` has :math:`E[d] = 1` over pairs that belong
-        together and pairs that do not, added up, where it is right (Hermans et al. 2022,
-        arXiv:2110.06581). What is missing to one is caution; above 0 the ratio is bold: its answers
-        can be too narrow. Returned is that sum less one.
+        Where the ratio is right, the mean of :math:`r / (1 + r)` over pairs that belong together
+        and that over pairs that do not add up to one (Delaunoy et al. 2022, arXiv:2208.13624).
+        Returned is that sum less one: away from 0 the ratio is wrong, at 0 it need not be right.
 
         Parameters
         ----------
