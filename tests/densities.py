@@ -191,7 +191,7 @@ class LatentTarget:
     n_dim: int
     data: SimpleNamespace = field(init=False)
     prior: SimpleNamespace = field(init=False)
-    simulator = SimpleNamespace(seconds_per_row=0.0)
+    seconds_per_row = 0.0
     differentiable = False
     n_numbers = 64
 

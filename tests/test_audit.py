@@ -178,9 +178,7 @@ def test_chains_and_black_boxes_are_looked_at_too(engine):
 @pytest.mark.parametrize(("seconds", "times"), [(0.0, 16), (1e-4, 16), (1e-3, 1)])
 def test_one_object_is_worth_more_starts_where_these_are_cheap(seconds, times):
     audit = PeakAudit()
-    target = SimpleNamespace(
-        simulator=SimpleNamespace(seconds_per_row=seconds), differentiable=True
-    )
+    target = SimpleNamespace(seconds_per_row=seconds, differentiable=True)
     assert audit.of_one(target).n_starts == times * audit.n_starts
     target.differentiable = False
     own = audit.of_one(target)
