@@ -35,7 +35,7 @@ from nbi_plus.problem.simulator.simulator import Simulator
 _LOG = logging.getLogger("nbi_plus")
 _ALIKE_DEVICE = {"gpu": " Did you mean 'cuda'?", "metal": " Did you mean 'mps'?"}
 AUTO = "auto"
-_SERIES = 16  # numbers of one object: fewer have no neighbours to speak of
+SERIES = 16  # numbers of one object: fewer have no neighbours to speak of
 _NBI_FLOW = {"num_blocks": "n_blocks", "flow_hidden": "hidden"}  # nbi's names for ours
 
 
@@ -226,7 +226,7 @@ def _suitable(config: EncoderConfig, conditions: Batch) -> str:
         return "set"
     ordered = config.coords or config.categories or config.flags
     n_numbers = math.prod(conditions.mask.shape[1:])
-    return "resnet-gru" if ordered or n_numbers >= _SERIES else "mlp"
+    return "resnet-gru" if ordered or n_numbers >= SERIES else "mlp"
 
 
 def _parts(

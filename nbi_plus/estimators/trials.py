@@ -16,9 +16,8 @@ from torch import Tensor
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.ingest import numbers
 from nbi_plus.io.store import read_columns
+from nbi_plus.options import AUTO, SERIES
 from nbi_plus.problem.simulator.simulator import Simulator
-
-_SERIES = 16  # numbers of one trial: fewer are columns of their own meaning
 
 
 def takes_columns(featurizer: object, width: int) -> bool:
@@ -26,7 +25,7 @@ def takes_columns(featurizer: object, width: int) -> bool:
 
     A reaction time and a choice have nothing in common: each needs a scale of its own.
     """
-    return featurizer == "auto" and width < _SERIES
+    return featurizer == AUTO and width < SERIES
 
 
 def of_trials(
