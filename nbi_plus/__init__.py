@@ -4,6 +4,7 @@ from nbi_plus import plots, population
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
+from nbi_plus.estimators.compare import compare
 from nbi_plus.estimators.ratio import RatioEngine
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -54,6 +55,7 @@ __all__ = [
     "UncertifiedWarning",
     "UntrustedWarning",
     "check_noise",
+    "compare",
     "plots",
     "population",
     "sbc",

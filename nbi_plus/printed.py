@@ -15,9 +15,10 @@ _MOST = 60  # rows that are printed whole
 
 
 class Summary(QTable):
-    """A table with one row for each parameter. Its numbers are whole; what is printed is short.
+    """A table such as one row for each parameter. Its numbers are whole; what is printed is short.
 
-    Each row is rounded as its ``std`` is, to three significant digits.
+    A number is rounded as its error is, to three significant digits: ``std`` is that of all of its
+    row, ``x_err`` and ``x_err_y`` those of ``x`` and ``x_y``.
     """
 
     def texts(self) -> dict[str, list[str]]:
@@ -28,12 +29,13 @@ class Summary(QTable):
         values = np.asarray(self[name])
         if values.dtype.kind != "f":
             return [str(value) for value in values.tolist()]
-        pairs = zip(values.tolist(), self._spread(values).tolist(), strict=True)
+        pairs = zip(values.tolist(), self._spread(name, values).tolist(), strict=True)
         return [beside(v, s) if name != "std" else number(v) for v, s in pairs]
 
-    def _spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = "std" in self.colnames
-        return np.asarray(self["std"]) if known else np.full_like(values, np.nan)
+    def _spread(self, name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        known = (c for c in self.colnames if c == "std" or c.replace("_err", "", 1) == name != c)
+        error = next(known, None)
+        return np.full_like(values, np.nan) if error is None else np.asarray(self[error])
 
     def __repr__(self) -> str:
         most = -1 if len(self) <= _MOST else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.infer.posterior.posterior import Posterior
-from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.posterior.posteriors import Posteriors, listed
 from nbi_plus.io.fingerprint import digest
 
 _LOG = logging.getLogger("nbi_plus")
@@ -82,7 +82,8 @@ class ObjectDraws:
     names : tuple of str, shape (D,)
         The parameters of each object.
     data_hash : str
-        Of the data of all objects, in whatever order.
+        Of the data of all objects, and of the priors that they were answered under, in whatever
+        order.
     """
 
     pieces: tuple[PaddedDraws, ...]
@@ -102,31 +103,19 @@ class ObjectDraws:
             _check(p, answers[0])
         # objects of like numbers of draws stand together, for all are filled up to the most
         answers.sort(key=lambda p: int((p.weights > 0).sum()))
-        hashes = sorted(p.data_hash for p in answers)
+        hashes = sorted(p.data_hash.encode() + p.log_prior.tobytes() for p in answers)
         pieces = tuple(PaddedDraws.of(part, device) for part in _parts(answers, device))
-        return cls(pieces, answers[0].names, digest(h.encode() for h in hashes))
+        return cls(pieces, answers[0].names, digest(hashes))
 
 
 def _listed(posteriors: Posteriors | Iterable[Posterior]) -> list[Posterior]:
-    if isinstance(posteriors, Posterior):
-        posteriors = [posteriors]
     if isinstance(posteriors, Posteriors):
         if posteriors.draws is None:
             raise ValueError(
                 f"posteriors must have kept their draws, but kept summaries only. {_AGAIN}."
             )
         posteriors = posteriors.draws
-    try:
-        answers = list(posteriors)
-    except TypeError:
-        answers = [posteriors]
-    strange = [type(p).__name__ for p in answers if not isinstance(p, Posterior)]
-    if strange:
-        raise TypeError(
-            f"posteriors must be Posteriors, or a list of Posterior, but hold a {strange[0]}. "
-            "Call Engine.predict_many."
-        )
-    return answers
+    return listed(posteriors)
 
 
 def _usable(answers: list[Posterior], uncertified: str) -> list[Posterior]:

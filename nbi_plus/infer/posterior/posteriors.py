@@ -196,6 +196,21 @@ class Posteriors(columns.FiguresOfMany, Shown):
         return replace(first, **arrays, **{name: tuple(own) for name, own in lists.items()})
 
 
+def listed(answers: Posterior | Iterable[Posterior]) -> list[Posterior]:
+    """Return answers for one object each as a list; one alone is a list of one."""
+    try:
+        found = [answers] if isinstance(answers, Posterior) else list(answers)
+    except TypeError:
+        found = [answers]
+    strange = [type(p).__name__ for p in found if not isinstance(p, Posterior)]
+    if strange:
+        raise TypeError(
+            f"posteriors must be Posteriors, or a list of Posterior, but hold a {strange[0]}. "
+            "Call Engine.predict_many."
+        )
+    return found
+
+
 def _with(column: NDArray | None, values: NDArray, places: NDArray[np.int64], n: int) -> NDArray:
     """Return a column of n objects with values at their places, of a type that holds them all."""
     if column is None:
