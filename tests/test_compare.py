@@ -267,6 +267,7 @@ def test_populations_compare_on_answers_under_the_same_prior_alone(answers):
         ({"one": "one", "two": "two"}, [1.0], ValueError, "one positive weight"),
         ({"one": "one", "two": "two"}, {"one": 1, "tow": 2}, ValueError, "one positive weight"),
         ({"one": "one", "two": "two"}, [0.0, 1.0], ValueError, "one positive weight"),
+        ({"one": "one", "two": "two"}, 0.5, ValueError, "one positive weight"),
         ({"one": "one", "two": "two"}, ["a", 1.0], TypeError, "one real number"),
     ],
 )
@@ -278,6 +279,9 @@ def test_what_is_no_comparison_is_refused(answers, given, prior, error, told):
 def test_answers_must_be_named_and_be_answers(answers):
     with pytest.raises(TypeError, match="must be a Mapping"):
         nbi.compare([answers["one"], answers["two"]])
+    for nobody in ([], answers["two"][:0]):
+        with pytest.raises(ValueError, match="'two' holds none"):
+            nbi.compare({"one": answers["one"], "two": nobody})
     with pytest.raises(TypeError, match="hold a float"):
         nbi.compare({"one": answers["one"], "two": [1.0]})
 

@@ -30,7 +30,7 @@ def compare(
     posteriors: Mapping[str, Answers],
     model_prior: Mapping[str, float] | Sequence[float] | None = None,
 ) -> Comparison:
-    r"""Return what the evidences of several models say of the same objects.
+    """Return what the evidences of several models say of the same objects.
 
     Evidences count that are reliable, of answers that passed their gate, by `Engine.predict`,
     `Engine.predict_many` or a fit in rounds; others are NaN. An evidence is only as good as the
@@ -106,6 +106,8 @@ class _Model:
             draws = listed(answers)
             ids = np.array([p.id for p in draws])
             column = {k: np.array([getattr(p, k) for p in draws]) for k in _COLUMNS}
+        if not len(ids):
+            raise ValueError(f"posteriors must hold an object, but {name!r} holds none.")
         learned = column["status"] == Status.LEARNED
         certified = np.array([s.certified for s in column["status"]], bool)
         value, error = column["log_evidence"], column["log_evidence_err"]
@@ -139,7 +141,7 @@ def _weights(model_prior: Mapping[str, float] | Sequence[float] | None, names: S
         known = set(model_prior) == set(names)
         given = [model_prior[name] for name in names] if known else []
     else:
-        given = list(model_prior)
+        given = list(np.atleast_1d(model_prior))
     weights = np.array([real("model_prior", v) for v in given])
     if len(weights) != len(names) or not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(

@@ -19,9 +19,9 @@ _UNRELIABLE = ("nan", "leave out")
 
 
 class Evidences(Summary):
-    """A table in which what is no probability is rounded as its error is.
+    """A table of evidences, and of probabilities, which have three digits whatever their errors.
 
-    Those are next to 0 or 1 so often that their errors would ask for all digits.
+    Next to 0 and 1 these would ask for all digits.
     """
 
     def _spread(self, name: str, values: Array) -> Array:
