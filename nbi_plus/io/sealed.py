@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from nbi_plus.io.appending import NewFile
 from nbi_plus.io.disk import disk_errors, open_handle, write_at
+from nbi_plus.io.fingerprint import checksum
 from nbi_plus.io.placing import place, temporary_beside
 
 SEAL = "nbi:" + 64 * "0"  # its place, as long as the value of a FITS card may be
@@ -63,12 +63,18 @@ def _seal(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[bytes, dict[int, bytes]]:
-    """Return the checksum of all bytes but those of seals, and where these stand and what they say.
+    """Return the checksum of all bytes but seals, and where these stand and what they say."""
+    seals: dict[int, bytes] = {}
+    return checksum(_unsealed(path, seals)).encode(), seals
+
+
+def _unsealed(path: Path, seals: dict[int, bytes]) -> Iterator[bytes]:
+    """Yield the bytes of a file with blank seals, and note these.
 
     Bytes are looked at in windows that share the length of a seal.
     """
-    checksum, seals, at, window = hashlib.sha256(), {}, 0, bytearray()
     blank, shared = SEAL.encode(), len(SEAL) - 1
+    at, window = 0, bytearray()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             window += piece
@@ -78,8 +84,7 @@ def _read(path: Path) -> tuple[bytes, dict[int, bytes]]:
                 if place_of >= at:
                     window[place_of - at : place_of - at + len(blank)] = blank
             done = max(len(window) - shared, 0)
-            checksum.update(window[:done])
+            yield bytes(window[:done])
             del window[:done]
             at += done
-    checksum.update(window)
-    return checksum.hexdigest().encode(), seals
+    yield bytes(window)
