@@ -10,12 +10,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import norm
-from survey_curves import line, lines
-
-import nbi_plus as nbi
-from nbi_plus.infer.ladder import RefineRung
-from nbi_plus.infer.proposals.mixture import MixtureConfig
+from survey_curves import COLUMNS, EXACT, badly_trained, lines_for_a_climb
 
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
 
@@ -25,25 +20,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 N = 60
-COLUMNS = {"id": "oid"}
-EXACT = ["id", "status", "flags", "settled_by", "certified", "trusted", "n_points"]
-QUICK = MixtureConfig(n_components=3, n_points=1000, n_starts=1, dof=5, wide_share=0.1)
-RUNG = RefineRung(n_rounds=3, n_each=300, n_scouts=256, n_certify=1024, mixture=QUICK)
-LADDER = nbi.Ladder(n_draws=1024, top_up_draws=1024, rungs=(RUNG,), audit=None)
 
 
 @pytest.fixture(scope="module")
 def curves():
-    return lines(N, lambda own: np.where(own % 3 == 0, 0.5, 0.05))
+    return lines_for_a_climb(N)
 
 
 @pytest.fixture(scope="module")
 def engine(curves):
-    """Return a badly trained engine: many of its answers must climb."""
-    seen = nbi.Observations.from_table(curves, **COLUMNS)
-    prior = {"a": norm(0, 1), "b": norm(0, 1)}
-    one = nbi.Engine(line, prior, noise=nbi.GaussianNoise(), featurizer="resnet", ladder=LADDER)
-    return one.fit(1000, n_epochs=6, observations=seen, progress=False, truth_test=False)
+    return badly_trained(curves)
 
 
 def catalogue(engine, curves, out, **options):

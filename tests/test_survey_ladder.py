@@ -12,38 +12,33 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
-from scipy.stats import norm
-from survey_curves import line, lines
+from survey_curves import (
+    COLUMNS,
+    EXACT,
+    LADDER,
+    QUICK,
+    badly_trained,
+    line,
+    lines_for_a_climb,
+)
 
 import nbi_plus as nbi
 from nbi_plus.infer.ladder import RefineRung
-from nbi_plus.infer.proposals.mixture import MixtureConfig
 from nbi_plus.survey import SurveyError
 from nbi_plus.survey.mixin import NetworkSurvey, RetryingSurvey
 
 N = 40
-COLUMNS = {"id": "oid"}
-EXACT = ["id", "status", "flags", "settled_by", "certified", "trusted", "n_points"]
-# most objects climb one quick rung, which certifies half of them
-QUICK = MixtureConfig(n_components=3, n_points=1000, n_starts=1, dof=5, wide_share=0.1)
-RUNG = RefineRung(n_rounds=3, n_each=300, n_scouts=256, n_certify=1024, mixture=QUICK)
-LADDER = nbi.Ladder(n_draws=1024, top_up_draws=1024, rungs=(RUNG,), audit=None)
 
 
 @pytest.fixture(scope="module")
 def curves():
-    return lines(N, lambda own: np.where(own % 3 == 0, 0.5, 0.05))
+    return lines_for_a_climb(N)
 
 
 @pytest.fixture(scope="module")
 def saved(curves, tmp_path_factory):
-    """Return the file of a badly trained engine: most of its answers must climb."""
-    seen = nbi.Observations.from_table(curves, **COLUMNS)
-    prior = {"a": norm(0, 1), "b": norm(0, 1)}
-    one = nbi.Engine(line, prior, noise=nbi.GaussianNoise(), featurizer="resnet")
-    one.fit(1000, n_epochs=6, observations=seen, progress=False, truth_test=False)
     path = tmp_path_factory.mktemp("engine") / "line.nbi"
-    one.save(path)
+    badly_trained(curves).save(path)
     return path
 
 
