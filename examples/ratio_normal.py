@@ -1,7 +1,7 @@
 """Many trials of a simulator without a likelihood: here a normal law, so that the answer is known.
 
 ``python examples/ratio_normal.py`` trains on single trials in about twenty CPU seconds and compares
-with the exact posteriors of sets of 10, 50 and 500.
+with the exact posteriors of sets of 10, 50 and 500; ``--likelihood`` learns a density instead.
 """
 
 from __future__ import annotations
@@ -41,18 +41,21 @@ def exact(x, n=801):
     return mean, np.sqrt(square - mean**2)
 
 
-def main(n_sims=6400, n_epochs=100, n_sets=10):
-    engine = nbi.RatioEngine(trial, PRIOR, n_contrast=64, seed=0)
+def main(n_sims=6400, n_epochs=100, n_sets=10, likelihood=False):
+    ratio = nbi.RatioEngine(trial, PRIOR, n_contrast=64, seed=0)
+    engine = nbi.LikelihoodEngine(trial, PRIOR, seed=0) if likelihood else ratio
     begin = time.process_time()
     engine.fit(n_sims, n_epochs=n_epochs, online=True, batch_size=128)
-    print(f"trained in {time.process_time() - begin:.0f} CPU s; out of balance by "
-          "{:.3f} +- {:.3f}".format(*engine.imbalance()))  # fmt: skip
+    print(f"trained in {time.process_time() - begin:.0f} CPU s")
+    if not likelihood:
+        print("out of balance by {:.3f} +- {:.3f}".format(*engine.imbalance()))
+    learned = engine.log_likelihood if likelihood else engine.log_ratio
     mu, sigma = np.meshgrid(np.linspace(-1, 3, 21), np.linspace(0.6, 2.9, 21))
     theta = np.stack([mu.ravel(), sigma.ravel()], 1)
     for x in (2.0, 0.0, -3.0):
         height = norm.logpdf(x, *theta.T)
-        off = engine.log_ratio(theta, [x]) - height
-        print(f"x = {x:g}: log ratio - log-likelihood scatters by {off.std():.3f} over the grid, "
+        off = learned(theta, [x]) - height
+        print(f"x = {x:g}: learned - exact logarithm scatters by {off.std():.3f} over the grid, "
               f"{off[height > -8].std():.3f} where the latter is above -8")  # fmt: skip
     rng, answers = np.random.default_rng(0), {}
     for n in (10, 50, 500):
@@ -62,8 +65,8 @@ def main(n_sims=6400, n_epochs=100, n_sets=10):
         seconds = (time.perf_counter() - begin) / n_sets
         means, sds = np.moveaxis(np.array([exact(own) for own in sets]), 1, 0)
         off, wide = (found.mean - means) / sds, found.std / sds - 1
-        learned = sum(s is nbi.Status.LEARNED for s in found.status)
-        print(f"{n} trials: {learned} of {n_sets} LEARNED, {seconds:.2f} s each; means off by "
+        n_learned = sum(s is nbi.Status.LEARNED for s in found.status)
+        print(f"{n} trials: {n_learned} of {n_sets} LEARNED, {seconds:.2f} s each; means off by "
               f"{np.sqrt((off**2).mean(0)).round(3)} sd, sds by "
               f"{np.sqrt((wide**2).mean(0)).round(3)} (rms)")  # fmt: skip
     return answers
@@ -74,6 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("--n-sims", type=int, default=6400)
     parser.add_argument("--n-epochs", type=int, default=100)
     parser.add_argument("--n-sets", type=int, default=10)
+    parser.add_argument("--likelihood", action="store_true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nbi.UntrustedWarning)
         main(**vars(parser.parse_args()))

@@ -5,6 +5,7 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
 from nbi_plus.estimators.compare import compare
+from nbi_plus.estimators.likelihood import LikelihoodEngine
 from nbi_plus.estimators.ratio import RatioEngine
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -39,6 +40,7 @@ __all__ = [
     "FlowConfig",
     "Gate",
     "Ladder",
+    "LikelihoodEngine",
     "Observations",
     "PeakAudit",
     "Perturbation",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nbi_plus.estimators.fits import RATIO
+from nbi_plus.estimators import fits
 from nbi_plus.io.archive import Archive, ArchiveError, read_archive
 from nbi_plus.survey.parts import SurveyError, read_manifest
 from nbi_plus.survey.run import counted
@@ -63,7 +63,7 @@ def _of_engine(archive: Archive) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _of_ratio(archive: Archive) -> dict[str, Any]:
+def _of_trials(archive: Archive) -> dict[str, Any]:
     meta = archive.meta
     return {
         "parameters": list(meta["labels"]), **meta["chosen"],
@@ -89,7 +89,7 @@ def _of_calibration(archive: Archive) -> dict[str, Any]:
 
 _KINDS = {
     "engine": _of_engine,
-    RATIO: _of_ratio,
+    **dict.fromkeys(fits.KINDS, _of_trials),
     "posterior": _of_posterior,
     "calibration": _of_calibration,
 }

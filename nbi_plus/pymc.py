@@ -1,4 +1,4 @@
-"""PyMC: learned ratios as distributions of PyMC models, with gradients."""
+"""PyMC: learned likelihoods as distributions of PyMC models, with gradients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nbi_plus.arguments import of_kind
-from nbi_plus.estimators.fits import RatioFit
-from nbi_plus.estimators.ratio import RatioEngine
+from nbi_plus.estimators.fits import TrialFit
+from nbi_plus.estimators.trial_engine import TrialEngine
 from nbi_plus.torch_state import door
 
 try:
@@ -32,15 +32,15 @@ _OUTSIDE = "outside"
 class NeuralDistribution:
     """A distribution of PyMC whose log-density was learned.
 
-    Its log-density is the log-ratio of the engine: that of the data, less the log-density of x
-    under the engine's prior, which no parameter changes. The engine's prior says where it was
-    learned, and takes no part in the model: priors of the model should lie inside. A deterministic
-    ``{name}_outside`` tells for each draw of a chain which share of the trials had parameters
-    beyond those of the training, where nothing was learned.
+    Its log-density is the log-likelihood of a LikelihoodEngine, or the log-ratio of a RatioEngine:
+    the same less the log-density of x under the engine's prior, which no parameter changes. The
+    engine's prior says where it was learned, and takes no part in the model: priors of the model
+    should lie inside. A deterministic ``{name}_outside`` tells for each draw of a chain which share
+    of the trials had parameters beyond those of the training, where nothing was learned.
 
     Parameters
     ----------
-    engine : RatioEngine
+    engine : RatioEngine or LikelihoodEngine
         Fitted.
     param_names : sequence of str, optional
         Names of the engine's parameters in the order of the engine; default: as they are there.
@@ -55,9 +55,9 @@ class NeuralDistribution:
     """
 
     def __init__(
-        self, engine: RatioEngine, param_names: list[str] | None = None, exchangeable: bool = True
+        self, engine: TrialEngine, param_names: list[str] | None = None, exchangeable: bool = True
     ) -> None:
-        of_kind("engine", engine, RatioEngine, "Fit a RatioEngine first.")
+        of_kind("engine", engine, TrialEngine, "Fit a RatioEngine or LikelihoodEngine first.")
         self.engine, self.exchangeable = engine, exchangeable
         fit = engine._fitted("NeuralDistribution")
         names = fit.prior.names if param_names is None else tuple(param_names)
@@ -68,7 +68,7 @@ class NeuralDistribution:
             )
         self.param_names = names
         # what a simulator holds need not go into other processes
-        self._op = LogRatioOp(replace(fit, simulator=None))
+        self._op = LogDensityOp(replace(fit, simulator=None))
 
     def __call__(
         self,
@@ -112,12 +112,12 @@ class NeuralDistribution:
         return x.reshape(shape if plain else (*shape, x.shape[1]))
 
 
-class LogRatioOp(Op):
-    """The log-ratio (T,) of trials (T, L) and parameters (T or 1, D), in float64."""
+class LogDensityOp(Op):
+    """What was learned, (T,), of trials (T, L) and parameters (T or 1, D), in float64."""
 
-    def __init__(self, fit: RatioFit) -> None:
+    def __init__(self, fit: TrialFit) -> None:
         self.fit = fit
-        self.gradient = LogRatioGradient(_Evaluations(fit))
+        self.gradient = LogDensityGradient(_Evaluations(fit))
 
     def make_node(self, x: pt.TensorVariable, theta: pt.TensorVariable) -> Apply:
         """Return the node of this operation."""
@@ -146,8 +146,8 @@ class LogRatioOp(Op):
         return OutsideOp(self.fit)(_rows(params))
 
 
-class LogRatioGradient(Op):
-    """The gradient (T or 1, D) of a weighted sum of log-ratios towards theta."""
+class LogDensityGradient(Op):
+    """The gradient (T or 1, D) of a weighted sum of log-densities towards theta."""
 
     def __init__(self, evaluations: _Evaluations) -> None:
         self.evaluations = evaluations
@@ -169,12 +169,12 @@ class LogRatioGradient(Op):
 
 
 class _Evaluations:
-    """Log-ratios and their gradients, which are asked for one after the other at one place.
+    """Log-densities and their gradients, which are asked for one after the other at one place.
 
     What the last call found is kept in one attribute, whole: another thread sees it or not.
     """
 
-    def __init__(self, fit: RatioFit) -> None:
+    def __init__(self, fit: TrialFit) -> None:
         self._fit = fit
         self._seen: tuple[NDArray, Tensor] | None = None  # observed trials are always the same
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
@@ -184,7 +184,7 @@ class _Evaluations:
         return {"_fit": self._fit, "_seen": None, "_last": None}
 
     def values(self, x: NDArray, theta: NDArray) -> NDArray:
-        """Return the log-ratios (T,)."""
+        """Return the log-densities (T,)."""
         self._last = last = self._evaluated(x, theta)
         return last[-1].detach().cpu().numpy()
 
@@ -201,11 +201,11 @@ class _Evaluations:
         return torch.autograd.grad(total, leaf)[0].cpu().numpy()
 
     def _evaluated(self, x: NDArray, theta: NDArray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return statistics of the trials, parameters, and log-ratios with a graph towards them."""
+        """Return statistics of trials, parameters, and log-densities with a graph towards them."""
         statistics = self._statistics(x)
         leaf = torch.as_tensor(np.array(theta)).requires_grad_(True)
         with torch.enable_grad():
-            return statistics, leaf, self._fit.log_ratio(leaf, statistics)
+            return statistics, leaf, self._fit.log_prob(leaf, statistics)
 
     def _statistics(self, x: NDArray) -> Tensor:
         seen = self._seen
@@ -217,7 +217,7 @@ class _Evaluations:
 class OutsideOp(Op):
     """The share of rows of theta (n, D) beyond the parameters of the training."""
 
-    def __init__(self, fit: RatioFit) -> None:
+    def __init__(self, fit: TrialFit) -> None:
         self.fit = fit
 
     def make_node(self, theta: pt.TensorVariable) -> Apply:

@@ -41,10 +41,11 @@ def test_example_of_the_velocities_runs(tmp_path):
     assert (tmp_path / "velocities-rounds.png").stat().st_size > 1000
 
 
-def test_example_of_the_ratio_runs():
+@pytest.mark.parametrize(("likelihood", "n"), [(False, 2), (True, 1)])
+def test_example_of_the_ratio_runs(likelihood, n):
     example = runpy.run_path(str(ROOT / "examples" / "ratio_normal.py"))
-    answers = example["main"](n_sims=1000, n_epochs=2, n_sets=2)
-    assert [len(found) for found in answers.values()] == [2, 2, 2]
+    answers = example["main"](n_sims=1000, n_epochs=2, n_sets=n, likelihood=likelihood)
+    assert [len(found) for found in answers.values()] == [n, n, n]
 
 
 def test_readme_names_the_test_command_that_ci_calls():

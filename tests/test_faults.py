@@ -201,24 +201,34 @@ def test_an_amortized_engine_is_right_or_refused(engine, times, tmp_path):
     check(tmp_path / "many.nbi", "engine", read_engine, of_engine, sound_engine, times * N // 2, 2)
 
 
-@often
-def test_a_ratio_engine_is_right_or_refused(times, tmp_path):
-    def trial(theta):
-        return theta + torch.randn(theta.shape, dtype=theta.dtype)
+def trial_and_sign(theta):
+    x = theta + torch.randn(theta.shape, dtype=theta.dtype)
+    return torch.cat([x, (x > 0).to(x.dtype)], 1)
 
-    own = nbi.RatioEngine(trial, {"a": norm(0, 1)}).fit(n_sims=128, n_epochs=1)
-    own.save(tmp_path / "ratio.nbi")
+
+@often
+@pytest.mark.parametrize("kind", ["ratio engine", "likelihood engine"])
+def test_an_engine_of_trials_is_right_or_refused(kind, times, tmp_path):
+    made = {
+        "ratio engine": nbi.RatioEngine(trial_and_sign, {"a": norm(0, 1)}),
+        "likelihood engine": nbi.LikelihoodEngine(
+            trial_and_sign, {"a": norm(0, 1)}, discrete={1: (0, 1)}
+        ),
+    }[kind]
+    made.fit(n_sims=128, n_epochs=1).save(tmp_path / "many.nbi")
 
     def content(found):
         found.save(tmp_path / "again.nbi")
-        return bytes_of(read_archive(tmp_path / "again.nbi", "ratio engine"))
+        return bytes_of(read_archive(tmp_path / "again.nbi", kind))
 
     def forged(found, mutation):
-        assert np.isfinite(found.log_ratio([[0.1], [-1.0]], [0.3, 0.2])).all(), mutation
-        assert found.get_params()["n_contrast"] >= 1, mutation
+        learned = getattr(found, "log_ratio", None) or found.log_likelihood
+        labels = dict(found.fitted_.trials.discrete).get(1, (0.0, 1.0))
+        x = np.stack([[0.3, -0.2], labels[:2]], 1)
+        assert np.isfinite(learned([[0.1], [-1.0]], x)).all(), mutation
+        assert found.get_params().get("n_contrast", 1) >= 1, mutation
 
-    load = nbi.RatioEngine.load
-    check(tmp_path / "ratio.nbi", "ratio engine", load, content, forged, times * N // 4, 6)
+    check(tmp_path / "many.nbi", kind, type(made).load, content, forged, times * N // 4, 6)
 
 
 @often

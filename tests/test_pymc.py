@@ -34,6 +34,11 @@ def engine():
 
 
 @pytest.fixture(scope="module")
+def likelihood():
+    return nbi.LikelihoodEngine(trial, PRIOR).fit(n_sims=2000, n_epochs=3)
+
+
+@pytest.fixture(scope="module")
 def x():
     return np.random.default_rng(0).normal(2.0, 1.5, 50)
 
@@ -54,8 +59,16 @@ def test_density_is_the_log_ratio_of_each_trial(engine, x):
     np.testing.assert_allclose(each, engine.log_ratio([[1.5, 1.2]], x), rtol=1e-10)
 
 
-def test_gradient_is_that_of_differences(engine, x):
-    model = model_of(engine, x)
+def test_density_of_a_likelihood_is_its_own(likelihood, x):
+    with pm.Model() as model:
+        NeuralDistribution(likelihood)("x", mu=1.5, sigma=1.2, observed=x)
+    (each,) = model.compile_logp(sum=False)({})
+    np.testing.assert_allclose(each, likelihood.log_likelihood([[1.5, 1.2]], x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["engine", "likelihood"])
+def test_gradient_is_that_of_differences(name, x, request):
+    model = model_of(request.getfixturevalue(name), x)
     names = [v.name for v in model.continuous_value_vars]
     logp, dlogp = model.compile_logp(), model.compile_dlogp()
     start = {n: np.array(0.2 * (i + 1)) for i, n in enumerate(names)}
@@ -90,7 +103,7 @@ def test_operations_go_into_other_processes(engine, x):
     op = NeuralDistribution(engine)._op
     again = pickle.loads(pickle.dumps(op))  # noqa: S301
     theta = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    found = (own.fit.log_ratio(theta, own.fit.statistics("x", x)) for own in (op, again))
+    found = (own.fit.log_prob(theta, own.fit.statistics("x", x)) for own in (op, again))
     torch.testing.assert_close(*found)
 
 

@@ -1,4 +1,4 @@
-"""What a learned ratio leaves behind, and its file: JSON and numbers."""
+"""What a learned likelihood leaves behind, a ratio or a density, and its file: JSON and numbers."""
 
 from __future__ import annotations
 
@@ -16,36 +16,22 @@ from nbi_plus.estimators.learned import SummedLikelihood
 from nbi_plus.estimators.trials import TrialShape
 from nbi_plus.files import check_sizes
 from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write_archive
+from nbi_plus.learn.likelihood import Likelihood
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.ratio import Ratio
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import BoundSimulator
 
-RATIO = "ratio engine"
+# of each kind of file: what was trained
+KINDS: dict[str, type[Ratio] | type[Likelihood]] = {
+    "ratio engine": Ratio, "likelihood engine": Likelihood,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SummedRatio:
-    """The log-ratios of N sets of trials, whose statistics (N, M) are summed already."""
-
-    ratio: Ratio
-    statistics: Tensor
-
-    @property
-    def n_numbers(self) -> int:
-        """Hidden units and statistics of one evaluation."""
-        config = self.ratio.config
-        return config.hidden * config.n_layers + self.statistics.shape[1]
-
-    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
-        """Return the sums (b, n) at z (b, n, D)."""
-        return (self.ratio.natural(z) * self.statistics[index][:, None]).sum(-1)
-
-
-@dataclass(frozen=True)
-class RatioFit:
-    """A trained ratio, and the prior it was trained under.
+class TrialFit:
+    """A trained ratio or likelihood, and the prior it was trained under.
 
     Attributes
     ----------
@@ -61,19 +47,19 @@ class RatioFit:
     device: torch.device
 
     @cached_property
-    def ratio(self) -> Ratio:
-        """The ratio in double precision."""
+    def learned(self) -> Ratio | Likelihood:
+        """What was learned, in double precision."""
         return self.model.network.flow.exact()
 
     @cached_property
     def trials(self) -> TrialShape:
         """How trials are laid out."""
-        return TrialShape(self.model.conditions)
+        return TrialShape(self.model.conditions, self.learned.discrete)
 
     @property
     def reach(self) -> NDArray[np.float64]:
         """The least and largest latent parameters (2, D) of the training."""
-        return self.ratio.reach.cpu().numpy()
+        return self.learned.reach.cpu().numpy()
 
     def features(self, name: str, x: ArrayLike | Tensor) -> Tensor:
         """Return the features (T, F) of trials (T, L)."""
@@ -83,31 +69,31 @@ class RatioFit:
     def statistics(self, name: str, x: ArrayLike | Tensor) -> Tensor:
         """Return the statistics (T, M) of trials (T, L), float64."""
         with torch.no_grad():
-            return self.ratio.statistics(self.features(name, x))
+            return self.learned.statistics(self.features(name, x))
 
-    def log_ratio(self, theta: Tensor, statistics: Tensor) -> Tensor:
-        """Return log r (n,) of theta (n, D) and statistics (n, M), one row of either for all.
+    def log_prob(self, theta: Tensor, statistics: Tensor) -> Tensor:
+        """Return what was learned, (n,), of theta (n, D) and statistics (n, M) of trials.
 
-        Outside the prior it is -inf, and its gradient zero.
+        One row of either goes with all of the other. Outside the prior it is -inf, and its
+        gradient zero.
         """
         z = self.prior.to_latent(theta.to(self.device))
         inside = z.isfinite().all(-1)
-        value = (self.ratio.natural(torch.where(inside[:, None], z, 0.0)) * statistics).sum(-1)
+        value = self.learned.of_trials(torch.where(inside[:, None], z, 0.0), statistics)
         return torch.where(inside, value, -torch.inf)
 
     def summed(self, sets: list[NDArray[np.float64]]) -> tuple[SummedLikelihood, Tensor, Tensor]:
         """Return the likelihood of N sets of trials, who is strange (N,), and p-values (N,)."""
-        sums, strange = [], []
+        statistics, strange = [], []
         for own in sets:  # sets differ in their number of trials
             features = self.features("trials", own)
             with torch.no_grad():
-                sums.append(self.ratio.statistics(features).sum(0))
+                statistics.append(self.learned.statistics(features))
             strange.append(self.model.reference.judge_together(features))
         flags, p_values = zip(*strange, strict=True)
-        likelihood = SummedRatio(self.ratio, torch.stack(sums))
         device = self.device
         return (
-            likelihood,
+            self.learned.summed(statistics),
             torch.tensor(flags, device=device),
             torch.tensor(p_values, dtype=torch.float64, device=device),
         )
@@ -116,8 +102,8 @@ class RatioFit:
         """Return one trial (L,) for each row of theta (n, D); NaN where the simulator failed."""
         if self.simulator is None:
             raise ValueError(
-                "simulate must have a simulator, but the engine has none. Load it with "
-                "RatioEngine.load(path, simulator)."
+                "simulate must have a simulator, but the engine has none. Load it "
+                "with load(path, simulator)."
             )
         # what a row draws is seeded by its theta: those that are alike differ in the last digits
         n = np.arange(len(theta)) + np.random.default_rng(seed).integers(2**16)
@@ -129,32 +115,37 @@ class RatioFit:
         asked = {k: v for k, v in coords.items() if k in self.simulator.arguments}
         return simulated(self.simulator, (rows, asked, frozenset())).x.reshape(len(rows), -1)
 
-    def save(self, path: str | Path, chosen: dict[str, object]) -> None:
-        """Write it, and what was chosen for it."""
+    def save(self, path: str | Path, kind: str, chosen: dict[str, object]) -> None:
+        """Write a file of some kind of it, and of what was chosen for it."""
         prior = self.prior
         meta = {
             "model": self.model.meta(), "prior": prior.manifest(), "chosen": chosen,
             "labels": dict(zip(prior.names, prior.labels, strict=True)),
         }  # fmt: skip
-        write_archive(new_file("path", path), RATIO, meta, self.model.arrays())
+        write_archive(new_file("path", path), kind, meta, self.model.arrays())
 
     @classmethod
     def load(
-        cls, path: str | Path, device: torch.device, prior: Prior | None, custom: nn.Module | None
-    ) -> tuple[RatioFit, dict[str, object]]:
+        cls,
+        path: str | Path,
+        kind: str,
+        device: torch.device,
+        prior: Prior | None,
+        custom: nn.Module | None = None,
+    ) -> tuple[TrialFit, dict[str, object]]:
         """Return what `save` wrote; ``prior`` and ``custom`` are code that no file holds."""
         path = path_of("path", path)
-        archive = read_archive(path, RATIO)
+        archive = read_archive(path, kind)
         check_sizes(archive)
-        with fitting_parts(path, RATIO):
+        with fitting_parts(path, kind):
             meta = archive.meta
             if prior is None:
                 prior = Prior.from_manifest(meta["prior"], meta["labels"])
             model = TrainedModel.from_archive(archive, device, custom)
             flow = model.network.flow
-            if not isinstance(flow, Ratio) or flow.n_dims != prior.n_dim:
+            if not isinstance(flow, KINDS[kind]) or flow.n_dims != prior.n_dim:
                 raise ArchiveError(
-                    f"{path} must hold a ratio of {prior.n_dim} parameters, but holds another "
-                    "network. Pass the prior of the training."
+                    f"{path} must hold the {kind}'s network of {prior.n_dim} parameters, but "
+                    "holds another. Pass the prior of the training."
                 )
             return cls(prior, model, None, device), meta["chosen"]

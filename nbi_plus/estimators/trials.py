@@ -16,6 +16,8 @@ from torch import Tensor
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.ingest import numbers
 from nbi_plus.io.store import read_columns
+from nbi_plus.learn.likelihood import Discrete, refuse_other_labels
+from nbi_plus.learn.model import PLAIN
 from nbi_plus.options import AUTO, SERIES
 from nbi_plus.problem.simulator.simulator import Simulator
 
@@ -25,7 +27,7 @@ def takes_columns(featurizer: object, width: int) -> bool:
 
     A reaction time and a choice have nothing in common: each needs a scale of its own.
     """
-    return featurizer == AUTO and width < SERIES
+    return featurizer == PLAIN or (featurizer == AUTO and width < SERIES)
 
 
 def of_trials(
@@ -63,9 +65,18 @@ def stored(
 
 @dataclass(frozen=True)
 class TrialShape:
-    """How single trials are laid out: ``conditions`` of one trial are those of the training."""
+    """How single trials are laid out.
+
+    Attributes
+    ----------
+    conditions : Batch
+        Of one trial, as in the training.
+    discrete : tuple
+        Columns that are labels, and their values.
+    """
 
     conditions: Batch
+    discrete: Discrete = ()
 
     @property
     def width(self) -> int:
@@ -93,6 +104,7 @@ class TrialShape:
                 f"{name} must be finite, but {int(bad.sum())} of {len(bad)} trials are not (first: "
                 f"{int(np.argmax(bad))}). Leave them out."
             )
+        refuse_other_labels(name, values, self.discrete)
         return values
 
     def batch(self, rows: NDArray[np.float64], device: torch.device) -> Batch:

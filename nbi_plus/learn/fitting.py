@@ -68,7 +68,7 @@ class Recipe:
     featurizer : FeaturizerSpec
     custom : nn.Module or None
         The user's own featurizer.
-    flow : FlowConfig or RatioConfig
+    flow : FlowConfig, RatioConfig or LikelihoodConfig
     train : TrainConfig
     device : torch.device
     seed : int
@@ -255,8 +255,7 @@ def untrained(recipe: Recipe, task: TrainingTask, sample: TrainingRows) -> Poste
         )
 
     network = without_global_rng(stage_key(recipe.seed, "weights") % 2**63, make).to(recipe.device)
-    network.encoder.fit(batch)
-    network.flow.whiten(sample.z[torch.isfinite(sample.z).all(-1)])
+    network.learn_scales(batch, sample.z)
     return network
 
 

@@ -11,21 +11,24 @@ from torch import Tensor
 
 from nbi_plus.arguments import real, whole
 from nbi_plus.learn.flows import Flow
+from nbi_plus.learn.likelihood import Likelihood
 from nbi_plus.learn.ratio import Ratio
 
 _NEVER = -1e4  # a log-ratio
-Loss = Callable[[Flow | Ratio, Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Flow | Ratio | Likelihood, Tensor, Tensor, Tensor], Tensor]
 
 
-def nll(flow: Flow, z: Tensor, features: Tensor, good: Tensor) -> Tensor:  # noqa: ARG001
-    """Return -log q(z | features) of each row.
+def nll(
+    flow: Flow | Likelihood, z: Tensor, features: Tensor, good: Tensor,  # noqa: ARG001
+) -> Tensor:  # fmt: skip
+    """Return -log q(z | features) of each row, or -log p(features | z) of a likelihood.
 
-    Its optimum is the posterior under the density that the parameters were drawn from: with draws
-    of a proposal it is likelihood times proposal.
+    The optimum of a flow is the posterior under the density that the parameters were drawn from:
+    with draws of a proposal it is likelihood times proposal.
 
     Parameters
     ----------
-    flow : Flow
+    flow : Flow or Likelihood
     z : Tensor, shape (n, D)
     features : Tensor, shape (n, F)
     good : Tensor of bool, shape (n,)

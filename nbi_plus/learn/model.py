@@ -25,11 +25,12 @@ from nbi_plus.torch_state import Building
 
 _SAME_GRID = 1e-6  # of its span: relative to its values, Julian dates would differ by weeks
 MULTI = "multi-input"  # one featurizer for each channel of the data
+PLAIN = "plain"  # none: the numbers of the data, as they are
 
 
 @dataclass(frozen=True)
 class FeaturizerSpec:
-    """Which featurizer: a registered name with its options, `MULTI`, or ``"custom"``."""
+    """Which featurizer: a registered name with its options, `MULTI`, `PLAIN`, or ``"custom"``."""
 
     name: str
     n_channels: int
@@ -42,8 +43,10 @@ class FeaturizerSpec:
         """The name, or the names for each channel of the data, as `Engine` takes them."""
         return [p["name"] for p in self.options["parts"]] if self.name == MULTI else self.name
 
-    def build(self, custom: nn.Module | None = None) -> nn.Module:
+    def build(self, custom: nn.Module | None = None) -> nn.Module | None:
         """Return the module, untrained."""
+        if self.name == PLAIN:
+            return None
         if self.name == "custom":
             if custom is None:
                 raise ValueError(
@@ -219,7 +222,7 @@ class TrainedModel:
             network=network.to(device),
             featurizer=spec,
             reference=FeatureReference.of(
-                {k: v.to(device) for k, v in part["reference"].items()}, network.mix.out_features
+                {k: v.to(device) for k, v in part["reference"].items()}, network.n_features
             ),
             conditions=seen,
             history=[

@@ -17,13 +17,14 @@ from nbi_plus.data.rearranging import buckets
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
 
-EstimatorConfig = FlowConfig | RatioConfig
+EstimatorConfig = FlowConfig | RatioConfig | LikelihoodConfig
 
 
 class Estimator(Protocol):
-    """What is trained on features of the data: a density of z, or a ratio of two."""
+    """What is trained on features of the data: a density of z, or of the data, or a ratio."""
 
     n_dims: int
     config: EstimatorConfig
@@ -38,9 +39,10 @@ class Estimator(Protocol):
         """Return a float64 copy."""
 
 
-# of each kind: what it is trained as, and its chosen state
-ESTIMATORS: dict[str, tuple[type[Estimator], type[EstimatorConfig]]] = {
+# of each kind: what it is trained as, and its chosen state of plain JSON
+ESTIMATORS: dict[str, tuple[type[Estimator], Callable[..., EstimatorConfig]]] = {
     "maf": (Flow, FlowConfig), "nsf": (Flow, FlowConfig), "ratio": (Ratio, RatioConfig),
+    "likelihood": (Likelihood, LikelihoodConfig.of),
 }  # fmt: skip
 
 
@@ -82,33 +84,47 @@ class PosteriorNetwork(nn.Module):
     Parameters
     ----------
     encoder_config : EncoderConfig
-    featurizer : nn.Module
-        Maps channels (n, C', L) to features (n, F); has ``n_features``.
+    featurizer : nn.Module or None
+        Maps channels (n, C', L) to features (n, F); has ``n_features``. Without one the features
+        are the numbers of the data, as they are: what a likelihood is a density of.
     n_dims : int
         Number of parameters D.
-    flow_config : FlowConfig or RatioConfig
+    flow_config : FlowConfig, RatioConfig or LikelihoodConfig
     """
 
     def __init__(
         self,
         encoder_config: EncoderConfig,
-        featurizer: nn.Module,
+        featurizer: nn.Module | None,
         n_dims: int,
         flow_config: EstimatorConfig,
     ) -> None:
         super().__init__()
-        width = featurizer.n_features
+        width = encoder_config.n_channels if featurizer is None else featurizer.n_features
+        self.n_features = width
         self.encoder = Encoder(encoder_config)
         self.featurizer = featurizer
-        self.join = nn.Linear(width + encoder_config.n_context, width)
-        self.mix = nn.Linear(width, width)
+        if featurizer is not None:
+            self.join = nn.Linear(width + encoder_config.n_context, width)
+            self.mix = nn.Linear(width, width)
         self.flow = estimator(n_dims, width, flow_config)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the features (n, F) that the flow is conditioned on."""
+        if self.featurizer is None:
+            return batch.x.flatten(1).to(torch.float64)
         channels, context = self.encoder(batch)
         joined = self.join(torch.cat([self.featurizer(channels), context], -1))
         return joined + self.mix(nn.functional.silu(joined))
+
+    def learn_scales(self, batch: Batch, z: Tensor) -> None:
+        """Learn the scales of data, and where their parameters z (n, D) lie."""
+        self.flow.whiten(z[torch.isfinite(z).all(-1)])
+        if self.featurizer is None:
+            x = self(batch)
+            self.flow.learn_columns(x[torch.isfinite(x).all(-1)])
+        else:
+            self.encoder.fit(batch)
 
     @torch.no_grad()
     def features(self, batch: Batch, lengths: NDArray[np.int64] | None = None) -> Tensor:

@@ -10,7 +10,7 @@ the statistics, and so are tails that were never seen.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from nbi_plus.arguments import whole
+from nbi_plus.learn.latent import LatentInput, perceptron
 
 _WIDEST = 2**16
 
@@ -49,7 +50,7 @@ class RatioConfig:
             whole(name, getattr(self, name), 1, _WIDEST)
 
 
-class Ratio(nn.Module):
+class Ratio(LatentInput):
     """log p(x | z) / p(x) of D latent parameters and features of the data.
 
     Parameters
@@ -59,35 +60,20 @@ class Ratio(nn.Module):
     config : RatioConfig
     """
 
+    discrete = ()  # labels are numbers like all others
+
     def __init__(self, n_dims: int, n_context: int, config: RatioConfig) -> None:
-        super().__init__()
-        self.n_dims, self.config = n_dims, config
-        k, p = config.n_squares, config.n_products
-        self.of_z = _perceptron(n_dims, config, 2 * k + p + 1)
-        self.of_x = _perceptron(n_context, config, k + p + 1)
+        super().__init__(n_dims)
+        self.config = config
+        k, p, size = config.n_squares, config.n_products, (config.hidden, config.n_layers)
+        self.of_z = perceptron(n_dims, *size, 2 * k + p + 1)
+        self.of_x = perceptron(n_context, *size, k + p + 1)
         self.straight = nn.Linear(n_context, k)  # squares of what is linear go on beyond the data
-        self.register_buffer("mean", torch.zeros(n_dims, dtype=torch.float64))
-        self.register_buffer("width", torch.ones(n_dims, dtype=torch.float64))
-        self.register_buffer("reach", torch.zeros(2, n_dims, dtype=torch.float64))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that networks compute in."""
-        return self.straight.weight.dtype
-
-    @torch.no_grad()
-    def whiten(self, z: Tensor) -> None:
-        """Learn where draws z (n, D) lie, and how far they reach."""
-        z = z.to(torch.float64)
-        self.mean.copy_(z.mean(0))
-        self.width.copy_(z.std(0, correction=0).clamp(min=1e-30))
-        self.reach.copy_(torch.stack([z.amin(0), z.amax(0)]))
 
     def natural(self, z: Tensor) -> Tensor:
         """Return the natural parameters (..., M) of z (..., D)."""
-        white = ((z.to(torch.float64) - self.mean) / self.width).to(self.dtype)
         k, n = self.config.n_squares, self.config.n_products
-        raw, middle, slope, level = self.of_z(white).split([k, k, n, 1], -1)
+        raw, middle, slope, level = self.of_z(self.white(z)).split([k, k, n, 1], -1)
         scale = F.softplus(raw)
         # the square multiplied out; each part small at first, however many there are
         level = level - 0.5 * middle.square().sum(-1, keepdim=True) / k**0.5
@@ -104,18 +90,34 @@ class Ratio(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Return the log-ratio (B, S) of z (B, S, D) given features (B, F)."""
-        return (self.natural(z) * self.statistics(context)[:, None]).sum(-1)
+        return self.of_trials(z, self.statistics(context)[:, None])
+
+    def of_trials(self, z: Tensor, statistics: Tensor) -> Tensor:
+        """Return the log-ratio (...) of z (..., D) and statistics (..., M)."""
+        return (self.natural(z) * statistics).sum(-1)
 
     def log_ratios(self, z: Tensor, context: Tensor) -> Tensor:
         """Return the log-ratio (n, m) of every z (m, D) given every row of features (n, F)."""
         return self.statistics(context) @ self.natural(z).T
 
-    def exact(self) -> Ratio:
-        """Return a float64 copy, for sums over many trials."""
-        return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
+    def summed(self, sets: Sequence[Tensor]) -> SummedRatio:
+        """Return the log-ratios of N sets of statistics (T, M)."""
+        return SummedRatio(self, torch.stack([own.sum(0) for own in sets]))
 
 
-def _perceptron(n_in: int, config: RatioConfig, n_out: int) -> nn.Sequential:
-    widths = [n_in, *[config.hidden] * config.n_layers]
-    layers = [[nn.Linear(a, b), nn.SiLU()] for a, b in zip(widths, widths[1:], strict=False)]
-    return nn.Sequential(*(part for pair in layers for part in pair), nn.Linear(widths[-1], n_out))
+@dataclass(frozen=True)
+class SummedRatio:
+    """The log-ratios of N sets of trials, whose statistics (N, M) are summed already."""
+
+    ratio: Ratio
+    statistics: Tensor
+
+    @property
+    def n_numbers(self) -> int:
+        """Hidden units and statistics of one evaluation."""
+        config = self.ratio.config
+        return config.hidden * config.n_layers + self.statistics.shape[1]
+
+    def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
+        """Return the sums (b, n) at z (b, n, D)."""
+        return self.ratio.of_trials(z, self.statistics[index][:, None])

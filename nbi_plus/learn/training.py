@@ -305,7 +305,8 @@ def _loss(
         z, x = z.masked_fill(~good[:, None], 0.0), batch.x.masked_fill(~good[:, None, None], 0.0)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=config.mixed_precision):
             features = forward(replace(batch, x=x))
-        each = loss_of(network.flow, z, features.float(), good)
+        single = torch.promote_types(features.dtype, torch.float32)  # data stay as they are
+        each = loss_of(network.flow, z, features.to(single), good)
         return torch.where(good, each, 0.0).sum() / good.sum(), (~good).sum()
 
     return loss
