@@ -27,7 +27,7 @@ from nbi_plus.learn.latent import LatentInput, perceptron
 _MOST_CLASSES = 1024
 _REPEATED = 0.02  # share of the simulations that one number of a continuous column never has
 _LISTED = 64  # values that an error lists
-_SAME = 1e-6  # relative: simulations are kept in single precision
+_SAME = 1e-6  # relative: labels may come in single precision
 Discrete = tuple[tuple[int, tuple[float, ...]], ...]
 
 
