@@ -65,6 +65,7 @@ class LikelihoodEngine(TrialEngine):
 
     Examples
     --------
+    >>> import torch
     >>> from scipy.stats import uniform
     >>> def simulator(theta):
     ...     return theta + torch.randn(theta.shape, dtype=theta.dtype)

@@ -63,6 +63,7 @@ class RatioEngine(TrialEngine):
 
     Examples
     --------
+    >>> import torch
     >>> from scipy.stats import uniform
     >>> def simulator(theta):
     ...     return theta + torch.randn(theta.shape, dtype=theta.dtype)
