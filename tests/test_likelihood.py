@@ -221,13 +221,13 @@ def test_order_of_columns_changes_nothing():
 
 def test_another_unit_changes_the_density_by_its_size_alone():
     def milli(theta):  # and far from zero, as dates are
-        return 1000 * one_trial(theta) + 5e9
+        return 1000 * one_trial(theta) + 1e12
 
     options = {"n_sims": 400, "n_epochs": 2}
     one, other = small().fit(**options), small(milli).fit(**options)
     mu, x = np.linspace(-1, 1, 9)[:, None], np.linspace(-2, 2, 9)
     ours = one.log_likelihood(mu, x) - math.log(1000)
-    np.testing.assert_allclose(other.log_likelihood(mu, 1000 * x + 5e9), ours, atol=0.02)
+    np.testing.assert_allclose(other.log_likelihood(mu, 1000 * x + 1e12), ours, atol=0.02)
 
 
 @pytest.mark.statistics

@@ -189,6 +189,17 @@ def test_log_ratio_is_that_of_the_linear_gaussian_model(engine):
     assert off[likely].std() < 0.15
 
 
+def test_data_far_from_zero_lose_no_digits():
+    """Of dates in seconds single precision holds minutes, of these nothing at all."""
+    mu, x = np.linspace(-1, 1, 9)[:, None], np.linspace(-2, 2, 9)
+    found = []
+    for zero in (1e4, 1e10):
+        engine = nbi.RatioEngine(lambda theta, zero=zero: one_trial(theta) + zero, PRIOR)
+        found.append(engine.fit(n_sims=2000, n_epochs=5).log_ratio(mu, x + zero))
+    assert np.ptp(found[0]) > 0.1
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
 @pytest.mark.parametrize(("n", "off", "wide"), [(1, 0.05, 0.05), (10, 0.1, 0.1), (100, 0.3, 0.15)])
 def test_posterior_of_a_mean_is_the_exact_one(engine, n, off, wide):
     x = draws(n)

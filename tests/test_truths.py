@@ -14,9 +14,9 @@ import nbi_plus as nbi
 from nbi_plus.trust.truths import TruthTest, truth_test
 
 
-def fitted(noise, n_dim=2, **options):
+def fitted(noise, n_dim=2, ladder=None, **options):
     prior = {f"p{i}": norm(0, 1) for i in range(n_dim)}
-    engine = nbi.Engine(identity, prior, noise=noise, featurizer="gru", seed=1)
+    engine = nbi.Engine(identity, prior, noise=noise, featurizer="gru", seed=1, ladder=ladder)
     x = np.zeros((4, n_dim))
     objects = nbi.Observations.from_arrays(x, *(() if noise is not None else (0.5 + x,)))
     return engine.fit(n_sims=1000, n_epochs=8, observations=objects, perturb=False, **options)
@@ -82,6 +82,22 @@ def test_nothing_is_trusted_where_audits_find_no_missed_truth_either():
     for p in posteriors:
         assert (nbi.Flag.UNCALIBRATED in p.flags) == p.certified
         assert not p.trusted
+
+
+@pytest.mark.parametrize(("n_scouts", "times"), [(4096, 16), (1024, 1)])
+def test_where_more_scouts_find_what_few_do_not_doubted_answers_get_more(n_scouts, times, tmp_path):
+    """Of so few scouts none stands at the foot of some needles, and sixteen times as few help."""
+    ladder = nbi.Ladder(audit=nbi.PeakAudit(n_scouts=n_scouts))
+    engine = fitted(needle_noise(), n_dim=3, ladder=ladder, truth_test=200)
+    found = engine.truth_test_
+    assert found.failed
+    assert found.scouts == 16
+    assert "with 16 times the scouts" in str(found)
+    assert found.blind == (found.n_unseen > 0) == (times == 1)
+    assert found.doubting(ladder).audit.n_scouts == times * n_scouts
+    engine.save(tmp_path / "e.nbi")
+    again = nbi.Engine.load(tmp_path / "e.nbi", simulator=identity, noise=needle_noise())
+    assert again.truth_test_ == found
 
 
 def test_the_test_is_saved_with_the_engine(missing, tmp_path):

@@ -84,12 +84,11 @@ class TrialFit:
 
     def summed(self, sets: list[NDArray[np.float64]]) -> tuple[SummedLikelihood, Tensor, Tensor]:
         """Return the likelihood of N sets of trials, who is strange (N,), and p-values (N,)."""
-        statistics, strange = [], []
-        for own in sets:  # sets differ in their number of trials
-            features = self.features("trials", own)
-            with torch.no_grad():
-                statistics.append(self.learned.statistics(features))
-            strange.append(self.model.reference.judge_together(features))
+        lengths = [len(own) for own in sets]
+        features = self.features("trials", np.concatenate(sets))
+        with torch.no_grad():
+            statistics = self.learned.statistics(features).split(lengths)
+        strange = [self.model.reference.judge_together(own) for own in features.split(lengths)]
         flags, p_values = zip(*strange, strict=True)
         device = self.device
         return (

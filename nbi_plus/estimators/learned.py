@@ -151,8 +151,7 @@ def _objects_of(
 ) -> tuple[verdict.Objects, Batch]:
     """Return what verdicts ask of sets of trials, and an empty batch of them."""
     n, device = len(sets), strange.device
-    same = [Observations.from_arrays(own.reshape(1, -1)) for own in sets]
-    known = Observations.from_arrays(np.zeros((n, 1)))
+    known = Observations.from_arrays([own.ravel() for own in sets])
     objects = verdict.Objects(
         ids=known.ids,
         keys=torch.as_tensor(known.keys, device=device),
@@ -162,6 +161,6 @@ def _objects_of(
         n_masked=np.zeros(n, np.int64),
         n_duplicates=np.zeros(n, np.int64),
         refusals=np.full(n, ""),
-        hashes=np.array([own.hashes[0] for own in same]),
+        hashes=known.hashes,
     )
-    return objects, known.batch().to(device)
+    return objects, Observations.from_arrays(np.zeros((n, 1))).batch().to(device)

@@ -268,7 +268,7 @@ class TrialEngine(BaseEstimator, ABC):
         if bound is not None and self.noise is None and not bound.stochastic:
             raise ValueError(
                 "simulator must draw its noise, but gave the same x twice for the same theta: "
-                " nothing would be left to learn. Draw the noise there, or give "
+                "nothing would be left to learn. Draw the noise there, or give "
                 "CustomNoise(augment)."
             )
         return problem

@@ -18,7 +18,7 @@ from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.losses import Loss, nll
-from nbi_plus.learn.model import PLAIN, FeaturizerSpec, TrainedModel, without_global_rng
+from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
 from nbi_plus.learn.network import EstimatorConfig, PosteriorNetwork
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.sources import (
@@ -99,9 +99,9 @@ class Recipe:
 
     def dtype(self, largest: float) -> torch.dtype:
         """Return float64 where rounding the largest value to float32 would show in the errors."""
-        if self.featurizer.name == PLAIN:  # what the data are may be small beside where they lie
-            return torch.float64
         errors, mask = self.conditions.x_err, self.conditions.mask
+        if not self.noise.has_likelihood(errors is not None):
+            return torch.float64  # errors that nobody knows may be small beside where data lie
         smallest, sigma = np.inf, getattr(self.noise, "sigma", None)
         if errors is not None and mask.any():
             smallest = float(errors[mask].min())
