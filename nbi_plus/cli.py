@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from nbi_plus.engine import Engine
 from nbi_plus.infer.posterior.status import Flag, Status
 from nbi_plus.inspecting import told
 from nbi_plus.survey.summary import SurveySummary
+from nbi_plus.trust.calibration import DOUBTED
 
 _DONE, _ERROR, _MET, _INTERRUPTED = 0, 1, 3, 130
 _ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, LookupError)
 _UNTRUSTED = "UNTRUSTED"
+_OF_CALIBRATIONS = (Flag.UNCALIBRATED.name, Status.UNCERTIFIED.name, Status.AMORTIZED.name)
 _NAMES = (*(s.name for s in Status), *(f.name for f in Flag), _UNTRUSTED)
 
 
@@ -117,7 +120,7 @@ def _judging(command: Callable[..., argparse.ArgumentParser]) -> None:
     own.add_argument("--observations", type=Path, help="objects whose cadences and errors to take")
     own.add_argument(
         "--fail-on",
-        type=_fail_on,
+        type=partial(_fail_on, _OF_CALIBRATIONS),
         default=(),
         metavar="NAMES",
         help="UNCALIBRATED (a p-value below 1 %%), UNCERTIFIED, AMORTIZED: exit 3",
@@ -127,6 +130,7 @@ def _judging(command: Callable[..., argparse.ArgumentParser]) -> None:
     own.add_argument("catalogue", type=Path, help="what predict has written: a file or a folder")
     own.add_argument("-o", "--out", type=Path, required=True, metavar="PAGE.html")
     own.add_argument("--source", help="what was surveyed, for S/N and light curves")
+    _kinds(own)
     own.add_argument("--calibration", type=Path, help="what calibrate has written")
     own.add_argument("--model", type=Path, metavar="MODEL.py", help="for the band of its models")
     _fails(own)
@@ -161,7 +165,7 @@ def _told(parser: argparse.ArgumentParser) -> None:
 
 
 def _fails(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fail-on", type=_fail_on, default=(), metavar="NAMES",
+    parser.add_argument("--fail-on", type=partial(_fail_on, _NAMES), default=(), metavar="NAMES",
                         help="statuses and flags, or UNTRUSTED: exit 3 if any")  # fmt: skip
 
 
@@ -180,11 +184,11 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _fail_on(text: str) -> tuple[str, ...]:
+def _fail_on(known: Sequence[str], text: str) -> tuple[str, ...]:
     names = tuple(name.strip().upper() for name in text.split(","))
-    unknown = [name for name in names if name not in _NAMES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(_NAMES)}, but has {unknown[0]}")
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, but has {unknown[0]}")
     return names
 
 
@@ -282,10 +286,9 @@ def _calibrate(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     found.save(options.out)
     _say(options, {"calibration": str(options.out), **told(options.out)}, found.report)
-    counts = {Flag.UNCALIBRATED.name: int((found.p_values < 0.01).sum()),
-              Status.UNCERTIFIED.name: found.n_excluded,
-              Status.AMORTIZED.name: found.n_amortized}  # fmt: skip
-    return _MET if any(counts.get(name, 0) for name in options.fail_on) else _DONE
+    figures = int((found.p_values < DOUBTED).sum()), found.n_excluded, found.n_amortized
+    counts = dict(zip(_OF_CALIBRATIONS, figures, strict=True))
+    return _MET if any(counts[name] for name in options.fail_on) else _DONE
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -294,6 +297,7 @@ def _report(options: argparse.Namespace) -> int:
     engine = None if options.model is None else _built(options.model, options)
     columns = dict(options.column) or None
     made = write_report(options.catalogue, options.out, source=options.source, columns=columns,
+                        kind=options.kind, ingest=dict(options.ingest),
                         calibration=options.calibration, engine=engine)  # fmt: skip
     s = made.summary
     said = {"page": str(made.page), "bytes": made.n_bytes, "objects": s.n_objects,

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy import units as u
 from astropy.io import fits
 from astropy.table import Table
 from scipy.stats import norm
@@ -60,9 +61,12 @@ def engine(curves, tmp_path_factory):
         line, {"a": norm(0, 1), "b": norm(0, 1)}, noise=nbi.GaussianNoise(), featurizer="resnet"
     )
     one.fit(300, n_epochs=1, observations=seen, progress=False)
-    path = tmp_path_factory.mktemp("engine") / "line.nbi"
-    one.save(path)
-    return nbi.Engine.load(path)
+    return nbi.Engine.load(saved_in(one, tmp_path_factory.mktemp("engine")))
+
+
+def saved_in(engine, folder):
+    engine.save(folder / "line.nbi")
+    return folder / "line.nbi"
 
 
 @pytest.fixture(scope="module")
@@ -408,6 +412,95 @@ def test_a_new_night_is_appended(name, engine, curves, plain, tmp_path):
         check(table.to_pandas().sort_values("id", ignore_index=True), plain)
     else:
         check(rows(out), plain)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "folder"])
+@pytest.mark.parametrize("make", [list, iter])
+def test_nights_in_memory_are_told_apart_or_refused(make, name, engine, curves, plain, tmp_path):
+    out = tmp_path / name
+    nights = [
+        nbi.Observations.from_table(curves[own], **COLUMNS)
+        for own in (curves.oid < "s030", curves.oid >= "s030")
+    ]
+    engine.predict_survey(make([nights[0][:9], nights[0][9:]]), out)
+    with pytest.raises(SurveyError, match="append=True"):
+        engine.predict_survey(make([nights[1]]), out)
+    summary = engine.predict_survey(make([nights[1]]), out, append=True)
+    assert (summary.n_objects, summary.n_new) == (N, N - 30)
+    check(rows(out).drop(columns="ra", errors="ignore"), plain)
+
+
+def test_files_in_several_units_are_read_each_in_its_own(curves, tmp_path):
+    def in_unit(rows, unit):
+        table = Table.from_pandas(rows)
+        for column in ("flux", "flux_err"):
+            table[column] = (np.asarray(table[column]) * u.mJy).to(unit)
+        return table
+
+    nights = curves[curves.oid < "s030"], curves[curves.oid >= "s030"]
+    seen = nbi.Observations.from_table(in_unit(curves, u.mJy), **COLUMNS)
+    engine = nbi.Engine(line, {"a": norm(0, 1), "b": norm(0, 1)}, featurizer="resnet")
+    engine.fit(300, n_epochs=1, observations=seen, progress=False)
+    engine = nbi.Engine.load(saved_in(engine, tmp_path))
+    plain = engine.predict_many(seen, n_samples=500, keep=0)
+    for name, own, unit in zip("ab", nights, (u.mJy, u.Jy), strict=True):
+        in_unit(own, unit).write(tmp_path / f"{name}.fits")
+    out = tmp_path / "out.parquet"
+    engine.predict_survey(str(tmp_path / "*.fits"), out, columns=COLUMNS)
+    check(rows(out), plain)
+    with pytest.raises(ValueError, match="carry must name columns of one unit"):
+        engine.predict_survey(
+            str(tmp_path / "*.fits"), tmp_path / "c.parquet", columns=COLUMNS, carry=("flux",)
+        )
+
+
+def test_columns_of_text_files_hold_what_their_last_rows_are(engine, curves, plain, tmp_path):
+    """Of long files the first rows may look like whole numbers, or like nothing."""
+    n = len(curves) - 1
+    late = curves.assign(note=[""] * n + ["1.5"], n=[1.0] * n + [2.5])
+    head = pd.DataFrame({"oid": "s", "mjd": 1, "flux": 0, "flux_err": 1, "n": 1},
+                        index=range(60_000))  # fmt: skip
+    pd.concat([head, late]).to_csv(tmp_path / "in.csv", index=False)
+    engine.predict_survey(tmp_path / "in.csv", tmp_path / "out.parquet", columns=COLUMNS,
+                          carry=("note", "n"))  # fmt: skip
+    found = rows(tmp_path / "out.parquet")
+    check(found[found.id != "s"].drop(columns=["note", "n"]).reset_index(drop=True), plain)
+    assert found.n.dtype == float
+
+
+def test_several_columns_of_one_role_go_on(engine, curves, tmp_path):
+    options = {"columns": {**COLUMNS, "x": ("flux",), "x_err": ("flux_err",)}}
+    engine.predict_survey(curves, tmp_path / "out.parquet", **options)
+    assert engine.predict_survey(curves, tmp_path / "out.parquet", **options).n_new == 0
+
+
+def test_bad_objects_among_themselves_stop_nothing(engine, curves, tmp_path):
+    """The last chunk may hold nothing but these; a survey that ends there would never be over."""
+    bad = curves.assign(flux=curves.flux.where(curves.oid < "s032"))
+    engine.predict_survey(bad, tmp_path / "out.parquet", columns=COLUMNS, chunk_size=8)
+    found = rows(tmp_path / "out.parquet")
+    assert found.status.tolist() == ["AMORTIZED"] * 32 + ["FAILED"] * (N - 32)
+    assert all("BAD_INPUT" in text for text in found["flags"][found.status == "FAILED"])
+
+
+def test_an_id_that_is_missing_changes_no_other(engine, curves, tmp_path):
+    first = 2**53  # and beyond: of these floats have every second only
+    number = curves.oid.str[1:].astype(int) + first
+    ids = number.astype("Int64").mask(curves.oid == "s005")
+    engine.predict_survey(curves.assign(oid=ids), tmp_path / "out.parquet", columns=COLUMNS)
+    found = rows(tmp_path / "out.parquet")
+    good = found[found.status != "FAILED"].reset_index(drop=True)
+    assert len(good) == len(found) - 1
+    seen = nbi.Observations.from_table(curves.assign(oid=number)[curves.oid != "s005"], **COLUMNS)
+    assert good.id.astype(int).tolist() == seen.ids.tolist()
+    check(good.assign(id=seen.ids), engine.predict_many(seen, n_samples=500, keep=0))
+
+
+def test_carried_columns_that_a_catalogue_has_are_refused_at_once(engine, curves, tmp_path):
+    with pytest.raises(ValueError, match=r"carry must name .* but names \['status'\]"):
+        engine.predict_survey(
+            curves.assign(status=1), tmp_path / "o.parquet", columns=COLUMNS, carry=("status",)
+        )
 
 
 _KILLED = """

@@ -15,6 +15,8 @@ from nbi_plus.report import sections
 from nbi_plus.report.page import page
 from nbi_plus.report.rows import Population
 from nbi_plus.report.source import SeenAgain, curves_of, seen_again
+from nbi_plus.survey.chunks import Reading
+from nbi_plus.survey.ingesting import open_survey
 from nbi_plus.survey.summary import SurveySummary
 from nbi_plus.trust.calibration import Calibration
 
@@ -37,7 +39,8 @@ class Report:
 
 def write_report(
     catalogue: str | Path, out: str | Path, *, source: object = None,
-    columns: Mapping[str, Any] | None = None, calibration: str | Path | Calibration | None = None,
+    columns: Mapping[str, Any] | None = None, kind: str | None = None,
+    ingest: Mapping[str, Any] | None = None, calibration: str | Path | Calibration | None = None,
     engine: Any = None,  # noqa: ANN401 - an Engine
 ) -> Report:  # fmt: skip
     """Write one page of HTML about a catalogue.
@@ -52,6 +55,8 @@ def write_report(
         What was surveyed, as for `predict_survey`: for S/N, and the light curves of a few objects.
     columns : mapping of role to column, optional
         Of the source. Default: as they were read for the catalogue.
+    kind, ingest : str and mapping, optional
+        Of the source, as for `predict_survey`.
     calibration : path or Calibration, optional
     engine : Engine, optional
         Fitted or not: its simulator draws the band of the models behind the draws that were kept.
@@ -71,7 +76,8 @@ def write_report(
     if source is not None:
         asked = population.manifest.get("survey", {}).get("columns", {})
         wanted = {str(row["id"]) for row in rows.values()}
-        seen = seen_again(source, asked if columns is None else columns, wanted)
+        reading = Reading(dict(asked if columns is None else columns))
+        seen = seen_again(open_survey(source, kind, ingest), reading, wanted)
         population = _with_snr(population, seen)
     curves = None if engine is None else curves_of(engine)
     parts = [

@@ -17,7 +17,7 @@ from nbi_plus.report.page import bar, grid, paragraph, section, wide
 from nbi_plus.report.pictures import against_data, corner, image
 from nbi_plus.report.rows import Population, draws_of
 from nbi_plus.report.source import Curves, SeenAgain
-from nbi_plus.trust.calibration import Calibration
+from nbi_plus.trust.calibration import DOUBTED, Calibration
 
 Rows = Mapping[int, Mapping[str, Any]]
 _MOST_ROWS, _MOST_PARAMETERS = 1000, 6
@@ -25,7 +25,6 @@ _N_EXAMPLES = 3  # of the worst, and of the slowest
 _MOST_BYTES = 2_500_000  # of the pictures of objects
 _LONGEST = 80  # letters of a name or a reason
 _N_CURVES = 300  # behind a band
-_DOUBT = 0.01  # p-values of a calibration below this are evidence against it
 _UNFIT = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError)
 _FIGURES = {
     "status": "status", "trusted": "trusted", "flags": "flags", "ESS": "ess", "k-hat": "k_hat",
@@ -106,9 +105,9 @@ def calibrated(calibration: Calibration | None) -> Html:
     figures = zip(c.names, c.p_values.tolist(), c.max_deviation.tolist(), inside, strict=True)
     rows = [(name, p, d, *own) for name, p, d, own in figures]
     names = ("parameter", "p-value", "deviation", *(f"inside {v:.0%}" for v in c.levels))
-    bad = [name for name, p in zip(c.names, c.p_values, strict=True) if p < _DOUBT]
+    bad = [name for name, p in zip(c.names, c.p_values, strict=True) if p < DOUBTED]
     verdict = f"Against it speak the ranks of {', '.join(bad)}." if bad else (
-        f"No p-value is below {_DOUBT:.0%}: {len(c)} objects showed nothing."
+        f"No p-value is below {DOUBTED:.0%}: {len(c)} objects showed nothing."
     )  # fmt: skip
     words = f"Ranks of the truths of {len(c)} simulated objects; in grey what exact answers give."
     picture = _drawn(lambda: wide(image(plots.ranks(c), words), "Ranks of the truths"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.setup import FitInputs, set_up
 from nbi_plus.problem.simulator.parallel import simulated
-from nbi_plus.survey.chunks import Reading, chunks
-from nbi_plus.survey.sources import open_source
+from nbi_plus.survey.chunks import Reading, chunks, none_done
+from nbi_plus.survey.sources import SurveySource
 
 Curves = Callable[[Observations, NDArray[np.float64]], NDArray[np.float64]]
 _AT_ONCE = 1024
@@ -36,11 +36,10 @@ class SeenAgain:
     objects: dict[str, Observations]
 
 
-def seen_again(source: object, columns: Mapping[str, Any], wanted: set[str]) -> SeenAgain:
+def seen_again(source: SurveySource, reading: Reading, wanted: set[str]) -> SeenAgain:
     """Read a source: the S/N of all objects, and the data of those whose ids are wanted."""
     snr, objects = {}, {}
-    reading = Reading(dict(columns))
-    for chunk in chunks(open_source(source), reading, _AT_ONCE, lambda p: np.zeros(len(p), bool)):
+    for chunk in chunks(source, reading, _AT_ONCE, none_done):
         if chunk.observations is None:
             continue
         ids = [str(i) for i in chunk.ids[chunk.places].tolist()]

@@ -218,10 +218,15 @@ def _halves(pending: Sequence[Pending]) -> list[list[Pending]]:
 
 
 def _checked(rows: Rows) -> Rows:
-    """Return rows, or raise where all of them failed for one reason: then it is not theirs."""
+    """Return rows, or raise where all of them failed for one reason: then it is not theirs.
+
+    Where data themselves are bad, they may well be alike.
+    """
     table = rows.table
-    reasons, status = table["reason"].unique(), table["status"].unique()
-    if table.num_rows >= _ALL_OF and len(reasons) == 1 and status.to_pylist() == ["FAILED"]:
+    reasons, status, flags = (table[k].unique() for k in ("reason", "status", "flags"))
+    alike = len(reasons) == 1 and status.to_pylist() == ["FAILED"]
+    theirs = any(Flag.BAD_INPUT.name in text.split() for text in flags.to_pylist())
+    if table.num_rows >= _ALL_OF and alike and not theirs:
         raise SurveyError(
             f"source must have objects that can be answered, but {table.num_rows} of "
             f"{table.num_rows} failed alike: {reasons[0].as_py()} What was answered is kept."

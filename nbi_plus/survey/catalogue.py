@@ -86,6 +86,15 @@ class Catalogue:
     made_by: Provenance
     carried: tuple[pyarrow.Field, ...] = ()
 
+    def __post_init__(self) -> None:
+        names = self.schema.names
+        twice = [field.name for field in self.carried if names.count(field.name) > 1]
+        if twice:
+            raise ValueError(
+                f"carry must name columns that a catalogue has not anyway, but names {twice}. "
+                "Rename them in the source, or leave them out."
+            )
+
     @property
     def schema(self) -> pyarrow.Schema:
         """Names, types, units, UCDs and descriptions of all columns."""

@@ -14,7 +14,7 @@ from nbi_plus.data.joining import concatenate
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.tables.columns import NOTE
 from nbi_plus.data.tables.surveys import Names, find_roles, telling, zero_points
-from nbi_plus.data.tables.tables import as_table, solid
+from nbi_plus.data.tables.tables import as_table, solid, units_of
 from nbi_plus.survey.sources import Piece, SurveySource, Unread
 
 if TYPE_CHECKING:
@@ -187,16 +187,26 @@ def _of_sets(source: SurveySource, reading: Reading, size: int) -> Cuts:
             )
 
 
+def none_done(positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say of objects that none is finished."""
+    return np.zeros(len(positions), bool)
+
+
 # --- tables --------------------------------------------------------------------------------------
 
 
 def _of_tables(source: SurveySource, reading: Reading, size: int) -> Cuts:
-    named, table, n_rows = None, None, 0
+    named, table, n_rows, units = None, None, 0, {}
     for piece in source.pieces(_needed(source, reading)):
         if named is None:
             named = _Named.of(piece.table, reading)
         rows = named.rows(piece, n_rows)
         n_rows += rows.num_rows
+        before, units = units, units_of(rows.schema)
+        if table is not None and units != before:  # each table is read in its own
+            named.check_carried(before, units)
+            yield named.part(table, _runs(table[named.id]))
+            table = None
         table = rows if table is None else _together(table, rows)
         runs = _runs(table[named.id])
         while len(runs) - 1 > size:  # the last object may go on in the next piece
@@ -271,6 +281,17 @@ class _Named:
         nested = table.owner is not None
         return cls(reading, roles.id or _ID, roles.id is None, nested, numbers)
 
+    def check_carried(
+        self, before: Mapping[str, str | None], now: Mapping[str, str | None]
+    ) -> None:
+        """Refuse carried columns whose unit changes from file to file: a catalogue has one."""
+        for name in self.reading.carry:
+            if now.get(name) != before.get(name):
+                raise ValueError(
+                    f"carry must name columns of one unit, but {name!r} is in {before.get(name)} "
+                    f"first and in {now.get(name)} later. Convert the files, or leave it out."
+                )
+
     def rows(self, piece: Piece, before: int) -> pyarrow.Table:
         """Return a piece with the column that tells its objects apart."""
         import pyarrow as pa
@@ -287,7 +308,7 @@ class _Named:
     ) -> tuple[NDArray, int, Callable[[NDArray[np.int64], NDArray[np.int64]], Chunk]]:
         """Return the ids of a table's objects, its rows, and what makes a chunk of some."""
         ends = np.append(starts[1:], table.num_rows)
-        ids = table[self.id].take(starts).to_pandas().to_numpy()
+        ids = _ids(table[self.id].take(starts))
 
         def make(positions: NDArray[np.int64], left: NDArray[np.int64]) -> Chunk:
             rows = np.concatenate([np.arange(starts[i], ends[i]) for i in left])
@@ -324,11 +345,18 @@ class _Named:
         found = Observations.from_table(
             table, scalars=reading.scalar_columns, categories=dict(reading.categories), **columns
         )
-        order = solid(table[self.id]).unique().to_pandas().to_numpy()
-        place = {str(key): i for i, key in enumerate(order)}
+        order = _ids(solid(table[self.id]).unique())
+        place = {str(key): i for i, key in enumerate(order.tolist())}
         places = np.array([place[str(key)] for key in found.ids.tolist()], np.int64)
         lost = np.setdiff1d(np.arange(n), places)
         return [(first + places, found)], {first + int(i): "it has no points" for i in lost}
+
+
+def _ids(column: pyarrow.ChunkedArray | pyarrow.Array) -> NDArray:
+    """Return ids as they are: of whole numbers, a missing one would make numbers of 53 bits."""
+    if not column.null_count:
+        return column.to_pandas().to_numpy()
+    return np.array(["" if i is None else i for i in column.to_pylist()], object)
 
 
 def _in_numbers(table: pyarrow.Table, names: Sequence[str]) -> pyarrow.Table:

@@ -10,11 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbi_plus.survey.answering import Answering, SurveyModel
 from nbi_plus.survey.catalogue import Catalogue, Provenance, carried_fields
-from nbi_plus.survey.chunks import Reading, chunks
+from nbi_plus.survey.chunks import Reading, chunks, none_done
 from nbi_plus.survey.sources import arrow_of_frame, open_source
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class FrameFunction:
         if not len(frame):
             return self.meta.set_axis(frame.index)  # whose name joined partitions are to keep
         # no more objects than rows: all are one chunk
-        chunk = next(chunks(open_source(frame), self.reading, len(frame), _none_done))
+        chunk = next(chunks(open_source(frame), self.reading, len(frame), none_done))
         answers = Answering(self.model, self._catalogue)(chunk).table.to_pandas()
         if len(answers) == len(frame):
             answers.index = frame.index
@@ -93,10 +92,6 @@ def _arrow_type(kind: Any) -> pyarrow.DataType:  # noqa: ANN401 - a dtype of num
         return known
     is_plain = isinstance(kind, np.dtype) and kind.kind != "O"
     return pa.from_numpy_dtype(kind) if is_plain else pa.string()
-
-
-def _none_done(positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.zeros(len(positions), bool)
 
 
 def frame_function(

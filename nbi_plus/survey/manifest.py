@@ -9,6 +9,7 @@ from pathlib import Path
 from nbi_plus.io.sealed import SEAL, is_sealed, sealed
 
 MANIFEST = "_survey.json"
+NAMELESS = {"kind": "iterator"}  # a source that nobody can tell from another of its kind
 
 
 class SurveyError(ValueError):
@@ -43,12 +44,14 @@ def following(
     known: dict[str, object] | None, wanted: Mapping[str, object], name: str, *, append: bool
 ) -> dict[str, object]:
     """Return the manifest to go on with: what is known, or a further night, or refuse."""
+    wanted = json.loads(json.dumps(wanted))  # as the known one was written: tuples are lists
     night = {"source": wanted["source"], "finished": False}
     if known is None:
         return {"survey": wanted["survey"], "nights": [night]}
     _check_same(known["survey"], wanted["survey"], name)
     nights = [dict(one) for one in known["nights"]]
-    if nights[-1]["source"] == night["source"]:
+    nameless = night["source"] == NAMELESS and nights[-1]["finished"]
+    if nights[-1]["source"] == night["source"] and not nameless:
         return {"survey": known["survey"], "nights": nights}
     if append and nights[-1]["finished"]:
         return {"survey": known["survey"], "nights": [*nights, night]}

@@ -26,6 +26,7 @@ from nbi_plus.data.tables.table_files import (
 from nbi_plus.data.tables.tables import as_table
 from nbi_plus.io.archive import native, open_hdf5
 from nbi_plus.io.fingerprint import digest
+from nbi_plus.survey.manifest import NAMELESS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -112,8 +113,11 @@ def open_source(source: object) -> SurveySource:
         return _of_collection(source)
     if _are(source, (str, Path)):
         return _of_files([Path(path) for path in source])
-    if isinstance(source, Iterator) or _are(source, (Observations,)):
-        return SurveySource({"kind": "iterator of observations"}, sets=lambda: iter(source))
+    if isinstance(source, Iterator):
+        return SurveySource(NAMELESS, sets=lambda: source)
+    if _are(source, (Observations,)):
+        said = {"kind": "sets of observations", "data": [[len(o), _of_ends(o)] for o in source]}
+        return SurveySource(said, sets=lambda: iter(source), n_rows=sum(map(len, source)))
     return _of_table(source)
 
 
@@ -245,10 +249,41 @@ def _csv(path: Path, names: Sequence[str] | None) -> Iterator[pyarrow.Table]:
     import pyarrow as pa
     import pyarrow.csv
 
-    options = pyarrow.csv.ConvertOptions(include_columns=list(names) if names else None)
+    types = _csv_types(path)
+    wanted = [n for n in types if names is None or n in names]
+    options = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=types)
     with pyarrow.csv.open_csv(path, convert_options=options) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
+
+
+def _csv_types(path: Path) -> dict[str, pyarrow.DataType]:
+    """Return types that hold every row of a file: the first rows may look like whole numbers."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    wider = {pa.null(): pa.int64(), pa.int64(): pa.float64()}
+    with pyarrow.csv.open_csv(path) as reader:
+        types = {field.name: field.type for field in reader.schema}
+    options = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(types, pa.string()), strings_can_be_null=True
+    )
+    with pyarrow.csv.open_csv(path, convert_options=options) as reader:
+        for batch in reader:
+            for name in types:
+                while not _can_be(batch[name], types[name]):
+                    types[name] = wider.get(types[name], pa.string())
+    return types
+
+
+def _can_be(texts: pyarrow.Array, kind: pyarrow.DataType) -> bool:
+    import pyarrow as pa
+
+    try:
+        texts.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
 
 
 def _ecsv(path: Path, names: Sequence[str] | None) -> Iterator[pyarrow.Table]:
@@ -271,10 +306,15 @@ def _of_table(source: object) -> SurveySource:
     def pieces(wanted: Sequence[str] | None) -> Iterator[Piece]:
         return map(Piece, _parts_of(_selected(whole, wanted)))
 
-    ends = [whole.slice(0, _ENDS), whole.slice(max(whole.num_rows - _ENDS, 0))]
     said = {"kind": "table", "rows": whole.num_rows, "columns": whole.column_names,
-            "data": digest(repr(end.to_pydict()).encode() for end in ends)}  # fmt: skip
+            "data": _of_rows(whole)}  # fmt: skip
     return SurveySource(said, pieces, n_rows=whole.num_rows)
+
+
+def _of_rows(*tables: pyarrow.Table) -> str:
+    """Return the fingerprint of the first and last rows of tables."""
+    ends = [(t.slice(0, _ENDS), t.slice(max(t.num_rows - _ENDS, 0))) for t in tables]
+    return digest(repr(end.to_pydict()).encode() for pair in ends for end in pair)
 
 
 def _selected(table: pyarrow.Table, names: Sequence[str] | None) -> pyarrow.Table:
@@ -282,13 +322,18 @@ def _selected(table: pyarrow.Table, names: Sequence[str] | None) -> pyarrow.Tabl
 
 
 def _of_collection(source: Any) -> SurveySource:  # noqa: ANN401 - of dask or lsdb, which are optional
+    n = source.npartitions
+
+    def part(i: int) -> pyarrow.Table:
+        return arrow_of_frame(source.partitions[i].compute())
+
     def pieces(wanted: Sequence[str] | None) -> Iterator[Piece]:
-        for i in range(source.npartitions):
-            table = arrow_of_frame(source.partitions[i].compute())
-            yield from map(Piece, _parts_of(_selected(table, wanted)))
+        for i in range(n):
+            yield from map(Piece, _parts_of(_selected(part(i), wanted)))
 
     names = list(map(str, source.columns))
-    said = {"kind": "collection", "partitions": source.npartitions, "columns": names}
+    said = {"kind": "collection", "partitions": n, "columns": names,
+            "data": _of_rows(*(part(i) for i in sorted({0, n - 1})))}  # fmt: skip
     return SurveySource(said, pieces)
 
 

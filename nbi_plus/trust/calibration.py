@@ -21,6 +21,7 @@ from nbi_plus.io.archive import Archive, fitting_parts, read_archive, write_arch
 Array = NDArray[np.float64]
 
 LEVELS = (0.5, 0.68, 0.9, 0.95)
+DOUBTED = 0.01  # p-values below this are evidence against a calibration
 _GRID = np.linspace(0.0, 1.0, 101)
 _N_SETS = 1000  # uniform sets behind the band
 _CONFIDENCE = 0.95

@@ -170,13 +170,18 @@ def _arrow() -> Any:  # noqa: ANN401 - pyarrow is optional
     return pyarrow
 
 
+def units_of(schema: pyarrow.Schema) -> dict[str, str | None]:
+    """Return the units of columns; None where none is said."""
+    return {field.name: unit_of_field(field) for field in schema}
+
+
 def of_arrow(table: pyarrow.Table) -> Table:
     """Return a pyarrow Table; lists within rows of objects are laid out as rows of points.
 
     Lists beside columns that are a light curve already are no points, and left alone.
     """
     flat, lists = _unfolded(table)
-    units = {field.name: unit_of_field(field) for field in table.schema}
+    units = units_of(table.schema)
     layout = noted((table.schema.metadata or {}).get(NOTE.encode()))
     if not lists or _is_long(flat):
         load = partial(_load_arrow, flat, units)
