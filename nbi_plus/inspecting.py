@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nbi_plus.estimators import fits
-from nbi_plus.io.archive import Archive, ArchiveError, read_archive
+from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive
+from nbi_plus.io.header import OtherKindError
+from nbi_plus.io.sealed import is_sealed
 from nbi_plus.survey.parts import SurveyError, read_manifest
 from nbi_plus.survey.run import counted
 from nbi_plus.survey.writing import SUFFIXES, manifest_of, rows_of
@@ -21,27 +23,21 @@ def told(path: Path) -> dict[str, Any]:
     if manifest is not None:
         return _of_catalogue(path, manifest)
     for kind, say in _KINDS.items():
-        archive = _archive(path, kind)
-        if archive is not None:
+        try:
+            archive = read_archive(path, kind)
+        except OtherKindError:
+            continue
+        with fitting_parts(path, kind):
             return {"file": kind, **say(archive)}
     raise ArchiveError(
         f"{path.name} must be an engine, a posterior, a calibration or a catalogue of "
-        "nbi-plus, but is none. Is it sound, and of this version?"
+        "nbi-plus, but is something else."
     )
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        return manifest_of(path) if path.suffix in SUFFIXES else None
-    except SurveyError:
-        return None
-
-
-def _archive(path: Path, kind: str) -> Archive | None:
-    try:
-        return read_archive(path, kind)
-    except ArchiveError:
-        return None
+    sealed = path.suffix in SUFFIXES and is_sealed(path, SurveyError)
+    return manifest_of(path) if sealed else None
 
 
 def _of_catalogue(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:

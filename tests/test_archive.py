@@ -190,7 +190,7 @@ def test_archive_write_refuses_arrays_that_are_no_numbers(tmp_path, array):
         ({"a": {"b": [1.0, float("nan")]}}, r"meta\['a'\]\['b'\]\[1\] must be finite, but is nan"),
         ({"a": float("-inf")}, r"meta\['a'\] must be finite, but is -inf"),
         ({"a": {1: 2}}, r"meta\['a'\] must have str keys, but has 1\. Use '1'"),
-        ({"a": np.int64(3)}, r"meta\['a'\] must be None, .* but is a int64"),
+        ({"a": np.ones(2)}, r"meta\['a'\] must be None, .* but is a ndarray"),
         ({"a": b"x"}, "but is a bytes"),
         ({"a": "x" * (2**24 + 1)}, "must take at most 16777216 bytes"),
     ],

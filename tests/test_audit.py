@@ -10,6 +10,14 @@ import pytest
 import torch
 from densities import LOG_2PI, LatentTarget, context_of, normals, standard_log_prob
 from problems import (
+    DECAY_PRIOR,
+    decay,
+    decay_data,
+    decay_in_torch,
+    identity,
+    needle_noise,
+)
+from problems import (
     NEEDLE_BROAD as BROAD,
 )
 from problems import (
@@ -20,10 +28,6 @@ from problems import (
 )
 from problems import (
     NEEDLE_SHIFT as SHIFT,
-)
-from problems import (
-    identity,
-    needle_noise,
 )
 from scipy.stats import norm, uniform
 
@@ -307,6 +311,20 @@ def test_a_proposal_that_reaches_the_end_of_the_ridge_raises_no_alarm(kind):
     assert not look(proposal=proposal).missed.any()
 
 
+@pytest.mark.parametrize("simulator", [decay, decay_in_torch])
+def test_a_fit_read_back_is_audited_as_it_was(simulator, tmp_path):
+    """Where the early audit finds nothing missing, too: the last one goes on from its peaks."""
+    first, again = (
+        nbi.Engine(simulator, DECAY_PRIOR, noise=0.1, path=tmp_path).fit(
+            x_obs=decay_data(), n_sims=1000, n_rounds=20
+        )
+        for _ in range(2)
+    )
+    last = first.posterior_.rungs[-1]
+    assert last.n_apart > 0
+    assert replace(again.posterior_.rungs[-1], seconds=last.seconds) == last
+
+
 @pytest.mark.parametrize("i", [0, 9])
 def test_a_fit_in_rounds_goes_on_with_what_its_audit_found(i, tmp_path):
     x, mass, place = needles(12, 7)
@@ -329,4 +347,7 @@ def test_a_fit_in_rounds_goes_on_with_what_its_audit_found(i, tmp_path):
     ))  # fmt: skip
     assert abs(posterior.log_evidence - log_z) < 4.5 * posterior.log_evidence_err
     # the second fit finds all simulations of the first one, and the audit says the same of them
-    np.testing.assert_allclose(fits[1].posterior_.weights, posterior.weights, rtol=1e-6)
+    again = fits[1].posterior_
+    np.testing.assert_allclose(again.weights, posterior.weights, rtol=1e-6)
+    assert again.rungs[-1].n_apart == posterior.rungs[-1].n_apart > 0
+    assert again.rungs[-1].audit == posterior.rungs[-1].audit

@@ -195,6 +195,23 @@ def test_a_calibration_that_fails_ends_with_3(desk, monkeypatch):
     assert run(*words, "--fail-on=UNCERTIFIED", folder=desk)[0] == 0
 
 
+def test_what_a_calibration_cannot_fail_on_is_refused(desk, capsys):
+    words = ["calibrate", "model.py", "line.nbi", "-o", "c.h5", "--fail-on=FAILED"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "must be of UNCALIBRATED, UNCERTIFIED, AMORTIZED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["line.nbi", "new/calibration.h5", "out.parquet"])
+def test_inspect_says_that_a_file_is_damaged(name, desk, tmp_path, capsys):
+    raw = bytearray((desk / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path = tmp_path / (desk / name).name
+    path.write_bytes(raw)
+    assert main(["inspect", str(path)]) == 1
+    assert "checksum" in capsys.readouterr().err
+
+
 def test_inspect_tells_an_engine_from_other_files(desk, capsys):
     status, text = run("inspect", "line.nbi", "--json", folder=desk)
     assert status == 0

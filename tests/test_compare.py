@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from astropy.io.fits.verify import VerifyWarning
 from problems import LinearGaussian
 from scipy.stats import norm, uniform
 from test_from_prior import answered
@@ -296,7 +298,8 @@ def test_words_of_a_comparison_are_those_it_knows(compared):
 # --- as a table -----------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_a_table_that_prints_keeps_and_sends(compared, tmp_path):
+@pytest.mark.parametrize("name", ["models.ecsv", "models.fits", "models.h5", "models.parquet"])
+def test_a_comparison_is_a_table_that_prints_keeps_and_sends(name, compared, tmp_path):
     assert (compared.colnames[0], compared.colnames[-1]) == ("id", "reliable")
     part = compared[:3]
     lines = repr(part).splitlines()
@@ -304,8 +307,12 @@ def test_a_comparison_is_a_table_that_prints_keeps_and_sends(compared, tmp_path)
     assert len(lines[0].split()) == len(compared.colnames) == 14
     assert "<table" in part._repr_html_()
     assert "<td" in compared.summed()._repr_html_()
-    compared.write(tmp_path / "models.ecsv")
-    read = type(compared).read(tmp_path / "models.ecsv")
+    place = {"path": "models"} if name.endswith("h5") else {}
+    noted = {"serialize_meta": True} if place else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VerifyWarning)  # a long name in a header of FITS
+        compared.write(tmp_path / name, **place, **noted)
+        read = type(compared).read(tmp_path / name, **place)
     sent = pickle.loads(pickle.dumps(compared))  # noqa: S301 - our own
     for other in (read, sent):
         total = other.summed("leave out", against="two")

@@ -203,3 +203,33 @@ def test_crafted_posterior_is_refused(field, engine, tmp_path):
     short.save(tmp_path / "p.h5")
     with pytest.raises(nbi.ArchiveError, match="agrees with itself, but .* must be float64"):
         nbi.Posterior.load(tmp_path / "p.h5")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """Wherever they come from: a loop over ``np.arange`` is ordinary code."""
+    problem = LinearGaussian(2, 4, sigma=0.3)
+    engine = nbi.Engine(
+        problem.simulator, problem.prior, noise=nbi.GaussianNoise(0.3, jitter=np.float32(0.25)),
+        flow={"n_blocks": np.int64(2), "hidden": np.int32(16)}, seed=np.int64(3),
+    )  # fmt: skip
+    engine.fit(np.int64(200), n_epochs=np.int64(1), batch_size=np.int64(64), truth_test=False)
+    engine.save(tmp_path / "e.nbi")
+    again = nbi.Engine.load(tmp_path / "e.nbi", problem.simulator)
+    assert again.seed == 3
+    objects = nbi.Observations.from_arrays(problem.observe(3)[1])
+    out = tmp_path / "out.parquet"
+    assert again.predict_survey(objects, out, n_samples=np.int64(100)).n_objects == 3
+    calibration = again.calibrate(np.int64(8), n_samples=np.int64(100))
+    calibration.save(tmp_path / "c.h5")
+    with pytest.raises(nbi.ArchiveError, match="finite"):
+        write_archive(tmp_path / "a.nbi", "model", {"number": np.float32(np.inf)}, {})
+
+
+def test_posteriors_are_joined_with_draws_or_without(engine):
+    objects = nbi.Observations.from_arrays(PROBLEM.observe(2)[1])
+    kept, bare = (engine.predict_many(objects, keep=k, n_samples=100) for k in (5, 0))
+    for parts in ([kept, bare], [bare, kept]):
+        with pytest.raises(ValueError, match="must all have kept draws, or none"):
+            nbi.Posteriors.concatenate(parts)
+    with pytest.raises(ValueError, match="at least one"):
+        nbi.Posteriors.concatenate([])

@@ -35,8 +35,8 @@ class Comparison(Evidences):
     Columns: ``id``; for each model ``log_evidence_{name}``, ``log_evidence_err_{name}``,
     ``probability_{name}``, ``probability_err_{name}``; ``reliable``, whether all evidences of the
     object are. What is not is NaN, and so are all probabilities of its object. Rows can be picked
-    as those of any table, and files of astropy hold all of it: ``meta`` has the names of the
-    models and their prior weights.
+    as those of any table, and files of astropy (ECSV, FITS, HDF5, parquet) hold all of it: ``meta``
+    has the prior weights of the models.
     """
 
     @classmethod
@@ -52,12 +52,13 @@ class Comparison(Evidences):
                 columns[f"{kind}_{name}"] = own[:, i]
                 columns[f"{kind}_err_{name}"] = own_err[:, i]
         columns["reliable"] = ~np.isnan(value).any(1)
-        return cls(columns, meta={"models": list(models), "model_prior": prior.tolist()})
+        return cls(columns, meta={"model_prior": prior.tolist()})
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models, shape (M,)."""
-        return tuple(self.meta["models"])
+        start = "log_evidence_err_"
+        return tuple(n.removeprefix(start) for n in self.colnames if n.startswith(start))
 
     def log_bayes_factors(self, against: str | None = None) -> Evidences:
         """Return log Bayes factors of all other models against one, and their standard errors.

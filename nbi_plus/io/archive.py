@@ -31,7 +31,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.io.disk import disk_errors
 from nbi_plus.io.fingerprint import checksum
-from nbi_plus.io.header import MAX_HEADER, ArchiveError, Header, decode_header, encode_header
+from nbi_plus.io.header import (
+    MAX_HEADER,
+    ArchiveError,
+    Header,
+    OtherKindError,
+    decode_header,
+    encode_header,
+)
 from nbi_plus.io.placing import place, remove_leftovers, temporary_beside
 from nbi_plus.io.planned import write_file
 
@@ -233,7 +240,7 @@ def open_hdf5(path: Path | str, mode: str = "r") -> h5py.File:
         start = raw.read(8)
     with hdf5_errors(path):
         if start != _SIGNATURE and (start[:2] == b"PK" or not h5py.is_hdf5(path)):
-            raise ArchiveError(
+            raise OtherKindError(
                 f"{path.name} must be an HDF5 file, but {_describe(start)}. "
                 "Pickles and torch files are never loaded; give a file that nbi-plus wrote."
             )

@@ -16,6 +16,8 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from nbi_plus.io.fingerprint import checksum
 
 SCHEMA = 3  # 2: support of the prior, hash of the data, truth test, audits; 3: checksums
@@ -29,6 +31,10 @@ _KEYS = {"format", "kind", "schema", "meta"}
 
 class ArchiveError(ValueError):
     """A file, or what should go into one, breaks the rules of the format."""
+
+
+class OtherKindError(ArchiveError):
+    """A sound file holds something else than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def encode_header(
     _check_json(meta, label)
     head = {"format": "nbi-plus", "kind": kind, "schema": SCHEMA, "meta": dict(meta)}
     head["arrays"] = dict(arrays or {})
-    body = json.dumps(head, allow_nan=False).encode("ascii")[1:]
+    body = json.dumps(head, allow_nan=False, default=np.generic.item).encode("ascii")[1:]
     raw = b'{"sha256": "%s", %s' % (checksum([body]).encode(), body)
     if len(raw) > MAX_HEADER or _n_values(raw) > MAX_VALUES:
         raise ArchiveError(
@@ -120,7 +126,8 @@ def decode_header(raw: bytes, kind: str, source: str) -> Header:
     if not isinstance(head, dict) or head.get("format") != "nbi-plus":
         raise _refusal(source, "a header of format 'nbi-plus'", head, "Give a file of nbi-plus.")
     if head.get("kind") != kind:
-        raise _refusal(source, f"the kind {kind!r}", head.get("kind"), "Give a file of that kind.")
+        refused = _refusal(source, f"the kind {kind!r}", head.get("kind"), "Give one of that kind.")
+        raise OtherKindError(str(refused))
     schema, meta, arrays = head.get("schema"), head.get("meta"), head.get("arrays", {})
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise _refusal(source, f"a schema of at most {SCHEMA}", schema, "Update nbi-plus.")
@@ -157,7 +164,8 @@ def _holds(value: object) -> bool:
 
 
 def _check_json(value: object, label: str) -> None:
-    """Refuse what JSON would not give back as it was."""
+    """Refuse what JSON would not give back as it was, but for the kind of a number of numpy."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):

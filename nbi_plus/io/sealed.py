@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from nbi_plus.io.appending import NewFile
 from nbi_plus.io.disk import disk_errors, open_handle, write_at
 from nbi_plus.io.fingerprint import checksum
-from nbi_plus.io.placing import place, temporary_beside
+from nbi_plus.io.placing import place, remove_leftovers, temporary_beside
 
 SEAL = "nbi:" + 64 * "0"  # its place, as long as the value of a FITS card may be
 _SEAL = re.compile(rb"nbi:([0-9a-f]{64})")
@@ -31,6 +32,7 @@ def sealed(path: Path, raised: type[Exception]) -> Iterator[NewFile]:
         On a disk that is full or broken.
     """
     temporary = temporary_beside(path)
+    remove_leftovers(path, older_than=math.inf)
     try:
         with disk_errors(path.name, raised):
             with NewFile(temporary) as file:

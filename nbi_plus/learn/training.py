@@ -259,7 +259,7 @@ def _epoch(
     began = time.perf_counter()
     device = held_out[0].device
     rng = generator(seed, f"epoch {epoch}", device)
-    size = min(config.batch_size, task.source.n_rows)
+    size = min(int(config.batch_size), task.source.n_rows)
     n_batches = max(1, task.source.n_rows // size)
     total, n_good, n_bad = torch.zeros((3,), dtype=torch.float64, device=device)
     n_steps = 0

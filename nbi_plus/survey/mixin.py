@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbi_plus import launch
+from nbi_plus.arguments import whole
 from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.amortized import Amortized, Asked
 from nbi_plus.infer.ladder.escalation import Answered
@@ -192,7 +193,8 @@ class SurveyMixin:
         model, made_by, reading = self.surveyed(columns, carry, **options)
         if client is None:  # what workers say nobody reads
             model = replace(model, how=replace(model.how, progress=None))
-        said = {"n_samples": n_samples, "keep_draws": keep_draws, "ladder": repr(model.how.ladder)}
+        said = {"n_samples": model.n_samples, "keep_draws": model.keep,
+                "ladder": repr(model.how.ladder)}  # fmt: skip
         request = SurveyRequest(
             Path(out), reading, said, chunk_size, client, resume, append, progress
         )
@@ -278,7 +280,8 @@ class SurveyMixin:
         how = self._how(ladder)
         how = replace(how, n_jobs=how.n_jobs if n_jobs is None else n_jobs, progress=False)
         chosen = self._seed(seed)
-        model = NetworkSurvey(fitted, how, n_samples, keep_draws, chosen, modes)
+        wanted = whole("n_samples", n_samples), whole("keep_draws", keep_draws, 0)
+        model = NetworkSurvey(fitted, how, *wanted, chosen, modes)
         known = fitted.conventions
         reading = Reading(
             dict(columns or {}), tuple(carry), tuple(network.conditions.scalars), known.categories

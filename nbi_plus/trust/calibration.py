@@ -196,7 +196,7 @@ def sbc(
     -------
     Calibration
     """
-    whole("n_ranks", n_ranks)
+    n_ranks = whole("n_ranks", n_ranks)
     truths = _checked(posteriors, theta_true)
     entered, truths = _entered(posteriors, truths)
     n, n_dim = truths.shape

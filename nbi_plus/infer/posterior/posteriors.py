@@ -170,7 +170,14 @@ class Posteriors(columns.FiguresOfMany, Shown):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Posteriors]) -> Posteriors:
-        """Join posteriors of the same parameters."""
+        """Join posteriors of the same parameters, all of which have kept draws, or none."""
+        if not parts:
+            raise ValueError("parts must be at least one set of posteriors, but there are none.")
+        if len({part.draws is None for part in parts}) > 1:
+            raise ValueError(
+                "parts must all have kept draws, or none, but some have none. Predict them with "
+                "the same keep."
+            )
         ends = np.cumsum([len(part) for part in parts])
         places = (np.arange(end - len(part), end) for part, end in zip(parts, ends, strict=True))
         return cls.placed(zip(parts, places, strict=True), int(ends[-1]))

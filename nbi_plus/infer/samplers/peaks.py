@@ -29,7 +29,7 @@ _SAME_HEIGHT = 0.1
 _FAR_APART = 25.0  # as _SAME: ends on the flank of a peak must not crowd out lower peaks elsewhere
 _ROUNDS = 3  # of curvature at the ends, and of going on from there
 _FAR = 0.01  # what one more step would gain, by the curvature: such ends are no tops
-_PLACES = ("z", "log_prob", "factor", "settled")
+PLACES = ("z", "log_prob", "factor", "settled")
 _THINNEST = 1e-13  # least curvature, of the largest: less is rounding, and no Cholesky factor
 
 
@@ -115,7 +115,7 @@ class Peaks:
     def put(self, rows: Tensor, other: Peaks) -> None:
         """Put the peaks of other objects, no more than there is room for, into some rows."""
         m = min(other.z.shape[1], self.z.shape[1])
-        for name in _PLACES:
+        for name in PLACES:
             getattr(self, name)[rows, :m] = getattr(other, name)[:, :m]
         self.n_gradients[rows] = other.n_gradients
 
@@ -125,7 +125,7 @@ class Peaks:
         order = (~there).long().argsort(stable=True, dim=1)
         every = torch.arange(len(order), device=order.device)[:, None]
         both = {
-            k: torch.cat([getattr(self, k), getattr(other, k)], 1)[every, order] for k in _PLACES
+            k: torch.cat([getattr(self, k), getattr(other, k)], 1)[every, order] for k in PLACES
         }
         return Peaks(**both, n_gradients=self.n_gradients + other.n_gradients)
 

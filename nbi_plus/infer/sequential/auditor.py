@@ -15,9 +15,9 @@ from nbi_plus.infer.posterior.certificate import AMORTIZED
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.posterior.status import RungReport
 from nbi_plus.infer.proposals.base import LatentProposal
-from nbi_plus.infer.samplers.peaks import Peaks
+from nbi_plus.infer.samplers.peaks import PLACES, Peaks
 from nbi_plus.infer.sequential.journal import Step
-from nbi_plus.infer.sequential.summits import NAMES, Summits
+from nbi_plus.infer.sequential.summits import Summits
 from nbi_plus.infer.weights.summary import Grade
 from nbi_plus.problem.target import Target
 
@@ -75,11 +75,22 @@ class Auditor:
         return looked, replace(line, audit=self.told, n_apart=self.n_spent)
 
     def step(self, outcome: Outcome, proposal: LatentProposal) -> Step:
-        """Return what draws would miss if they passed, as the state of a step without draws."""
+        """Return what an audit of the draws, if they passed, finds: a step without draws."""
         passed = replace(outcome, grade=torch.full_like(outcome.grade, Grade.A))
         looked, _ = self(passed, proposal)
         nothing = Step((), outcome.pool.z[:, :0], {}, "mixture")
-        if looked.missed is None or not looked.missed.any():
+        if looked.missed is None:
             return nothing
-        found = Summits.of(looked.peaks)
-        return nothing._replace(state={name: getattr(found, name) for name in NAMES})
+        found, there = looked.peaks, looked.peaks.found[0]
+        state = {name: getattr(found, name)[:, there] for name in PLACES}
+        state |= {"n_gradients": found.n_gradients, "missing": looked.missed}
+        return nothing._replace(state=state, n_looked=self.n_spent)
+
+    def recall(self, step: Step) -> Summits | None:
+        """Go on from a step, made now or recorded; return the peaks if draws miss some of them."""
+        if not step.state:
+            return None
+        found = dict(step.state)
+        missing = bool(found.pop("missing").any())
+        self.known, self.n_spent, self.told = Peaks(**found), step.n_looked, ""
+        return Summits.of(self.known) if missing else None

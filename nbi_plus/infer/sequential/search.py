@@ -280,10 +280,10 @@ class Search:
             return False
         self._was_audited = True
         make = partial(self._auditor.step, self._outcome(), self._pair.frozen)
-        state = self._work.journal.step("audit", make).state
-        if state:
-            self._go_on(Summits(**state))
-        return bool(state)
+        missed = self._auditor.recall(self._work.journal.step("early audit", make))
+        if missed is not None:
+            self._go_on(missed)
+        return missed is not None
 
     def _climb(self) -> bool:
         """Go on to chains, where there are gradients; return whether they settled it."""
