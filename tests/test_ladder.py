@@ -22,8 +22,10 @@ from nbi_plus.infer.ladder import (
     EnsembleRung,
     FlowRung,
     HmcRung,
+    PeaksRung,
     RefineRung,
 )
+from nbi_plus.infer.ladder.rung_refine import LastRung
 from nbi_plus.infer.posterior.certificate import fresh_outcome
 from nbi_plus.infer.weights.summary import gate_of
 
@@ -549,7 +551,8 @@ def test_time_is_used_and_kept_within_a_fifth(kind, seconds, engine, survey, mon
 
 
 def test_last_draws_are_of_one_mixture_with_all_others(engine, survey):
-    ladder = replace(NEVER_PASSED, audit=None, budget=Budget(seconds=1.0))
+    rungs = (PeaksRung(), RefineRung(n_rounds=1), LastRung(n_most=8192))
+    ladder = replace(NEVER_PASSED, audit=None, budget=Budget(seconds=600.0), rungs=rungs)
     found = with_ladder(engine, ladder).predict_many(survey[np.arange(2)])
     exact = engine.predict_many(survey[np.arange(2)])
     assert any(r.name == "last draws" for rungs in found.rungs for r in rungs)
