@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("pymc") else ["nbi_plus/pymc.py"]
+collect_ignore = [] if find_spec("pymc") else ["nbi_plus/pymc"]

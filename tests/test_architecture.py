@@ -47,8 +47,8 @@ DOORS = {
     "fastavro": {"data/surveys/packets.py"},
     "arviz": {"infer/posterior/export.py"},
     "pandas": {"data/tables/tables.py"},
-    "pymc": {"pymc.py"},
-    "pytensor": {"pymc.py"},
+    "pymc": {"pymc"},
+    "pytensor": {"pymc"},
     "pyarrow": {"data/tables/tables.py", "data/tables/table_files.py", "survey"},
 }  # fmt: skip
 

@@ -138,7 +138,7 @@ def unflagged(obs: Batch) -> Batch:
 def disagreements(noise: Noise, prior: Prior, rows: NoiseRows, seed: int) -> dict[str, str]:
     """Return what is wrong about location, width and parameters, by these names; ``""`` if nothing.
 
-    Nothing is said of the first two where no other models are possible.
+    Nothing is said of the first two where no other models are possible, or nothing reads them.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def disagreements(noise: Noise, prior: Prior, rows: NoiseRows, seed: int) -> dic
     """
     rows = replace(rows, obs=unflagged(rows.obs))
     rng = torch.Generator(rows.model.device).manual_seed(seed)
-    shifted = _shifted_tosses(noise, prior, rows, rng)
+    shifted = _shifted_tosses(noise, prior, rows, rng) if noise.reads_model else []
     found = {"location": _location(shifted), "width": _width(shifted)} if shifted else {}
     found["parameters"] = ""
     for name, tosses in _changed_tosses(noise, prior, rows, rng).items():

@@ -38,12 +38,15 @@ class Noise(ABC):
         Whether `p_value` has a closed form, instead of comparing with data made up for it.
     draws_as_weighted : bool
         Whether `augment` and `log_likelihood` are of one distribution.
+    reads_model : bool
+        Whether data scatter about the model; else the parameters alone say how they are drawn.
     n_copies : int
         Tensors of the size of the simulations that `log_likelihood` holds at once, beyond a few.
     """
 
     exact_p_value = False
     draws_as_weighted = True
+    reads_model = True
     n_copies = 0
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:

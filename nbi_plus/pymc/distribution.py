@@ -6,25 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pymc as pm
+import pytensor.tensor as pt
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pytensor.gradient import DisconnectedType, grad_undefined
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
 from torch import Tensor
 
 from nbi_plus.arguments import of_kind
 from nbi_plus.estimators.fits import TrialFit
 from nbi_plus.estimators.trial_engine import TrialEngine
 from nbi_plus.torch_state import door
-
-try:
-    import pymc as pm
-    import pytensor.tensor as pt
-    from pytensor.gradient import DisconnectedType, grad_undefined
-    from pytensor.graph.basic import Apply
-    from pytensor.graph.op import Op
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        'nbi_plus.pymc needs pymc. Install it with: pip install "nbi-plus[pymc]"'
-    ) from error
 
 _OUTSIDE = "outside"
 
