@@ -28,11 +28,11 @@ from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.fit import SequentialRun
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.learned_noise import LikelihoodSource, arguments_of, noise_of
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
-from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
@@ -63,6 +63,10 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         See `Prior`.
     noise : Noise, float, array_like or callable, optional
         Default `GaussianNoise`, with the observations' own errors. Numbers are its sigma.
+    likelihood : LikelihoodEngine, optional
+        Fitted: what draws are weighted with where no noise has a likelihood, of one trial (1, L) or
+        T of them, (C, T). Answers have status LEARNED. The simulator draws its own noise, or
+        ``noise`` is a `CustomNoise` without a likelihood.
     featurizer : str, dict, list of these, or nn.Module
         ``"auto"`` is ``"mlp"`` for fewer than 16 numbers without coordinates, ``"set"`` for points
         of each object's own that no number orders, else ``"resnet-gru"``; or one of
@@ -126,6 +130,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         prior: Prior | Mapping | list | Callable | None = None,
         *,
         noise: Noise | ArrayLike | Callable | None = None,
+        likelihood: LikelihoodSource | None = None,
         featurizer: str | Mapping[str, Any] | list[str | Mapping] | nn.Module = options.AUTO,
         flow: str | Mapping[str, Any] | FlowConfig = "maf",
         labels: list[str] | None = None,
@@ -141,6 +146,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         self.simulator = simulator
         self.prior = prior
         self.noise = noise
+        self.likelihood = likelihood
         self.featurizer = featurizer
         self.flow = flow
         self.labels = labels
@@ -267,7 +273,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         run = self._run(n_sims, online, max_failed, sequential, callback, progress)
         how = self._how()
         with preserved_random_state():
-            believed = as_noise(self.noise if noise is None else noise)
+            believed = noise_of(self.noise if noise is None else noise, self.likelihood, sequential)
             problem = set_up(self._prior(), self.simulator, believed, given, how.n_jobs)
             start = options.goes_on_from(network if warm_start else None, problem.conditions)
             recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
@@ -531,10 +537,8 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         }  # fmt: skip
         if featurizer is not None:
             trained["featurizer"] = featurizer
-        engine = cls(
-            simulator, fitted.prior, noise=fitted.noise, device=device, seed=seed, **trained,
-            **others,
-        )  # fmt: skip
+        own = arguments_of(fitted.noise)
+        engine = cls(simulator, fitted.prior, device=device, seed=seed, **own, **trained, **others)
         return engine._keep(fitted)
 
     # --- behind the verbs ------------------------------------------------------------------------
@@ -595,7 +599,7 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
                 target = fitted.target(self._one(caller, x_obs, x_err, real, inputs), how)
             else:
                 given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
-                believed = self._prior(), self.simulator, as_noise(self.noise)
+                believed = self._prior(), self.simulator, noise_of(self.noise, self.likelihood)
                 target = set_up(*believed, given, how.n_jobs).target(how.n_jobs, how.client)
             return target.densities(target.prior.check(theta, one=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archi
 from nbi_plus.io.parts import joined, split
 from nbi_plus.io.sizes import refuse_larger
 from nbi_plus.learn.flows import Flow
+from nbi_plus.learn.learned_noise import LearnedNoise
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
@@ -25,7 +26,8 @@ from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.trust.truths import SCOUTS, TruthTest, chance
 
-_DEFAULTS, _SEQUENTIAL = "defaults", "sequential"  # the other parts are of the model
+# the other parts are of the model
+_DEFAULTS, _LIKELIHOOD, _SEQUENTIAL = "defaults", "likelihood", "sequential"
 _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 
@@ -45,6 +47,8 @@ def write(path: str | Path, fitted: Fitted, seed: int) -> None:
         "sequential": None if kept is None else kept.meta,
     }
     arrays = joined({_DEFAULTS: {k: np.asarray(v) for k, v in fitted.defaults.items()}})
+    if isinstance(fitted.noise, LearnedNoise):
+        arrays |= joined({_LIKELIHOOD: fitted.noise.arrays()})
     arrays |= {} if model is None else model.arrays()
     arrays |= {} if kept is None else joined({_SEQUENTIAL: kept.arrays})
     write_archive(path, "engine", meta, arrays)
@@ -77,15 +81,10 @@ def _rebuild(
     meta = archive.meta
     if prior is None:
         prior = Prior.from_manifest(meta["prior"], meta["labels"])
-    if noise is None:
-        if meta["noise"] is None:
-            raise ValueError(
-                f"noise must be passed again, for {path} holds none of your code. "
-                "Call Engine.load(path, simulator=..., noise=...)."
-            )
-        noise = noise_from_meta(meta["noise"])
     parts = split(archive.arrays)
-    defaults, own = (parts.pop(name, {}) for name in (_DEFAULTS, _SEQUENTIAL))
+    names = (_DEFAULTS, _LIKELIHOOD, _SEQUENTIAL)
+    defaults, likelihood, own = (parts.pop(name, {}) for name in names)
+    noise = _noise(Archive(meta["noise"], likelihood), path, noise, device)
     model, has_errors = None, "object/x_err" in own
     if meta["model"] is not None:
         learned = replace(archive, arrays=joined(parts))
@@ -112,6 +111,21 @@ def _rebuild(
     if type(seed) is not int:
         raise ArchiveError(f"seed must be a whole number, but is {seed!r:.99}. Save it again.")
     return Fitted(prior, bound, None, defaults, model, one, truth), seed
+
+
+def _noise(
+    archive: Archive, path: Path, given: Noise | None, device: torch.device
+) -> Noise | Callable:
+    """Return the noise of an engine, of its file or given: the user's code is in no file."""
+    if archive.arrays:
+        check_sizes(archive)
+        return LearnedNoise.from_archive(archive, given, device)
+    if given is None and archive.meta is None:
+        raise ValueError(
+            f"noise must be passed again, for {path} holds none of your code. "
+            "Call Engine.load(path, simulator=..., noise=...)."
+        )
+    return noise_from_meta(archive.meta) if given is None else given
 
 
 def _truth_test(told: Mapping[str, Any]) -> TruthTest:

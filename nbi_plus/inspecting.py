@@ -8,6 +8,7 @@ from typing import Any
 from nbi_plus.estimators import fits
 from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive
 from nbi_plus.io.header import OtherKindError
+from nbi_plus.io.parts import split
 from nbi_plus.io.sealed import is_sealed
 from nbi_plus.survey.parts import SurveyError, read_manifest
 from nbi_plus.survey.run import counted
@@ -55,6 +56,7 @@ def _of_engine(archive: Archive) -> dict[str, Any]:
     return {
         "parameters": list(meta["labels"]), "network": meta["model"] is not None,
         "fitted in rounds": meta["sequential"] is not None, "seed": meta["seed"],
+        "likelihood": "learned" if split(archive.arrays).get("likelihood") else "known",
         "numbers": sum(array.size for array in archive.arrays.values()),
     }  # fmt: skip
 

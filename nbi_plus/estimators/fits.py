@@ -19,6 +19,7 @@ from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write
 from nbi_plus.learn.likelihood import Likelihood
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.ratio import Ratio
+from nbi_plus.problem.prior.learned_range import LearnedRange
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.parallel import simulated
 from nbi_plus.problem.simulator.simulator import BoundSimulator
@@ -56,10 +57,10 @@ class TrialFit:
         """How trials are laid out."""
         return TrialShape(self.model.conditions, self.learned.discrete)
 
-    @property
-    def reach(self) -> NDArray[np.float64]:
-        """The least and largest latent parameters (2, D) of the training."""
-        return self.learned.reach.cpu().numpy()
+    @cached_property
+    def range(self) -> LearnedRange:
+        """The parameters of the training."""
+        return LearnedRange.of(self.prior, self.learned.reach, self.prior.full_names)
 
     def features(self, name: str, x: ArrayLike | Tensor) -> Tensor:
         """Return the features (T, F) of trials (T, L)."""

@@ -1,10 +1,10 @@
-"""Learned likelihoods as targets of the ladder, and answers that say where they were learned."""
+"""Learned likelihoods as targets of the ladder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,14 +17,12 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.estimators.from_prior import from_prior
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior import verdict
-from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.infer.posterior.status import Flag, Status
+from nbi_plus.problem.prior.learned_range import LearnedRange
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.target import Z_MAX, Evaluation
 
-_BEYOND = 0.05  # mass of an answer beyond the parameters of the training
 _SECONDS = 1e-8  # of one number of an evaluation, about
 
 
@@ -98,14 +96,15 @@ class LearnedTarget:
 
 
 def answers(
-    prior: Prior, likelihood: SummedLikelihood, sets: Sequence[NDArray], strange: Tensor,
+    learned: LearnedRange, likelihood: SummedLikelihood, sets: Sequence[NDArray], strange: Tensor,
     p_value: Tensor, ladder: Ladder, seed: int,
 ) -> Posteriors:  # fmt: skip
     """Return the posteriors of N sets of trials, status LEARNED where weights passed.
 
     Parameters
     ----------
-    prior : Prior
+    learned : LearnedRange
+        With the prior.
     likelihood : SummedLikelihood
     sets : sequence of ndarray
         The trials, by which sets are told apart.
@@ -115,35 +114,10 @@ def answers(
     seed : int
     """
     objects, data = _objects_of(sets, strange, p_value)
-    request = verdict.Request(prior, None, ladder.gate, seed, learned=True)
-    target = LearnedTarget(prior, data, likelihood)
+    request = verdict.Request(learned.prior, None, ladder.gate, seed, learned=learned)
+    target = LearnedTarget(learned.prior, data, likelihood)
     with preserved_random_state():
         return from_prior(target, objects, ladder, request)
-
-
-def told_of_range(
-    found: Posteriors, prior: Prior, reach: NDArray[np.float64], strange: Sequence[bool]
-) -> Posteriors:
-    """Return answers with the flag EXTRAPOLATED where data, or answers, are not of the training.
-
-    ``reach`` (2, D) are the least and largest latent parameters of the training, ``strange`` says
-    whose trials are unlike those of the training.
-    """
-    out = [odd or _beyond(p, prior, reach) for p, odd in zip(found.draws, strange, strict=True)]
-    flags = tuple(
-        own | {Flag.EXTRAPOLATED} if far else own for own, far in zip(found.flags, out, strict=True)
-    )
-    draws = tuple(replace(p, flags=own) for p, own in zip(found.draws, flags, strict=True))
-    return replace(found, flags=flags, draws=draws)
-
-
-def _beyond(posterior: Posterior, prior: Prior, reach: NDArray[np.float64]) -> bool:
-    """Say whether an answer goes on beyond the parameters of the training."""
-    if posterior.status is Status.FAILED:
-        return False
-    z = np.asarray(prior.to_latent(posterior.samples))
-    outside = ((z < reach[0]) | (z > reach[1])).any(1)
-    return bool(posterior.weights @ outside > _BEYOND)
 
 
 def _objects_of(
@@ -162,5 +136,6 @@ def _objects_of(
         n_duplicates=np.zeros(n, np.int64),
         refusals=np.full(n, ""),
         hashes=known.hashes,
+        strange=strange,
     )
     return objects, Observations.from_arrays(np.zeros((n, 1))).batch().to(device)

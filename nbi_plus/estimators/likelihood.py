@@ -17,9 +17,11 @@ from nbi_plus.arguments import seed_of, whole
 from nbi_plus.estimators.fits import TrialFit
 from nbi_plus.estimators.trial_engine import TrialEngine
 from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.learned_noise import LearnedNoise, LikelihoodSource
 from nbi_plus.learn.likelihood import LikelihoodConfig, labels
 from nbi_plus.learn.model import PLAIN, FeaturizerSpec
 from nbi_plus.problem.noise.base import Noise
+from nbi_plus.problem.noise.custom import ALREADY_NOISY, CustomNoise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import generator
 from nbi_plus.problem.setup import Problem
@@ -30,7 +32,7 @@ _SMALL = FlowConfig(n_blocks=2, hidden=32)
 
 
 @doors
-class LikelihoodEngine(TrialEngine):
+class LikelihoodEngine(TrialEngine, LikelihoodSource):
     r"""Neural likelihood estimation on single trials, summed over as many as there are.
 
     A flow learns :math:`p(x \mid \theta)` of one trial from simulations alone (Papamakarios et al.
@@ -153,6 +155,11 @@ class LikelihoodEngine(TrialEngine):
         config = fit.learned.config
         own = {"flow": asdict(config.flow), "discrete": dict(config.discrete) or None}
         return cls(simulator, fit.prior, device=device, **own, **chosen)._loaded(fit)
+
+    def as_noise(self, draws: CustomNoise = ALREADY_NOISY) -> LearnedNoise:
+        """Return what was learned as a noise, which `Engine` takes as ``likelihood``."""
+        fit = self._fitted("as_noise")
+        return LearnedNoise(fit.prior, fit.model, draws)
 
     # --- behind the verbs ------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from nbi_plus import options
 from nbi_plus.arguments import new_folder, seed_of, whole
 from nbi_plus.estimators import trials
 from nbi_plus.estimators.fits import TrialFit
-from nbi_plus.estimators.learned import answers, told_of_range
+from nbi_plus.estimators.learned import answers
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
@@ -29,7 +29,7 @@ from nbi_plus.learn import fitting
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
-from nbi_plus.problem.noise.custom import CustomNoise, as_noise
+from nbi_plus.problem.noise.custom import without_likelihood
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
@@ -157,8 +157,7 @@ class TrialEngine(BaseEstimator, ABC):
         rows = trials.several(sets, fit.trials)
         likelihood, strange, p_value = fit.summed(rows)
         own = seed_of("seed", self.seed if seed is None else seed)
-        found = answers(fit.prior, likelihood, rows, strange, p_value, ladder, own)
-        return told_of_range(found, fit.prior, fit.reach, strange.tolist())
+        return answers(fit.range, likelihood, rows, strange, p_value, ladder, own)
 
     def calibrate(
         self, n: int = 200, n_trials: int = 100, *, n_samples: int = 1000, seed: int | None = None
@@ -255,13 +254,7 @@ class TrialEngine(BaseEstimator, ABC):
                 f"prior must consist of distributions for {type(self).__name__}, whose parameters "
                 "come as theta, but is a prior_transform, which has no inverse."
             )
-        noise = fitting.ALREADY_NOISY if self.noise is None else as_noise(self.noise)
-        if not isinstance(noise, CustomNoise) or noise.has_likelihood(False):
-            raise ValueError(
-                f"noise must be a CustomNoise without a log_likelihood, but is {noise!r:.99}, and "
-                "with the likelihood known nothing need be learned. Use Engine, or draw the noise "
-                "in the simulator."
-            )
+        noise = without_likelihood(self.noise)
         shaped = trials.of_trials(self.simulator, self._reading)
         problem = set_up(prior, shaped, noise, given, n_jobs)
         bound = problem.simulator

@@ -32,7 +32,7 @@ from nbi_plus.learn.sources import (
     to_device,
 )
 from nbi_plus.learn.training import History, TrainConfig, TrainingTask, train
-from nbi_plus.problem.noise.custom import CallableNoise, CustomNoise
+from nbi_plus.problem.noise.custom import ALREADY_NOISY, CallableNoise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
@@ -47,8 +47,6 @@ _ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
-
-ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Recipe:
     def dtype(self, largest: float) -> torch.dtype:
         """Return float64 where rounding the largest value to float32 would show in the errors."""
         errors, mask = self.conditions.x_err, self.conditions.mask
-        if not self.noise.has_likelihood(errors is not None):
+        if not (self.noise.reads_model and self.noise.has_likelihood(errors is not None)):
             return torch.float64  # errors that nobody knows may be small beside where data lie
         smallest, sigma = np.inf, getattr(self.noise, "sigma", None)
         if errors is not None and mask.any():

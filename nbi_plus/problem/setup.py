@@ -247,7 +247,8 @@ def set_up(
             )
     has_errors = start.x_err is not None
     bound_noise = noise.in_unit(unit).bind(has_errors, prior.full_names)
-    if bound is not None and bound.stochastic and bound_noise.has_likelihood(has_errors):
+    weighs = bound_noise.reads_model and bound_noise.has_likelihood(has_errors)
+    if bound is not None and bound.stochastic and weighs:
         raise ValueError(
             "simulator must give the same x for the same theta, but gave two different ones: "
             "weights would be silently wrong. Move its noise into noise=, or give a "

@@ -28,6 +28,7 @@ from nbi_plus.problem.simulator.simulator import (
 _LOG = logging.getLogger("nbi_plus")
 
 Z_MAX = 8.0  # draws further out in the latent space have weight zero, and are not simulated
+_SECONDS = 1e-8  # of one number of a likelihood, about
 _N_PROBES = 64  # draws of the prior: a simulator may raise for most of them
 
 
@@ -101,17 +102,23 @@ class Target:
     """
 
     prior: Prior
-    simulator: BoundSimulator
+    simulator: BoundSimulator | None
     noise: Noise
     data: Batch
     n_jobs: int | None = 1
     client: object | None = None
-    makes_data = True
+
+    @property
+    def makes_data(self) -> bool:
+        """Whether there are models to make other data of."""
+        return self.simulator is not None and not self.simulator.stochastic
 
     @property
     def seconds_per_row(self) -> float:
-        """What one simulation takes."""
-        return self.simulator.seconds_per_row
+        """What one simulation takes; where none is made, about: nothing depends on the clock."""
+        if self.noise.reads_model:
+            return self.simulator.seconds_per_row
+        return _SECONDS * self.n_numbers * (1 + self.noise.n_copies)
 
     @property
     def n_numbers(self) -> int:
@@ -148,7 +155,8 @@ class Target:
     @cached_property
     def differentiable(self) -> bool:
         """Whether torch can differentiate it: a few draws of the prior are tried on one object."""
-        if not (self.simulator.differentiable and self.prior.differentiable):
+        models = not self.noise.reads_model or self.simulator.differentiable
+        if not (models and self.prior.differentiable):
             return False
         first = torch.zeros(1, dtype=torch.int64, device=self.data.x.device)
         z = keyed_normal(0, "gradient", first, (_N_PROBES, self.prior.n_dim))
@@ -231,7 +239,9 @@ class Target:
         messages: tuple[str, ...] = ()
         launches = self._launches(*inside.shape)
         for i, j in launches:
-            model, failed, errors = self._models(theta[i, j], index[i], inside[i, j])
+            asked = theta[i, j], index[i], inside[i, j]
+            models = self._models if self.noise.reads_model else self._no_models
+            model, failed, errors = models(*asked)
             value = self.noise.log_likelihood(theta[i, j], model, self.data.select(index[i]))
             value = value.masked_fill(~inside[i, j] | failed, -math.inf)
             if len(launches) == 1:
@@ -239,6 +249,13 @@ class Target:
             values[i, j], failures[i, j] = value, failed
             messages += errors
         return values, failures, messages
+
+    def _no_models(
+        self, theta: Tensor, index: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Return the data in place of models that nobody reads."""
+        x = self.data.x[index].unsqueeze(1).expand(-1, theta.shape[1], -1, -1)
+        return x, torch.zeros_like(inside), ()
 
     def _models(
         self, theta: Tensor, index: Tensor, inside: Tensor

@@ -221,9 +221,8 @@ class OutsideOp(Op):
     @door
     def perform(self, node: Apply, inputs: list[NDArray], outputs: list[list[NDArray]]) -> None:  # noqa: ARG002
         """Compute it."""
-        z, reach = self.fit.prior.to_latent(np.array(inputs[0])), self.fit.reach
-        outside = ((z < reach[0]) | (z > reach[1])).any(1)
-        outputs[0][0] = np.asarray(outside.mean())
+        theta = torch.as_tensor(self.fit.prior.complete(np.array(inputs[0])))
+        outputs[0][0] = self.fit.range.beyond(theta).double().mean().numpy()
 
 
 def _rows(params: tuple[pt.TensorVariable, ...]) -> pt.TensorVariable:

@@ -67,7 +67,7 @@ class Amortized:
     prior, noise : Prior, Noise
         The noise is bound.
     simulator : BoundSimulator or None
-        None, or a stochastic one: answers stay uncorrected.
+        None, or a stochastic one: answers stay uncorrected, unless a likelihood was learned.
     model : TrainedModel
     ladder : Ladder
     device : torch.device
@@ -140,7 +140,10 @@ class Amortized:
         whole("keep", 0 if keep is None else keep, 0)
         ladder = replace(self.ladder, n_draws=max(n_samples, self.ladder.n_draws))
         doubt = verdict.Doubt.of(bool(self.doubted), self.blind)
-        request = verdict.Request(self.prior, keep, ladder.gate, seed, doubt, keep_unfinished)
+        learned = self.noise.learned_at
+        request = verdict.Request(
+            self.prior, keep, ladder.gate, seed, doubt, keep_unfinished, learned
+        )
         return Asked(ladder, request, max(n_samples, keep or 0))
 
     def retry(self, posteriors: Posteriors, observations: Observations, seed: int) -> Posteriors:
@@ -343,9 +346,9 @@ class Amortized:
 
     def _why_not(self, observations: Observations) -> str:
         """Return why draws cannot be weighed; nothing where they can."""
-        if self.simulator is None:
+        if self.simulator is None and self.noise.reads_model:
             return "no simulator was given"
-        if self.simulator.stochastic:
+        if self.noise.reads_model and self.simulator.stochastic:
             return "the simulator gives another answer each time"
         known = self.noise.has_likelihood(observations.errors is not None)
         return "" if known else "no likelihood was given"
@@ -391,5 +394,6 @@ class Amortized:
             n_duplicates=observations.n_duplicates,
             refusals=self._refusals(observations, features),
             hashes=observations.hashes,
+            strange=None if self.noise.learned_at is None else self.noise.strange(batch),
         )
         return objects, batch, features

@@ -54,6 +54,8 @@ def checked(target: LatentTarget, outcome: Outcome, keys: Tensor, seed: int) -> 
         pick = systematic_resample(weights[rows], _N_DRAWS, comb)
         z = pool.z[rows].gather(1, pick[..., None].expand(-1, -1, pool.z.shape[-1]))
         tails[rows] = _mean_tails(target, z, pool.index[rows], keys[rows], seed)
+    if not target.noise.reads_model:  # and so no model is the data themselves
+        return with_tails(outcome, tails)
     return replace(with_tails(outcome, tails), chi2_best=_deviance(target, outcome, alive))
 
 

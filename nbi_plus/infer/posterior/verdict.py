@@ -23,11 +23,13 @@ from nbi_plus.infer.weights.clean import Failure
 from nbi_plus.infer.weights.moments import moments
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.infer.weights.summary import Gate, gate_of
+from nbi_plus.problem.prior.learned_range import LearnedRange
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import keyed_uniform
 
 _OF_DATA = ("ood_p_value", "n_points", "n_masked")  # known of an object before it is answered
 BAD_INPUT, BAD_NETWORK, BROKEN = "FAIL_INPUT", "FAIL_NETWORK", "FAIL_SIMULATOR"
+_BEYOND = 0.05  # mass of an answer beyond the parameters that a likelihood was learned at
 _REASONS = {
     Failure.SIMULATOR: BROKEN,
     Failure.NUMERIC: "FAIL_NUMERIC",
@@ -50,6 +52,8 @@ class Objects:
         Why they cannot be answered, because of data or network; "" where they can.
     hashes : ndarray of str, shape (N,)
         Of their data.
+    strange : Tensor of bool, shape (N,), or None
+        Whose data are unlike those that a likelihood was learned of.
     """
 
     ids: NDArray
@@ -61,6 +65,7 @@ class Objects:
     n_duplicates: NDArray[np.int64]
     refusals: NDArray[np.str_]
     hashes: NDArray[np.str_]
+    strange: Tensor | None = None
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -98,8 +103,8 @@ class Request:
 
     ``doubt`` says which certified answers are not to be trusted, because others of this problem
     missed places; ``keep_unfinished`` how many draws of objects that nothing certified are kept
-    beside the answers, to try them again; ``learned`` that weights are of a learned likelihood,
-    which certifies nothing.
+    beside the answers, to try them again; ``learned`` where a likelihood was learned that weights
+    are of, which certifies nothing.
     """
 
     prior: Prior
@@ -108,7 +113,7 @@ class Request:
     seed: int
     doubt: Doubt = Doubt.NONE
     keep_unfinished: int = 0
-    learned: bool = False
+    learned: LearnedRange | None = None
 
 
 def corrected(
@@ -177,7 +182,7 @@ def _weighted(
     failure = [_REASONS.get(f, "") for f in _numpy(cleaned.failure).tolist()]
     refusals = objects.refusals[rows].tolist()
     failure = [own or other for own, other in zip(refusals, failure, strict=True)]
-    settled = Status.LEARNED if request.learned else outcome.status
+    settled = outcome.status if request.learned is None else Status.LEARNED
     status = tuple(
         Status.FAILED if reason else settled if good else Status.UNCERTIFIED
         for reason, good in zip(failure, outcome.passed.tolist(), strict=True)
@@ -249,12 +254,22 @@ def _flags(
         rules[Flag.SUPPORT] = outcome.beyond
     if request.doubt.falls_on(audited=outcome.missed is not None):
         rules[Flag.UNCALIBRATED] = outcome.passed
+    if request.learned is not None:
+        rules[Flag.EXTRAPOLATED] = _extrapolated(outcome, objects, request)
     if outcome.missed is not None:
         rules[Flag.MODE_MISSED] = outcome.missed
     if outcome.chains is not None:
         rules[Flag.SOURCES_DISAGREE] = outcome.chains.disagree
         rules[Flag.DIVERGENCES] = outcome.chains.divergent
     return raised(rules)
+
+
+def _extrapolated(outcome: Outcome, objects: Objects, request: Request) -> Tensor:
+    """Say whose data, or answers, are not those that a likelihood was learned of, bool (b,)."""
+    pool = outcome.pool
+    theta = request.prior.complete(request.prior.from_latent(pool.bounded))
+    share = (outcome.summary.weights * request.learned.beyond(theta)).sum(1)
+    return (share > _BEYOND) | objects.strange[pool.index]
 
 
 def _collect(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
+from nbi_plus.problem.prior.learned_range import LearnedRange
 
 Data = Batch | Observations
 Array = TypeVar("Array", Tensor, NDArray)
@@ -40,6 +41,8 @@ class Noise(ABC):
         Whether `augment` and `log_likelihood` are of one distribution.
     reads_model : bool
         Whether data scatter about the model; else the parameters alone say how they are drawn.
+    learned_at : LearnedRange or None
+        Where its likelihood was learned, if it was.
     n_copies : int
         Tensors of the size of the simulations that `log_likelihood` holds at once, beyond a few.
     """
@@ -47,6 +50,7 @@ class Noise(ABC):
     exact_p_value = False
     draws_as_weighted = True
     reads_model = True
+    learned_at: LearnedRange | None = None
     n_copies = 0
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:

@@ -159,6 +159,21 @@ def _checked(name: str, value: object, shape: torch.Size, hint: str = "") -> Ten
     return value
 
 
+ALREADY_NOISY = CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
+
+
+def without_likelihood(noise: Noise | ArrayLike | Callable | None) -> CustomNoise:
+    """Return what simulations lack, as their likelihood is learned; nothing of None."""
+    found = ALREADY_NOISY if noise is None else as_noise(noise)
+    if not isinstance(found, CustomNoise) or found.has_likelihood(False):
+        raise ValueError(
+            f"noise must be a CustomNoise without a log_likelihood, but is {found!r:.99}, and "
+            "with the likelihood known nothing need be learned. Use Engine with this noise alone, "
+            "or draw the noise in the simulator."
+        )
+    return found
+
+
 def as_noise(noise: Noise | ArrayLike | Callable | None) -> Noise:
     """Return a noise model of anything the public doors accept."""
     if isinstance(noise, Noise):
