@@ -295,8 +295,13 @@ def test_a_journal_is_right_or_refused(times, tmp_path):
         return Journal(target.parent, CPU).step("adapt", lambda: step)
 
     def content(found):
-        density = [q.log_prob(z).detach() for q in found.proposals]
-        return repr((density, found.z, found.state, found.family, found.n_looked))
+        numbers = [q.log_prob(z).detach() for q in found.proposals] + [found.z, found.state["w"]]
+        return (
+            [t.numpy().tobytes() for t in numbers],
+            found.family,
+            found.n_looked,
+            list(found.state),
+        )
 
     def forged(found, mutation):
         for proposal in found.proposals:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from problems import identity, needle_noise
 from scipy.stats import norm
 
 import nbi_plus as nbi
-from nbi_plus.trust.truths import TruthTest, truth_test
+from nbi_plus.problem.setup import Problem
+from nbi_plus.trust.truths import TruthTest, TruthTrial, truth_test
 
 
 def fitted(noise, n_dim=2, ladder=None, **options):
@@ -65,6 +68,43 @@ def test_answers_of_a_doubted_network_need_an_audit_to_be_trusted(missing):
     looked = missing.predict_many(objects)
     assert not any(nbi.Flag.UNCALIBRATED in p.flags for p in looked)
     assert sum(p.trusted for p in looked) >= 10
+
+
+def test_a_dear_simulator_is_not_called_for_a_test_that_is_too_long():
+    calls = []
+
+    def slow(theta):
+        calls.append(len(theta))
+        time.sleep(1e-3 * len(theta))
+        return theta
+
+    for truths in (None, False):
+        engine = nbi.Engine(slow, {"a": norm(0, 1)}, noise=0.5, seed=1)
+        engine.fit(n_sims=300, n_epochs=2, perturb=False, truth_test=truths)
+        assert engine.truth_test_ is None
+        calls.append(0)
+    asked = np.split(calls, np.flatnonzero(np.array(calls) == 0))
+    assert asked[0].sum() == asked[1].sum()
+
+
+def trial_of(engine, seed):
+    own = engine.fitted_
+    problem = Problem(own.prior, own.simulator, own.noise, own.model.conditions, None)
+    return TruthTrial(problem, own.model.network, nbi.Ladder(), torch.device("cpu"), seed)
+
+
+def test_suspects_are_asked_where_time_is_short():
+    """Of a hundred truths some three are missed: eight at random hardly meet one, suspects do."""
+    engine = fitted(needle_noise(), n_dim=3, truth_test=False)
+    tests = [trial_of(engine, seed).run(200, seconds=0.05) for seed in range(3)]
+    assert all(test.failed for test in tests)
+    assert all(test.n_certified > 30 for test in tests)
+
+
+def test_of_a_right_network_nobody_is_suspect(honest):
+    tests = [trial_of(honest, seed).run(200, seconds=0.05) for seed in range(3)]
+    assert not any(test.failed for test in tests)
+    assert all(0 < test.n_certified < 30 and test.doubts is None for test in tests)
 
 
 def test_nothing_is_trusted_where_audits_find_no_missed_truth_either():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbi_plus import launch
+from nbi_plus.arguments import one_of
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors, listed
 from nbi_plus.io.fingerprint import digest
@@ -120,8 +121,7 @@ def _listed(posteriors: Posteriors | Iterable[Posterior]) -> list[Posterior]:
 
 def _usable(answers: list[Posterior], uncertified: str) -> list[Posterior]:
     """Return the certified answers, or refuse all where one is not."""
-    if uncertified not in _UNCERTIFIED:
-        raise ValueError(f"uncertified must be one of {_UNCERTIFIED}, but is {uncertified!r}.")
+    one_of("uncertified", uncertified, _UNCERTIFIED)
     good = [p for p in answers if p.certified]
     bad = Counter(p.status.name for p in answers if not p.certified)
     told = ", ".join(f"{n} {name}" for name, n in bad.most_common())

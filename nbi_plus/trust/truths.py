@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from scipy.stats import poisson
@@ -22,30 +24,34 @@ from nbi_plus.arguments import whole
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import Earlier
 from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.peak_masses import explained
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.proposals.base import FlowProposal
 from nbi_plus.infer.proposals.circles import circular_columns
-from nbi_plus.infer.weights.summary import gate_of
+from nbi_plus.infer.weights.clean import CleanWeights
+from nbi_plus.infer.weights.summary import WeightSummary, gate_of
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.target import Target
-from nbi_plus.trust.simulated import known_objects
+from nbi_plus.trust.simulated import KnownObjects, known_objects
 
 _LOG = logging.getLogger("nbi_plus")
 
 N_OBJECTS = 200
 _N_DRAWS = 2048
-_N_FIRST = 8  # objects whose answers are timed
-_FEWEST = 25
+_N_FIRST = 8  # objects whose answers are timed, and count
 _SHARE = 0.1  # of the time of the training that the test may take
 _FAILED = 0.01
+_N_QUICK = 64  # draws that tell which truths are suspect
+_LEAST = 10.0  # seconds that a test may take where suspects were missed, or as long as the training
 _ENOUGH = 30
-_N_LOOKED = 24  # objects of missed truths that the audit is tried on
+_N_LOOKED = 32  # objects of missed truths that the audit is tried on
+_HOPELESS = 8  # objects of which none was found
 SCOUTS = 1, 16  # times those of the audit: more, where it finds only some of what was missed
-_UNSEEN = 0.01  # of the mass of certified answers: several times as many lack a part of theirs
+_UNSEEN = 0.0075  # of the mass of certified answers: several times as many lack a part of theirs
 _STAGE = "truth test"
 
 
@@ -93,12 +99,12 @@ class TruthTest:
     def unseen_share(self) -> float:
         """Mass of certified answers in places which the audit does not find either.
 
-        By the rule of succession: that one of few was not found proves more than one in many.
+        By Jeffreys' rule: that one of few was not found proves more than one in many.
         """
-        if not self.n_unseen:
+        if not self.n_looked:
             return 0.0
         missing = max(self.n_above - self.expected, 0.0) / self.n_certified
-        return missing * (self.n_unseen + 1) / (self.n_looked + 2)
+        return missing * (self.n_unseen + 0.5) / (self.n_looked + 1)
 
     @property
     def blind(self) -> bool:
@@ -124,28 +130,56 @@ class TruthTest:
         return f"{told}; the audit{more} found what was missing in {seen} of these"
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """Answers about some simulated objects.
+class _Weighed(NamedTuple):
+    """Draws of the network about simulated objects, and the log-weights (b,) of their truths."""
 
-    Attributes
-    ----------
-    n_certified : int
-    expected : float
-        Of those whose truth is above, where these are right.
-    missed : Outcome
-        Of those whose truth outweighs every draw.
-    keys : Tensor of int64, shape (b,)
-        Theirs.
-    context : RungContext
-        Of all objects.
-    """
+    target: Target
+    pool: Pool
+    weights: CleanWeights
+    summary: WeightSummary
+    log_truth: Tensor
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """Certified answers about objects whose truth (b, 1, D) outweighs every draw."""
+
+    outcome: Outcome
+    keys: Tensor
+    truth: Tensor
+    context: RungContext
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: Tensor | slice) -> _Missed:
+        rows = torch.arange(len(self), device=self.keys.device)[rows]
+        own = self.outcome.select(rows), self.keys[rows], self.truth[rows]
+        return _Missed(*own, self.context)
+
+    def unseen(self, audit: PeakAudit) -> Tensor:
+        """Return the rows of those in which an audit overlooks the place of the truth."""
+        context, index = self.context, self.outcome.pool.index
+        context.report.note(self.outcome)  # as passed, whatever an earlier look found
+        found = audit(self.outcome, self.keys, context)
+        height = context.target.log_prob(self.truth, index)
+        seen = explained(found.peaks, self.truth, height, context.circles)[:, 0]
+        return (found.passed & ~seen).nonzero()[:, 0]
+
+
+class _Answers(NamedTuple):
+    """Answers about some simulated objects: of how many truths ``expected`` are above by chance."""
 
     n_certified: int
     expected: float
-    missed: Outcome
-    keys: Tensor
-    context: RungContext
+    missed: _Missed
+
+
+def _told(answers: list[_Answers]) -> TruthTest:
+    n_above = sum(len(own.missed) for own in answers)
+    expected = sum(own.expected for own in answers)
+    n_certified = sum(own.n_certified for own in answers)
+    return TruthTest(n_certified, n_above, expected, chance(n_above, expected))
 
 
 def chance(n: int, expected: float) -> float:
@@ -175,41 +209,61 @@ class TruthTrial:
     seed: int
 
     def run(self, n: int, seconds: float = math.inf) -> TruthTest | None:
-        """Return the test of n objects; of fewer, or none, where it would take ``seconds``."""
-        rows = torch.arange(n, device=self.device)
-        at_once = max(1, launch.of(self.device).batch_draws // _N_DRAWS)
-        began = time.perf_counter()
-        answers = [self._answers(rows[:_N_FIRST])]
-        each = (time.perf_counter() - began) / _N_FIRST
-        while each * n > seconds and n >= 2 * _FEWEST:
-            n //= 2
-        if each * n > seconds:
+        """Return the test of n objects; of fewer, or none, where it would take ``seconds``.
+
+        Where time is short, those are asked first that a few draws make suspect. If one of these
+        was missed the test takes ten seconds, or as long as the training.
+        """
+        n_first = min(n, _N_FIRST)
+        if self.problem.simulator.seconds_per_row * (n + n_first * _N_DRAWS) > seconds:
             return None
-        rows = rows[:n]
-        answers += [self._answers(part) for part in rows[_N_FIRST:].split(at_once) if len(part)]
-        n_above = sum(len(own.missed.grade) for own in answers)
-        expected = sum(own.expected for own in answers)
-        n_certified = sum(own.n_certified for own in answers)
-        test = TruthTest(n_certified, n_above, expected, chance(n_above, expected))
-        audit = self.ladder.audit
-        return self._audited(test, answers, audit) if test.failed and audit is not None else test
+        rows = torch.arange(n, device=self.device)
+        stages = _STAGE, f"{_STAGE} noise"
+        made = known_objects(self.problem, self.problem.conditions, rows, self.seed, *stages)
+        began = time.perf_counter()
+        answers = [self._answers(made, rows[:n_first])]
+        each = (time.perf_counter() - began) / n_first
+        if each * n > seconds:
+            suspects = self._answers(made, self._suspects(made, rows)[:n_first])
+            if len(answers[0].missed) or len(suspects.missed):
+                seconds = max(seconds / _SHARE, _LEAST)
+        rest = rows[n_first : math.floor(min(seconds / each, n))]
+        answers += [self._answers(made, part) for part in self._parts(rest, _N_DRAWS)]
+        test = _told(answers)
+        return self._audited(test, answers) if test.failed and self.ladder.audit else test
+
+    def _parts(self, rows: Tensor, n_draws: int) -> Iterator[Tensor]:
+        at_once = max(1, launch.of(self.device).batch_draws // n_draws)
+        return (part for part in rows.split(at_once) if len(part))
 
     @torch.no_grad()
-    def _audited(self, test: TruthTest, answers: list[_Answers], audit: PeakAudit) -> TruthTest:
-        """Return the test with what audits, as doubted answers get them, find in those above."""
-        some, n_looked = [], 0
+    def _suspects(self, made: KnownObjects, rows: Tensor) -> Tensor:
+        """Return the rows by how suspect a few draws make their truths, the most suspect first.
+
+        These outweigh efficient draws by far. Who has inefficient ones is given no certificate.
+        """
+        found = []
+        for part in self._parts(rows, _N_QUICK):
+            own = self._weighed(made, part, _N_QUICK)
+            excess = own.log_truth - own.weights.log_weights.logsumexp(1)
+            found.append(excess * own.summary.ess)
+        return rows[torch.cat(found).argsort(descending=True)]
+
+    @torch.no_grad()
+    def _audited(self, test: TruthTest, answers: list[_Answers]) -> TruthTest:
+        """Return the test with what audits, as doubted answers get them, find in those above.
+
+        A truth in a place that an audit found, and found light, was not overlooked.
+        """
+        missed, n_looked = [], 0
         for own in answers:
-            rows = torch.arange(len(own.missed.grade), device=self.device)[: _N_LOOKED - n_looked]
-            if len(rows):
-                some.append((own.missed.select(rows), own.keys[rows], own.context))
-                n_looked += len(rows)
+            missed.append(own.missed[: _N_LOOKED - n_looked])
+            n_looked += len(missed[-1])
         for scouts in SCOUTS:
-            n_unseen = 0
-            for missed, keys, context in some:
-                context.report.note(missed)  # as passed, whatever an earlier look found
-                found = audit.doubled(scouts)(missed, keys, context)
-                n_unseen += int(found.passed.sum())
-            if n_unseen in (0, n_looked):
+            audit = self.ladder.audit.doubled(scouts)
+            missed = [own[own.unseen(audit)] for own in missed if len(own)]
+            n_unseen = sum(map(len, missed))
+            if not n_unseen or n_unseen == n_looked >= _HOPELESS:
                 break
         return replace(test, n_looked=n_looked, n_unseen=n_unseen, scouts=scouts)
 
@@ -219,33 +273,35 @@ class TruthTrial:
         own = (ladder.defensive_share, ladder.defensive_width)
         return FlowProposal(network.flow, network.exact_flow(), *own)
 
-    @torch.no_grad()
-    def _answers(self, rows: Tensor) -> _Answers:
-        """Return the network's answers about simulated objects of these numbers."""
-        problem, prior = self.problem, self.problem.prior
-        index = torch.arange(len(rows), device=self.device)
-        stages = _STAGE, f"{_STAGE} noise {int(rows[0])}"
-        made = known_objects(problem, problem.conditions, rows, self.seed, *stages)
-        truth, data = made.truth, made.data
-        target = Target(prior, problem.simulator, problem.noise, data)
+    def _weighed(self, made: KnownObjects, rows: Tensor, n_draws: int) -> _Weighed:
+        problem, index = self.problem, torch.arange(len(rows), device=self.device)
+        data, truth = made.data.select(rows), made.truth[rows]
+        target = Target(problem.prior, problem.simulator, problem.noise, data)
         features = self.network.features(data)
-        draws = self._flow.draw(features, rows, _N_DRAWS, self.seed, _STAGE)
+        draws = self._flow.draw(features, rows, n_draws, self.seed, _STAGE)
         found = target.evaluate(draws.z, index)
+        own = target.log_prob(truth, index) - self._flow.log_prob(truth, features).to(torch.float64)
         pool = Pool(index, draws.z, draws.log_q, found.log_prior, found.log_likelihood,
                     found.failed)  # fmt: skip
-        cleaned, summary = weigh(pool, circular_columns(prior.periods), self.seed)
-        grade = gate_of("network", self.ladder.gate).grade(summary)
-        outcome = Outcome("truths", "network", pool, cleaned, summary, grade, Status.REWEIGHTED)
-        own = target.log_prob(truth, index) - self._flow.log_prob(truth, features).to(torch.float64)
-        missed = (outcome.passed & (own[:, 0] > cleaned.log_weights.amax(1))).nonzero()[:, 0]
+        circles = circular_columns(problem.prior.periods)
+        return _Weighed(target, pool, *weigh(pool, circles, self.seed), own[:, 0])
+
+    @torch.no_grad()
+    def _answers(self, made: KnownObjects, rows: Tensor) -> _Answers:
+        """Return the network's answers about simulated objects of these numbers."""
+        own = self._weighed(made, rows, _N_DRAWS)
+        grade = gate_of("network", self.ladder.gate).grade(own.summary)
+        outcome = Outcome("truths", "network", own.pool, own.weights, own.summary, grade,
+                          Status.REWEIGHTED)  # fmt: skip
+        is_missed = outcome.passed & (own.log_truth > own.weights.log_weights.amax(1))
         accounts = Earlier.nothing(len(rows), self.device).accounts(self.ladder.gate)
-        context = RungContext(target, *accounts, self.ladder.gate, self.ladder.budget, self.seed)
+        context = RungContext(
+            own.target, *accounts, self.ladder.gate, self.ladder.budget, self.seed
+        )
         return _Answers(
             n_certified=int(outcome.passed.sum()),
-            expected=float((1 / summary.ess.clamp(min=1.0))[outcome.passed].sum()),
-            missed=outcome.select(missed),
-            keys=rows[missed],
-            context=context,
+            expected=float((1 / own.summary.ess.clamp(min=1.0))[outcome.passed].sum()),
+            missed=_Missed(outcome, rows, made.truth[rows], context)[is_missed.nonzero()[:, 0]],
         )
 
 

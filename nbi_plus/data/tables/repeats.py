@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbi_plus.arguments import one_of
 from nbi_plus.data.tables.columns import Column, Table
 from nbi_plus.data.tables.grouping import Grouping
 from nbi_plus.data.tables.surveys import Roles, telling
@@ -113,8 +114,8 @@ def repeats(
 
 def check_way(duplicates: str | None) -> None:
     """Refuse an unknown word for what becomes of repeats."""
-    if duplicates is not None and duplicates not in _WAYS:
-        raise ValueError(f"duplicates must be one of {_WAYS}, but is {duplicates!r}.")
+    if duplicates is not None:
+        one_of("duplicates", duplicates, _WAYS)
 
 
 def report_repeats(counts: NDArray[np.int64]) -> None:

@@ -21,6 +21,7 @@ _SURE = 4.5  # errors that a missing mass must be worth
 _MOST = 0.3  # an answer holds one peak's region by as much, or it does not say its evidence
 _LEAST = 0.15  # of a peak's mass: an approximation may be off by so much
 _SCARCE = 10.0  # times more of the posterior than of the draws: a place that these hardly visit
+_EXPLAINED = 1.0  # nats that a place may be higher than the normal of a peak
 _LIKELY = 2.0  # errors that the mass of such places must be worth: right answers have none at all
 
 
@@ -285,6 +286,12 @@ class _Local:
         log_w = height.flatten(1) - (log_q.logsumexp(1) - count.to(log_q).log())
         log_w = torch.where(usable, log_w, -math.inf)
         return cls(around, z, height, log_w, distance, count * n_local)
+
+
+def explained(found: Peaks, z: Tensor, height: Tensor, circles: tuple[int, ...]) -> Tensor:
+    """Say which places z (b, S, D) of a height (b, S) are part of some peak: as low, or lower."""
+    distance, _ = _PeakNormals.of(found, circles).seen(z)
+    return (found.log_prob[..., None] - 0.5 * distance > height[:, None] - _EXPLAINED).any(1)
 
 
 @dataclass(frozen=True)

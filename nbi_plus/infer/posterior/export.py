@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus import markup
+from nbi_plus.arguments import one_of
 from nbi_plus.infer.posterior.columns import ALL_NUMBERS, BY_NAME, MOMENTS, Figure
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.weights.moments import LEVELS
@@ -38,8 +39,7 @@ def parameter_table(posterior: Posterior) -> QTable:
 
 def object_table(posteriors: Posteriors, uncertified: str) -> QTable:
     """Return one row per object; moments of uncertified ones are NaN unless they are to be kept."""
-    if uncertified not in ("nan", "keep"):
-        raise ValueError(f"uncertified must be 'nan' or 'keep', but is {uncertified!r}.")
+    one_of("uncertified", uncertified, ("nan", "keep"))
     hide = ~posteriors.certified & (uncertified == "nan")
     plain = verdicts(posteriors) | {k: getattr(posteriors, k) for k in ALL_NUMBERS}
     table = _table()

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from nbi_plus.arguments import one_of
 from nbi_plus.infer.weights.evidence import Evidence, heavy, kish, log_evidence, normalise
 from nbi_plus.infer.weights.psis import (
     NumericArray,
@@ -246,8 +247,7 @@ class Gate:
     family: str = "network"
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family must be one of {FAMILIES}, but is {self.family!r}.")
+        one_of("family", self.family, FAMILIES)
 
     @property
     def fitted(self) -> bool:
