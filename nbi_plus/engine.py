@@ -26,6 +26,7 @@ from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.fit import SequentialRun
+from nbi_plus.infer.shared.mixin import SharedMixin
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.learned_noise import LikelihoodSource, arguments_of, noise_of
@@ -49,7 +50,7 @@ _LOCATE = {"n_epochs": 25}  # of a network that need only find the place, round 
 
 
 @doors
-class Engine(TellingMixin, SurveyMixin, BaseEstimator):
+class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
     """Neural posterior estimation whose every answer is weighted, judged and labelled.
 
     Parameters
@@ -401,21 +402,6 @@ class Engine(TellingMixin, SurveyMixin, BaseEstimator):
         fitted = self._fitted("retry")
         amortized = fitted.amortized(self._how(ladder), "retry")
         return amortized.retry(posteriors, fitted.like_training(observations), self._seed(None))
-
-    def sample(
-        self,
-        x_obs: ArrayLike,
-        x_err: ArrayLike | None = None,
-        *,
-        n_samples: int = 1000,
-        mask: ArrayLike | None = None,
-        bad: ArrayLike | None = None,
-        seed: int | None = None,
-        **inputs: ArrayLike,
-    ) -> NDArray[np.float64]:
-        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
-        one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
-        return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
 
     def log_prob(
         self,

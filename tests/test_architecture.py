@@ -25,7 +25,7 @@ ORDER = [
     "problem.window", "problem.binding", "problem.target", "problem.checks", "problem.setup",
     "learn",
     "infer.weights", "infer.proposals", "infer.samplers", "infer.posterior", "infer.ladder",
-    "infer.sequential",
+    "infer.shared", "infer.sequential",
     "trust", "plots", "survey", "options", "fitted", "files", "engine", "estimators",
     "population", "pymc", "models", "adapters", "report", "inspecting", "demo", "cli",
 ]  # fmt: skip

@@ -8,8 +8,8 @@ import torch
 from problems import LinearGaussian, Square
 
 import nbi_plus as nbi
-from nbi_plus.estimators.from_prior import from_prior
 from nbi_plus.infer.posterior import verdict
+from nbi_plus.infer.shared.from_prior import from_prior
 from nbi_plus.problem.setup import FitInputs, set_up
 
 PROBLEM = LinearGaussian(n_dim=2, n_points=8, sigma=0.3)

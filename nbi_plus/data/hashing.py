@@ -37,6 +37,11 @@ def texts_of(
     return np.array(digests, f"<U{2 * _BYTES}")
 
 
+def together(texts: Sequence[str]) -> str:
+    """Return a text of several such texts, whatever their order."""
+    return blake2b("".join(sorted(texts)).encode(), digest_size=_BYTES).hexdigest()
+
+
 def keys_of(ids: NDArray) -> NDArray[np.int64]:
     """Return a number for each id, shape (N,), that depends on it alone."""
     digests = [blake2b(str(i).encode(), digest_size=8).digest() for i in ids.tolist()]

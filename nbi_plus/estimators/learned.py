@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
-from nbi_plus.estimators.from_prior import from_prior
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior import verdict
 from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.shared.from_prior import from_prior
 from nbi_plus.problem.prior.learned_range import LearnedRange
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state

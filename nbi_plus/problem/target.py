@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -85,6 +85,26 @@ class LatentTarget(Protocol):
 
     def single(self) -> LatentTarget:
         """Return the same in single precision."""
+
+
+class DataSets(NamedTuple):
+    """The sets of data behind draws: what made each, and whose they are.
+
+    Attributes
+    ----------
+    target : Target
+    z : Tensor, shape (m, n, D)
+        The draws that m sets of data are looked at with.
+    index : Tensor of int64, shape (m,)
+        Which objects of the target they are.
+    owner : Tensor of int64, shape (m,)
+        Which object of those that were asked for each belongs to.
+    """
+
+    target: Target
+    z: Tensor
+    index: Tensor
+    owner: Tensor
 
 
 @dataclass(frozen=True)
@@ -173,6 +193,10 @@ class Target:
         coords = {k: v.float() if v.dtype is torch.float64 else v for k, v in data.coords.items()}
         scalars = {k: v.float() if v.dtype is torch.float64 else v for k, v in data.scalars.items()}
         return replace(self, data=replace(data, coords=coords, scalars=scalars))
+
+    def sets_of_data(self, z: Tensor, index: Tensor) -> DataSets:
+        """Return the objects ``index`` (b,) and their draws z (b, n, D): each has its own data."""
+        return DataSets(self, z, index, torch.arange(len(index), device=index.device))
 
     def judge(self, z: Tensor, models: Tensor, failed: Tensor) -> Evaluation:
         """Return what `evaluate` would find for the first object, of simulations made elsewhere.

@@ -102,9 +102,11 @@ class Amortized:
         """Return the same with places to look at for these objects."""
         if modes is None:
             return self
-        weighs = not self._why_not(objects)
+        weighs = not self.why_not(objects)
         with preserved_random_state():
-            target_of = (lambda rows: self._target(self._batch(objects[rows]))) if weighs else None
+            target_of = (
+                (lambda rows: self.target_of(self._batch(objects[rows]))) if weighs else None
+            )
             earlier = hints_for(modes, objects, self.prior, self.device, target_of)
         return replace(self, earlier=earlier)
 
@@ -123,7 +125,7 @@ class Amortized:
         climb at once.
         """
         with preserved_random_state():
-            if self.earlier is not None or self._why_not(observations):
+            if self.earlier is not None or self.why_not(observations):
                 return Begun(tuple(self._answers(observations, asked)))
             waiting: list[Waiting] = []
             answered = tuple(self._first(observations, asked, waiting, MOST_BYTES))
@@ -178,7 +180,7 @@ class Amortized:
 
     def _answers(self, observations: Observations, asked: Asked) -> Iterator[Answered]:
         """Yield the answers for all objects."""
-        reason = self._why_not(observations)
+        reason = self.why_not(observations)
         if not reason:
             waiting: list[Waiting] = []
             yield from self._first(observations, asked, waiting, 0)
@@ -209,7 +211,7 @@ class Amortized:
     ) -> Answered:
         """Return answers of the network alone, with the reason why nothing weighs its draws."""
         request = asked.request
-        objects, _, features = self._see(observations)
+        objects, _, features = self.see(observations)
         own = Conditioned(self.proposal(0.0), features)
         z = own.draw(objects.keys, asked.n_unweighted, request.seed, "predict")
         pool = unweighted_pool(own, z[:, : request.keep])
@@ -226,7 +228,7 @@ class Amortized:
         at_once = launch.of(self.device).escalated_objects
         proposal = self.proposal(ladder.defensive_share)
         for rows, earlier in self._apart(self._pieces(observations, ladder.n_draws)):
-            objects, batch, features = self._see(observations[rows])
+            objects, batch, features = self.see(observations[rows])
             context = self._context(batch, earlier.accounts(ladder.gate), asked)
             group = Group(objects, rows, features, context)
             first = reweight(proposal, features, objects.keys, context, ladder, earlier.look)
@@ -264,7 +266,7 @@ class Amortized:
     def _escalated(self, waiting: Sequence[Waiting], asked: Asked) -> Iterator[Answered]:
         """Yield answers for objects that waited, as one group; those of one rung as one batch."""
         some = Gathered.of(waiting, asked.ladder.gate)
-        objects, batch, _ = self._see(some.observations, some.features)
+        objects, batch, _ = self.see(some.observations, some.features)
         context = self._context(batch, some.accounts, asked)
         group = Group(objects, some.positions, some.features, context)
         look = None if self.earlier is None else self.earlier.look_of(some.positions)
@@ -274,7 +276,8 @@ class Amortized:
     def _batch(self, objects: Observations) -> Batch:
         return objects.batch().to(self.device)
 
-    def _target(self, batch: Batch) -> Target:
+    def target_of(self, batch: Batch) -> Target:
+        """Return what is believed of some objects."""
         return Target(self.prior, self.simulator, self.noise, batch, self.n_jobs, self.client)
 
     def _context(
@@ -283,7 +286,7 @@ class Amortized:
         ladder = asked.ladder
         attempt = 0 if self.earlier is None else self.earlier.attempt
         return RungContext(
-            self._target(batch),
+            self.target_of(batch),
             *accounts,
             ladder.gate,
             ladder.budget,
@@ -344,7 +347,7 @@ class Amortized:
             raise ValueError(f"The network must be finite, but {self._broken}")
         return self.features(observations)[1]
 
-    def _why_not(self, observations: Observations) -> str:
+    def why_not(self, observations: Observations) -> str:
         """Return why draws cannot be weighed; nothing where they can."""
         if self.simulator is None and self.noise.reads_model:
             return "no simulator was given"
@@ -376,7 +379,7 @@ class Amortized:
         reasons = np.where((reasons != "") | good, reasons, told)
         return np.where(observations.n_points > 0, reasons, f"{verdict.BAD_INPUT}: no valid point.")
 
-    def _see(
+    def see(
         self, observations: Observations, features: Tensor | None = None
     ) -> tuple[verdict.Objects, Batch, Tensor]:
         """Return what is known of some objects, their data, and their features if not given."""

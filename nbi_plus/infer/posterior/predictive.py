@@ -11,7 +11,7 @@ from torch import Tensor
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.weights.resample import systematic_resample
 from nbi_plus.problem.random import generator, keyed_uniform, preserved_random_state
-from nbi_plus.problem.target import LatentTarget, Target
+from nbi_plus.problem.target import DataSets, LatentTarget, Target
 
 _N_DRAWS = 100  # of the posterior
 _N_MORE = 40  # sets of data for each, where few of the first were as unlikely as the real ones
@@ -53,7 +53,8 @@ def checked(target: LatentTarget, outcome: Outcome, keys: Tensor, seed: int) -> 
         comb = keyed_uniform(seed, "fit draws", keys[rows], (1,))[:, 0]
         pick = systematic_resample(weights[rows], _N_DRAWS, comb)
         z = pool.z[rows].gather(1, pick[..., None].expand(-1, -1, pool.z.shape[-1]))
-        tails[rows] = _mean_tails(target, z, pool.index[rows], keys[rows], seed)
+        behind = target.sets_of_data(z, pool.index[rows])
+        tails[rows] = _together(_mean_tails(behind, keys[rows], seed), behind.owner, len(rows))
     if not target.noise.reads_model:  # and so no model is the data themselves
         return with_tails(outcome, tails)
     return replace(with_tails(outcome, tails), chi2_best=_deviance(target, outcome, alive))
@@ -64,7 +65,7 @@ def with_tails(outcome: Outcome, tails: Tensor) -> Outcome:
     return replace(outcome, fit_p_value=tails[:, 0], misfit=(tails < MISFIT).any(1))
 
 
-def _deviance(target: Target, outcome: Outcome, alive: Tensor) -> Tensor:
+def _deviance(target: LatentTarget, outcome: Outcome, alive: Tensor) -> Tensor:
     """Return how far the draw of highest posterior is from the data, (b,); NaN without weights.
 
     Twice the logarithm of how much likelier a model would be that is the data themselves: for
@@ -76,11 +77,13 @@ def _deviance(target: Target, outcome: Outcome, alive: Tensor) -> Tensor:
         outcome.summary.weights[alive] > 0, pool.log_prior + pool.log_likelihood, -math.inf
     )
     best = height.argmax(1, keepdim=True)
-    z = pool.z.gather(1, best[..., None].expand(-1, -1, pool.z.shape[-1]))[:, 0]
-    theta = target.prior.complete(target.prior.from_latent(z)).to(target.data.x.dtype)
-    data = target.data.select(pool.index)
+    z = pool.z.gather(1, best[..., None].expand(-1, -1, pool.z.shape[-1]))
+    target, z, index, owner = target.sets_of_data(z, pool.index)
+    theta = target.prior.complete(target.prior.from_latent(z[:, 0])).to(target.data.x.dtype)
+    data = target.data.select(index)
     itself = target.noise.log_likelihood(theta, data.x, data)
-    found[alive] = 2 * (itself - pool.log_likelihood.gather(1, best)[:, 0])
+    reached = torch.zeros_like(best[:, 0], dtype=itself.dtype).index_add(0, owner, itself)
+    found[alive] = 2 * (reached - pool.log_likelihood.gather(1, best)[:, 0])
     return torch.where(found.isfinite(), found, math.nan)
 
 
@@ -99,8 +102,27 @@ def averaged(tails: Tensor, weights: Tensor, *, exact: bool) -> Tensor:
     return mean
 
 
-def _mean_tails(target: Target, z: Tensor, index: Tensor, keys: Tensor, seed: int) -> Tensor:
-    """Return the p-values (b, 2) of draws z (b, n, D) of equal weight."""
+def _together(tails: Tensor, owner: Tensor, n: int) -> Tensor:
+    """Return the p-values (n, 2) of all sets of data of each of n objects.
+
+    Of several sets both the mean of the normal scores and the smallest p-value count, each with
+    half of the chance: all can be a little off, or one by much.
+    """
+    if len(owner) == n:
+        return tails
+    counts = torch.zeros(n, 1, dtype=tails.dtype, device=tails.device)
+    counts = counts.index_add(0, owner, torch.ones_like(tails[:, :1]))
+    scores = torch.special.ndtri(tails.clamp(_TINY, 1.0 - _TINY))
+    mean = torch.zeros(n, 2, dtype=tails.dtype, device=tails.device).index_add(0, owner, scores)
+    places = owner[:, None].expand_as(tails)
+    least = torch.ones_like(mean).scatter_reduce(0, places, tails, "amin")
+    least = -torch.expm1(counts * torch.log1p(-least.clamp(max=1.0 - _TINY)))
+    return (2 * torch.minimum(torch.special.ndtr(mean / counts.sqrt()), least)).clamp(max=1.0)
+
+
+def _mean_tails(behind: DataSets, keys: Tensor, seed: int) -> Tensor:
+    """Return the p-values (m, 2) of sets of data, for draws z (m, n, D) of equal weight."""
+    target, z, index, owner = behind
     models = target.simulate(z, index)
     theta = target.prior.complete(target.prior.from_latent(z))
     if target.noise.exact_p_value:
@@ -110,7 +132,7 @@ def _mean_tails(target: Target, z: Tensor, index: Tensor, keys: Tensor, seed: in
         tails = torch.stack(found, 1).reshape(*z.shape[:2], 2)
         return averaged(tails, torch.full_like(tails[..., 0], 1.0 / z.shape[1]), exact=True)
     # one object at a time, for its other data come from one generator: neighbours must not matter
-    each = zip(theta, models, index.tolist(), keys.tolist(), strict=True)
+    each = zip(theta, models, index.tolist(), keys[owner].tolist(), strict=True)
     return torch.stack([_tails(target, *own, seed) for own in each])
 
 

@@ -1,0 +1,1 @@
+"""Shared: one posterior behind several sets of data."""

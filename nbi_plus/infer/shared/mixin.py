@@ -1,0 +1,93 @@
+"""Mixin: the verbs by which an engine draws, and answers for several objects at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nbi_plus.arguments import whole
+from nbi_plus.data.ingest import point_mask
+from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
+from nbi_plus.infer.shared.answering import shared_posterior
+from nbi_plus.torch_state import doors
+
+if TYPE_CHECKING:
+    from nbi_plus.data.observations import Observations
+    from nbi_plus.infer.posterior.posterior import Posterior
+
+
+@doors
+class SharedMixin:
+    """For an engine that knows its ``_fitted``, ``_one``, ``_answers``, ``_how`` and ``_seed``."""
+
+    def sample(
+        self,
+        x_obs: ArrayLike,
+        x_err: ArrayLike | None = None,
+        *,
+        n_samples: int = 1000,
+        mask: ArrayLike | None = None,
+        bad: ArrayLike | None = None,
+        seed: int | None = None,
+        **inputs: ArrayLike,
+    ) -> NDArray[np.float64]:
+        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
+        one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+        return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
+
+    def predict_shared(
+        self,
+        observations: Observations,
+        n_samples: int = 2000,
+        shared: Sequence[str] | None = None,
+        *,
+        seed: int | None = None,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """Return the posterior of one theta behind all objects, or epochs of one object.
+
+        Log-likelihoods add up; each object keeps its own points, errors, coordinates and scalars.
+        Draws come from the product of what the network says of each object, and climb the ladder as
+        those of one object do.
+
+        Parameters
+        ----------
+        observations : Observations
+        n_samples : int
+            Draws wanted; at least as many are returned, with their weights.
+        shared : sequence of str, optional
+            The parameters that all objects have in common. Of the others each object has its own,
+            called ``{name}[{id}]``. Default: all are shared.
+        seed : int, optional
+            Default: the engine's.
+        progress : bool, optional
+            As for `fit`.
+
+        Returns
+        -------
+        Posterior
+            A draw takes one simulation of each object: the report counts all of them, budgets count
+            draws.
+
+        Raises
+        ------
+        ValueError
+            Where there is no likelihood, for an object that cannot be used, and for more than 100
+            parameters in all (40 of a simulator without gradients) where objects have own ones.
+        """
+        fitted = self._fitted("predict_shared")
+        objects = fitted.like_training(observations)
+        amortized = fitted.amortized(self._how(progress=progress), "predict_shared")
+        chosen = whole("n_samples", n_samples), self._seed(seed)
+        if len(objects) == 1 and shared is None:
+            posterior = amortized.posterior(objects, *chosen)
+        else:
+            posterior = shared_posterior(amortized, objects, shared, *chosen)
+        if not posterior.trusted:
+            told = doubts(posterior.status, posterior.flags, posterior.rungs[-1].reason)
+            warnings.warn(told, UntrustedWarning, stacklevel=3)
+        return posterior
