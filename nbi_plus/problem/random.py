@@ -80,6 +80,11 @@ def keyed_normal(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) ->
     return torch.special.ndtri(keyed_uniform(seed, stage, rows, shape))
 
 
+def paired_keys(keys: Tensor, rows: Tensor) -> Tensor:
+    """Return int64 keys (n,) of pairs of an object's key and the number of a row."""
+    return _mix(keys ^ _mix(rows + _GOLDEN))
+
+
 def content_keys(values: Tensor) -> Tensor:
     """Return int64 keys (n,) of float64 rows (n, ...): equal rows have equal keys.
 

@@ -307,7 +307,7 @@ class Amortized:
         """Return draws (n, D) of the network alone, for one object."""
         whole("n_samples", n_samples)
         self.model.check_grid(one)
-        features = self._sound_features(one)
+        features = self.sound_features(self._batch(one), one.lengths)
         keys = torch.as_tensor(one.keys, device=features.device)
         z = self.proposal(0.0).draw(features, keys, n_samples, seed, "sample").z
         return self.prior.from_latent(z)[0].cpu().numpy()
@@ -322,7 +322,8 @@ class Amortized:
                 f"x must hold one object, or one for each of {len(theta)} theta, but holds "
                 f"{len(observations)}."
             )
-        features = self._sound_features(observations).expand(len(theta), -1)
+        batch = self._batch(observations)
+        features = self.sound_features(batch, observations.lengths).expand(len(theta), -1)
         z = torch.as_tensor(self.prior.to_latent(theta), device=features.device)
         latent = self.proposal(0.0).log_prob(z[:, None], features)[:, 0]
         change = self.prior.log_prob(theta) - self.prior.log_prob_latent(z).cpu().numpy()
@@ -341,11 +342,11 @@ class Amortized:
         batch = self._batch(observations)
         return batch, self.model.network.features(batch, observations.lengths)
 
-    def _sound_features(self, observations: Observations) -> Tensor:
-        """Return the features of a network that can be believed without weights."""
+    def sound_features(self, batch: Batch, lengths: NDArray[np.int64]) -> Tensor:
+        """Return the features (n, F) of a network that can be believed without weights."""
         if self._broken:
             raise ValueError(f"The network must be finite, but {self._broken}")
-        return self.features(observations)[1]
+        return self.model.network.features(batch, lengths)
 
     def why_not(self, observations: Observations) -> str:
         """Return why draws cannot be weighed; nothing where they can."""

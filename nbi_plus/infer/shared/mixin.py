@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.arguments import whole
 from nbi_plus.data.ingest import point_mask
+from nbi_plus.data.observations import Observations
 from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
+from nbi_plus.infer.shared.ancestral import Children, Given
 from nbi_plus.infer.shared.answering import shared_posterior
+from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.torch_state import doors
 
 if TYPE_CHECKING:
-    from nbi_plus.data.observations import Observations
     from nbi_plus.infer.posterior.posterior import Posterior
 
 
@@ -30,14 +32,52 @@ class SharedMixin:
         x_err: ArrayLike | None = None,
         *,
         n_samples: int = 1000,
+        given: Given | None = None,
+        n_weighed: int = 1,
         mask: ArrayLike | None = None,
         bad: ArrayLike | None = None,
         seed: int | None = None,
         **inputs: ArrayLike,
     ) -> NDArray[np.float64]:
-        """Return draws (n_samples, D) of the network alone: fast, and not corrected."""
-        one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
-        return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
+        """Return draws of the network: fast, and without a verdict.
+
+        Parameters
+        ----------
+        x_obs, x_err, mask, bad, **inputs
+            As for `predict`; with ``given`` also `Observations` of several objects.
+        n_samples : int
+            Draws wanted.
+        given : Posterior, mapping of str to array_like of shape (S,) or (S, N), or table, optional
+            Draws of scalars that the simulator asks for, such as the parameters of what the N
+            objects are part of: of each object one draw is returned for each of them. A posterior
+            is resampled to ``n_samples`` draws.
+        n_weighed : int
+            With ``given``: so many draws of the network are weighed with the likelihood, and one is
+            taken by its weight. 1 takes what the network says.
+        seed : int, optional
+            Default: the engine's.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, D)
+            With ``given`` (S, D), or (S, N, D) of `Observations`.
+        """
+        if given is None:
+            one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+            return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
+        several = isinstance(x_obs, Observations) and x_err is None and not inputs
+        fitted = self._fitted("sample")
+        amortized = fitted.amortized(self._how(), "sample(given=)")
+        objects = (
+            fitted.like_training(x_obs)
+            if several
+            else self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+        )
+        n_weighed = whole("n_weighed", n_weighed)
+        with preserved_random_state():
+            children = Children(amortized, objects, n_weighed, self._seed(seed))
+            found = children.of(given, whole("n_samples", n_samples))
+        return found if isinstance(x_obs, Observations) else found[:, 0]
 
     def predict_shared(
         self,
