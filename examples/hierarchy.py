@@ -71,13 +71,13 @@ def joint_run(x, seed=0):
     return hyper.numpy(), (hyper[:, :1] + hyper[:, 1:] * v[:, 2:]).numpy()
 
 
-def main(n=40, n_sims=5000, n_epochs=15, n_samples=2000, seed=0):
+def main(n=40, n_sims=5000, n_epochs=15, n_samples=2000, n_kept=500, seed=0):
     x = simulated(n, seed)
     observations = nbi.Observations.from_arrays(x, t=T)
 
     alone = nbi.Engine(decay, nbi.Prior({"ell": norm(0, 1.5)}), noise=SIGMA, seed=seed)
     alone.fit(n_sims, n_epochs=n_epochs, observations=observations)
-    answers = alone.predict_many(observations)
+    answers = alone.predict_many(observations, keep=n_kept)
     hyper = nbi.population.fit(answers, population, seed=seed)
     print(hyper.report)
 
@@ -105,7 +105,7 @@ def main(n=40, n_sims=5000, n_epochs=15, n_samples=2000, seed=0):
         told = (f"{v[:, i].mean():8.3f} +- {v[:, i].std():6.3f}" for v in (ours, joint))
         print(f"{names[i]:6}", *told, f"{off[i]:9.2f} {ratio[i]:10.2f}")
     print(
-        f"all: {np.abs(off).max():.2f} sd off at most; widths {ratio.min():.2f}-{ratio.max():.2f}"
+        f"all: {np.abs(off).max():.2f} sd off at most; widths {ratio.min():.2f} to {ratio.max():.2f}"
     )
     return off, ratio
 

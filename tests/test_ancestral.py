@@ -116,7 +116,7 @@ def hierarchy(**options):
 
 
 def test_a_small_hierarchy_is_that_of_a_joint_run():
-    off, ratio = hierarchy(n=10, n_sims=400, n_epochs=3, n_samples=1000)
+    off, ratio = hierarchy(n=10, n_sims=400, n_epochs=3, n_samples=1000, n_kept=100)
     assert np.abs(off).max() < 0.25
     assert 0.8 < ratio.min() < ratio.max() < 1.25
 
