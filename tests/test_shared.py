@@ -9,7 +9,7 @@ import pytest
 import torch
 from problems import LinearGaussian
 from scipy.special import logsumexp
-from scipy.stats import halfnorm, uniform
+from scipy.stats import halfnorm, norm, uniform
 
 import nbi_plus as nbi
 from nbi_plus.infer.posterior.predictive import _together
@@ -296,3 +296,28 @@ def test_without_a_likelihood_is_refused(engine):
     alone = nbi.Engine()._keep(replace(engine.fitted_, simulator=None))
     with pytest.raises(ValueError, match="no simulator was given.*RatioEngine or LikelihoodEngine"):
         alone.predict_shared(nbi.Observations.from_arrays(repeats(2)))
+
+
+@pytest.mark.parametrize("shared", [None, ["mu"]])
+def test_learned_likelihoods_add_up(shared):
+    def pair(theta):
+        return theta[:, :1] + theta[:, 1:] + torch.randn(len(theta), 1, dtype=theta.dtype)
+
+    prior = nbi.Prior({"mu": norm(0, 2), "own": norm(0, 1)})
+    likelihood = nbi.LikelihoodEngine(pair, prior).fit(n_sims=3000, n_epochs=10)
+
+    def trials(theta):  # five of each
+        return theta.sum(1, keepdim=True) + torch.randn(len(theta), 5, dtype=theta.dtype)
+
+    engine = nbi.Engine(trials, prior, likelihood=likelihood, featurizer="mlp")
+    engine.fit(n_sims=300, n_epochs=2)
+    x = 0.5 + np.random.default_rng(0).normal(size=(4, 5))
+    found = engine.predict_shared(nbi.Observations.from_arrays(x), 1000, shared=shared)
+    assert found.status is nbi.Status.LEARNED
+    assert nbi.Flag.EXTRAPOLATED not in found.flags
+    mu, some = found["mu"][:20], range(4)
+    own = [found["own"][:20] if shared is None else found[f"own[{i}]"][:20] for i in some]
+    wanted = sum(engine.log_likelihood(np.stack([mu, own[i]], 1), x[i]) for i in some)
+    np.testing.assert_allclose(found.log_likelihood[:20], wanted)
+    far = nbi.Observations.from_arrays(np.concatenate([x, x[:1] + 30.0]))
+    assert nbi.Flag.EXTRAPOLATED in engine.predict_shared(far, 500, shared=shared).flags

@@ -104,10 +104,8 @@ class Amortized:
             return self
         weighs = not self.why_not(objects)
         with preserved_random_state():
-            target_of = (
-                (lambda rows: self.target_of(self._batch(objects[rows]))) if weighs else None
-            )
-            earlier = hints_for(modes, objects, self.prior, self.device, target_of)
+            uphill = (lambda rows: self.target_of(self._batch(objects[rows]))) if weighs else None
+            earlier = hints_for(modes, objects, self.prior, self.device, uphill)
         return replace(self, earlier=earlier)
 
     def posteriors(
@@ -367,9 +365,8 @@ class Amortized:
     def _broken(self) -> str:
         """What is wrong with the network's numbers; nothing where nothing is."""
         n_bad = self.model.network.n_not_finite
-        return (
-            f"{n_bad} of the network's numbers are NaN or infinite. Fit it again." if n_bad else ""
-        )
+        told = f"{n_bad} of the network's numbers are NaN or infinite. Fit it again."
+        return told if n_bad else ""
 
     def _refusals(self, observations: Observations, features: Tensor) -> NDArray[np.str_]:
         """Return why each object (N,) cannot be answered, "" where it can."""

@@ -22,7 +22,7 @@ from nbi_plus.infer.proposals.cross_fit import MixtureFamily, OnCircles
 from nbi_plus.infer.shared.from_prior import from_prior
 from nbi_plus.infer.shared.layout import SharedLayout
 from nbi_plus.infer.shared.product import shared_proposal
-from nbi_plus.infer.shared.target import SharedTarget
+from nbi_plus.infer.shared.target import MembersRange, SharedTarget
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.progress import progress as shown
 
@@ -66,9 +66,17 @@ def shared_posterior(
         network = Conditioned(amortized.proposal(0.0), features)
         first = _first(network, objects, layout, amortized.prior.periods, seed)
         asked = amortized.asked(n_samples, None, seed)
-        request = replace(asked.request, prior=layout.prior)
+        request = _of_all(asked.request, layout)
         found = from_prior(target, whole, asked.ladder, request, first)[0]
     return _counted(found, len(observations))
+
+
+def _of_all(request: verdict.Request, layout: SharedLayout) -> verdict.Request:
+    """Return what is asked of all parameters together, of what is asked of those of one object."""
+    if layout.is_whole or request.learned is None:
+        return replace(request, prior=layout.prior)
+    learned = MembersRange(request.learned, request.prior, layout)
+    return replace(request, prior=layout.prior, learned=learned)
 
 
 def _refuse_useless(objects: verdict.Objects) -> None:
@@ -95,6 +103,7 @@ def _together(objects: verdict.Objects, amortized: Amortized, features: Tensor) 
         n_duplicates=objects.n_duplicates.sum(keepdims=True),
         refusals=np.array([""]),
         hashes=np.array([together(objects.hashes.tolist())]),
+        strange=None if objects.strange is None else objects.strange.any()[None],
     )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nbi_plus.data.batch import Batch
 from nbi_plus.infer.shared.layout import SharedLayout
+from nbi_plus.problem.noise.points import Noise
+from nbi_plus.problem.prior.learned_range import LearnedRange
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.target import Z_MAX, DataSets, Evaluation, Target
 
@@ -28,7 +30,16 @@ class SharedTarget:
 
     members: Target
     layout: SharedLayout
-    makes_data = True
+
+    @property
+    def makes_data(self) -> bool:
+        """Whether there are models to make other data of."""
+        return self.members.makes_data
+
+    @property
+    def noise(self) -> Noise:
+        """That of each object."""
+        return self.members.noise
 
     @property
     def prior(self) -> Prior:
@@ -86,3 +97,25 @@ class SharedTarget:
         each = self.layout.of_each(z[0])
         own = torch.arange(len(each), device=z.device)
         return DataSets(self.members, each, own, index.expand(len(each)))
+
+
+@dataclass(frozen=True)
+class MembersRange:
+    """Where a likelihood was learned, of the parameters of all objects together.
+
+    Attributes
+    ----------
+    each : LearnedRange
+        Of those of one object.
+    prior : Prior
+        Of these.
+    layout : SharedLayout
+    """
+
+    each: LearnedRange
+    prior: Prior
+    layout: SharedLayout
+
+    def beyond(self, theta: Tensor) -> Tensor:
+        """Say which theta (..., J) have an object beyond those of the training."""
+        return self.each.beyond(self.prior.complete(theta[..., self.layout.columns])).any(-1)
