@@ -245,8 +245,8 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
         truth_test : bool or int, optional
             Whether, or with how many simulated objects of known truth, the network is tried:
-            ``truth_test_``. Default: where that costs at most a tenth of the training. Where it
-            fails, and the ladder's audit finds no missed truth either, no answer is trusted.
+            ``truth_test_``. Default: in a tenth of the time of the training. Where it fails, and
+            the ladder's audit finds no missed truth either, no answer is trusted.
         callback : callable, optional
             ``callback(history)`` after each epoch.
         progress : bool, optional
