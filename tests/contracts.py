@@ -239,6 +239,8 @@ def _check_noise_agreement(noise, model, obs, theta, seed):
         x = noise.augment(f, obs[i], t, _generator(seed + 3))
         data = noise.observe(f, obs[[i] * n], t, rng)
         shift = np.abs(x - f).mean(0) / np.sqrt(model[i].size)  # in all about one sigma
+        while not np.isfinite(noise.log_likelihood(t, f + shift, data)).any():
+            shift /= 2  # as of probabilities, which end
         ratios.append(
             np.exp(noise.log_likelihood(t, f + shift, data) - noise.log_likelihood(t, f, data))
         )

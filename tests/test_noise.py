@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -11,7 +12,14 @@ from contracts import check_noise
 from scipy import stats
 
 import nbi_plus as nbi
-from nbi_plus import GaussianNoise, Observations, PoissonNoise, StudentTNoise
+from nbi_plus import (
+    BetaBinomialNoise,
+    BinomialNoise,
+    GaussianNoise,
+    Observations,
+    PoissonNoise,
+    StudentTNoise,
+)
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.custom import CallableNoise, as_noise
 
@@ -29,6 +37,14 @@ def add_half(x, y):
 
 def gaussian_errors(make):
     return lambda f, err, theta: stats.norm(f, make(f, err, theta))
+
+
+COUNTS = ("poisson", "binomial", "beta")
+
+
+def beta_of(p, nu):
+    c = 1 / nu**2 - 1
+    return c * p, c * (1 - p)
 
 
 # name: noise, whether data have errors, scipy's distribution of data (n, C, L) about model f
@@ -49,6 +65,12 @@ CASES = {
     "poisson": (PoissonNoise(2.0, 1.5), False, lambda f, e, t: stats.poisson(2.0 * f + 1.5)),
     "poisson on a grid": (PoissonNoise([[1.0, 2.0, 3.0]], [0.0, 1.0, 0.5]), False,
                           lambda f, e, t: stats.poisson(f * [1.0, 2.0, 3.0] + [0.0, 1.0, 0.5])),
+    "poisson of each point": (PoissonNoise("n", 0.5), False,
+                              lambda f, e, t: stats.poisson(f * np.arange(1, 4) + 0.5)),
+    "binomial": (BinomialNoise("n"), False, lambda f, e, t: stats.binom(np.arange(1, 4), f)),
+    "binomial of a number": (BinomialNoise(40), False, lambda f, e, t: stats.binom(40, f)),
+    "beta-binomial": (BetaBinomialNoise([[1, 7, 90]], "s"), False, lambda f, e, t: stats.betabinom(
+        [[1, 7, 90]], *beta_of(f, t[:, 1, None, None]))),
     "callable": (CallableNoise(add_half), True, gaussian_errors(lambda f, e, t: e)),
 }  # fmt: skip
 
@@ -59,10 +81,12 @@ def problem(name, n=5, n_channels=2, length=3, mask=None):
     rng = np.random.default_rng(0)
     shape = (n, n_channels, length)
     f, theta = rng.uniform(1, 8, shape), rng.uniform(0.2, 1.5, (n, len(NAMES)))
+    if "binomial" in name:
+        f, theta = f / 10, theta / 2
     err = rng.uniform(0.3, 2, shape) if has_errors else None
     if name == "callable":
         err = np.full(shape, 0.5)
-    obs = Observations.from_arrays(np.zeros(shape), err, mask=mask)
+    obs = Observations.from_arrays(np.zeros(shape), err, mask=mask, n=np.arange(1.0, 4.0))
     return noise.bind(has_errors, NAMES), f, obs, theta, of(f, err, theta)
 
 
@@ -83,10 +107,10 @@ def test_log_likelihood_equals_scipy(name):
     x, _ = draws(name, n=4)
     noise, f, obs, theta, law = problem(name, n=4)
     data = obs.batch().with_data(torch.from_numpy(x))
-    density = law.logpmf(x) if name.startswith("poisson") else law.logpdf(x)
+    density = law.logpmf(x) if name.startswith(COUNTS) else law.logpdf(x)
     found = noise.log_likelihood(theta, f, data)
     np.testing.assert_allclose(found, density.sum((1, 2)), rtol=1e-12)
-    masked = Observations.from_arrays(x, obs.x_err, mask=x > np.median(x))
+    masked = Observations.from_arrays(x, obs.x_err, mask=x > np.median(x), n=obs.points["n"])
     found = noise.log_likelihood(theta, f, masked)
     np.testing.assert_allclose(found, (density * masked.mask).sum((1, 2)), rtol=1e-12)
 
@@ -102,7 +126,7 @@ def test_noise_chi2_is_one_per_point(name):
 def test_noise_pit_is_uniform(name):
     x, law = draws(name)
     pit = law.cdf(x)
-    if name.startswith("poisson"):  # a random place within the step of a discrete distribution
+    if name.startswith(COUNTS):  # a random place within the step of a discrete distribution
         pit -= np.random.default_rng(2).random(x.shape) * law.pmf(x)
     assert stats.kstest(pit.ravel(), "uniform").pvalue > 1e-3
     noise = x - law.mean()
@@ -113,7 +137,7 @@ def test_noise_pit_is_uniform(name):
 @pytest.mark.parametrize("name", CASES)
 def test_likelihood_integrates_to_one(name):
     noise, f, obs, theta, _ = problem(name, n=1, n_channels=1)
-    if name.startswith("poisson"):
+    if name.startswith(COUNTS):
         values, width = np.arange(200.0), np.ones(200)
     else:
         u = np.linspace(-20, 20, 2001)  # x = sinh(u) covers the tails of any power law
@@ -124,7 +148,8 @@ def test_likelihood_integrates_to_one(name):
         x[:, 0, point] = values
         keep = np.arange(3) == point
         err = None if obs.x_err is None else np.repeat(obs.x_err, len(x), 0)
-        data = Observations.from_arrays(x, err, mask=np.tile(keep, (len(x), 1)))
+        places = {"mask": np.tile(keep, (len(x), 1)), "n": np.arange(1.0, 4.0)}
+        data = Observations.from_arrays(x, err, **places)
         density = noise.log_likelihood(np.repeat(theta, len(x), 0), np.repeat(f, len(x), 0), data)
         total[point] = (np.exp(density) * width).sum()
     np.testing.assert_allclose(total, 1, atol=1e-8)
@@ -326,3 +351,52 @@ def test_each_instrument_may_have_a_jitter_of_its_own():
         some.log_likelihood(theta, x, obs)
     with pytest.raises(ValueError, match="GaussianNoise must have the coordinate 'band'"):
         GaussianNoise(jitter={"k": 1.0}).log_likelihood(theta, x, obs)
+
+
+@pytest.mark.parametrize("nu", [0.0, 1e-9, 1e-4, 0.3])
+def test_beta_binomial_of_small_scatter_loses_no_digits(nu):
+    """Against exact products of fractions."""
+    from fractions import Fraction
+
+    n, k, p = 60, 23, Fraction(3, 8)
+    square = Fraction(nu) ** 2
+    d = square / (1 - square)
+    product = Fraction(math.comb(n, k))
+    for j in range(n):
+        product /= 1 + j * d
+        product *= p + j * d if j < k else 1 - p + (j - k) * d
+    exact = math.log(product.numerator) - math.log(product.denominator)
+    data = Observations.from_arrays([[float(k)]])
+    noise = BetaBinomialNoise(n, nu)
+    found = noise.log_likelihood(np.zeros((1, 1)), np.full((1, 1, 1), float(p)), data)
+    assert found[0] == pytest.approx(exact, abs=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: BinomialNoise(2.5), "n must be whole numbers"),
+        (lambda: BinomialNoise(0), "n must be finite and positive"),
+        (lambda: BetaBinomialNoise(3, 1.0), "scatter must be finite and in"),
+        (lambda: BetaBinomialNoise(3, "nu").bind(False, ("a",)), "scatter must name a parameter"),
+    ],
+)
+def test_counts_of_nothing_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_counts_that_the_data_do_not_have_are_named():
+    data, one = Observations.from_arrays([[1.0]]), np.full((1, 1, 1), 0.5)
+    with pytest.raises(ValueError, match="n must name a coordinate .* have no 'shots'"):
+        BinomialNoise("shots").log_likelihood(np.zeros((1, 1)), one, data)
+
+
+def test_numbers_of_each_object_are_its_own():
+    data = Observations.from_arrays([[1.0, 2.0], [3.0, 0.0]], scalars={"shots": [2.0, 5.0]})
+    found = BinomialNoise("shots").log_likelihood(np.zeros((2, 1)), np.full((2, 1, 2), 0.4), data)
+    exact = stats.binom.logpmf([[1, 2], [3, 0]], [[2], [5]], 0.4).sum(1)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+    rates = PoissonNoise("shots").log_likelihood(np.zeros((2, 1)), np.full((2, 1, 2), 0.4), data)
+    exact = stats.poisson.logpmf([[1, 2], [3, 0]], np.array([[0.8], [2.0]])).sum(1)
+    np.testing.assert_allclose(rates, exact, rtol=1e-12)

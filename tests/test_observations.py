@@ -252,3 +252,13 @@ def test_known_grid_fills_in_only_what_is_missing():
     assert "x_err" not in with_grid(some(), grid).points
     with pytest.raises(TypeError, match="observations must be Observations"):
         with_grid(np.ones((2, 3)), grid)
+
+
+def test_designs_need_no_data():
+    one = Observations.from_arrays(t=[0.0, 1.0, 3.0])
+    several = Observations.from_arrays(t=[[0.0, 1.0], [2.0, 5.0]], n=[3.0, 4.0])
+    ragged = Observations.from_arrays(t=[np.arange(2.0), np.arange(3.0)])
+    assert [own.lengths.tolist() for own in (one, several, ragged)] == [[3], [2, 2], [2, 3]]
+    assert all((own.batch().x == 0).all() and own.batch().mask.any() for own in (one, several))
+    with pytest.raises(ValueError, match="x must be given where there is no coordinate"):
+        Observations.from_arrays()

@@ -286,6 +286,41 @@ def test_log_ratio_pairs_rows_and_is_nothing_outside_the_prior():
     assert engine.log_ratio([[1.5]], x).tolist() == [-math.inf] * 4
 
 
+def test_what_all_trials_say_is_the_sum_of_what_each_says(engine):
+    x, mu = draws(7), np.array([[0.1], [-0.4]])
+    each = engine.log_ratio(np.repeat(mu, 7, 0), np.tile(x, 2)).reshape(2, 7)
+    np.testing.assert_allclose(engine.summed(mu, x), each.sum(1), rtol=1e-9)
+
+
+def test_landscape_has_its_ridge_where_the_posterior_is(engine):
+    pytest.importorskip("matplotlib", reason='needs matplotlib: pip install "nbi-plus[plots]"')
+    x = draws(40)
+    figure = nbi.plots.ratio_landscape(engine, x, truths=[0.4], n=101)
+    mu, height = figure.axes[0].lines[0].get_data()
+    assert height.max() == 0
+    mean, sd = exact_posterior(x)
+    assert abs(mu[height.argmax()] - mean) < 0.5 * sd + np.diff(mu)[0]
+    with pytest.raises(ValueError, match="names must be one of"):
+        nbi.plots.ratio_landscape(engine, x, ["nu"])
+    with pytest.raises(ValueError, match="names must be one parameter or two"):
+        nbi.plots.ratio_landscape(engine, x, [])
+
+
+def test_landscape_of_two_parameters_shows_the_others_where_they_are_told():
+    pytest.importorskip("matplotlib", reason='needs matplotlib: pip install "nbi-plus[plots]"')
+    wide = {"a": uniform(-1, 2), "b": norm(), "c": norm()}
+    engine = nbi.RatioEngine(lambda theta: one_trial(theta.sum(1, keepdim=True)), wide)
+    engine.fit(n_sims=200, n_epochs=1)
+    at = [0.0, 0.3, -0.2]
+    figure = nbi.plots.ratio_landscape(engine, [0.1], ["c", "a"], at=at, n=5)
+    drawn = figure.axes[0].collections[0].get_array().reshape(5, 5)
+    c, a = (np.linspace(*engine.prior_.from_latent(np.outer([-2.5, 2.5], np.ones(3)))[:, i], 5)
+            for i in (2, 0))  # fmt: skip
+    theta = np.array([[a[0], 0.3, c[1]], [a[3], 0.3, c[4]]])
+    wanted = engine.log_ratio(theta, [0.1])
+    assert drawn[3, 4] - drawn[0, 1] == pytest.approx(wanted[1] - wanted[0], rel=1e-6)
+
+
 def test_log_ratio_of_tensors_has_the_gradient_of_differences(engine):
     theta = torch.tensor([[0.3], [-1.2]], dtype=torch.float64, requires_grad=True)
     x = [0.5, 0.1]

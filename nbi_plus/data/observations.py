@@ -17,6 +17,7 @@ from nbi_plus.data.long_format import Wishes, report, table_acts, unstack
 from nbi_plus.data.packing import (
     Categories,
     Packed,
+    blank,
     check_errors,
     coordinate,
     different,
@@ -54,7 +55,7 @@ class Observations(FlatData):
     @classmethod
     def from_arrays(
         cls,
-        x: ArrayLike | Sequence[ArrayLike],
+        x: ArrayLike | Sequence[ArrayLike] | None = None,
         x_err: ArrayLike | Sequence[ArrayLike] | None = None,
         *,
         mask: ArrayLike | Sequence[ArrayLike] | None = None,
@@ -72,7 +73,8 @@ class Observations(FlatData):
         x : array_like, shape (N, L) or (N, C, L), or a list of N arrays (L_i,) or (C, L_i)
             Data of N objects. A NaN, infinite or masked value (``numpy.ma``, astropy's ``Masked``)
             is masked and counted. What has a unit (``Quantity``) is converted to ``units``, and
-            errors to the unit of x.
+            errors to the unit of x. None for designs, which are to be trained for: one object for
+            each row of a coordinate, whose data are 0.
         x_err : array_like, shape broadcastable to x, optional
             Standard deviations, positive.
         mask, bad : array_like of bool, shape (N, L) or (N, C, L), optional
@@ -101,6 +103,7 @@ class Observations(FlatData):
         (2, [0, 1])
         """
         wanted = dict(units or {})
+        x = blank(coords) if x is None else x
         x, wanted["x"] = ingest("x", x, wanted.get("x"))
         x_err = None if x_err is None else errors_of(x_err, wanted["x"])
         bare = {}

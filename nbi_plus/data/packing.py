@@ -38,6 +38,22 @@ def pack(
     return _pack_grid(x, x_err, mask, coords)
 
 
+def blank(
+    coords: Mapping[str, ArrayLike | Sequence[ArrayLike]],
+) -> NDArray[np.float64] | list[NDArray[np.float64]]:
+    """Return data of 0 at the points of coordinates (L,), (N, L) or N times (L_i,)."""
+    ragged = [value for value in coords.values() if is_ragged(value)]
+    if ragged:
+        return [np.zeros(len(row)) for row in ragged[0]]
+    shapes = [np.shape(value) for value in coords.values()]
+    if not any(shapes):
+        raise ValueError(
+            "x must be given where there is no coordinate of the points, but neither is. Give a "
+            "design as t=..., of shape (L,) or (N, L)."
+        )
+    return np.zeros(max(np.atleast_2d(np.zeros(shape)).shape for shape in shapes))
+
+
 def is_ragged(x: ArrayLike | Sequence[ArrayLike]) -> bool:
     """Say whether x is a sequence of arrays of different lengths."""
     if not isinstance(x, (list, tuple)):

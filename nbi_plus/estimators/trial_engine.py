@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from nbi_plus import options
 from nbi_plus.arguments import new_folder, seed_of, whole
-from nbi_plus.estimators import trials
 from nbi_plus.estimators.fits import TrialFit
 from nbi_plus.estimators.learned import answers
+from nbi_plus.estimators.trials import of_trials, several, stored
 from nbi_plus.infer.ladder.ladder import Ladder
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
@@ -100,7 +100,7 @@ class TrialEngine(BaseEstimator, ABC):
         """
         n_sims, theta = options.positional(n_sims, theta, x)
         binding.check_inputs(inputs, self.simulator, "fit")
-        theta, x = trials.stored(theta, x, self._reading)
+        theta, x = stored(theta, x, self._reading)
         given = FitInputs(theta=theta, x=x, inputs=inputs)
         options.check_start(False, n_sims, online, given)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
@@ -154,10 +154,25 @@ class TrialEngine(BaseEstimator, ABC):
         fit = self._fitted("predict")
         ladder = Ladder() if ladder is None else ladder
         ladder = replace(ladder, n_draws=max(whole("n_samples", n_samples), ladder.n_draws))
-        rows = trials.several(sets, fit.trials)
+        rows = several(sets, fit.trials)
         likelihood, strange, p_value = fit.summed(rows)
         own = seed_of("seed", self.seed if seed is None else seed)
         return answers(fit.range, likelihood, rows, strange, p_value, ladder, own)
+
+    def summed(self, theta: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
+        """Return what all trials (T, L) together say of each theta (n, D), shape (n,).
+
+        The sum of log-ratios or log-likelihoods that `predict` weighs with.
+        """
+        fit = self._fitted("summed")
+        draws = fit.prior.check(np.atleast_2d(theta))
+        z = torch.as_tensor(fit.prior.to_latent(draws), device=fit.device)
+        inside = z.isfinite().all(1)
+        likelihood, _, _ = fit.summed(several([trials], fit.trials))
+        first = torch.zeros(1, dtype=torch.int64, device=fit.device)
+        with torch.no_grad():
+            found = likelihood.log_prob(torch.where(inside[:, None], z, 0.0)[None], first)[0]
+        return torch.where(inside, found, -torch.inf).cpu().numpy()
 
     def calibrate(
         self, n: int = 200, n_trials: int = 100, *, n_samples: int = 1000, seed: int | None = None
@@ -213,7 +228,7 @@ class TrialEngine(BaseEstimator, ABC):
     def _loaded(self: _Own, fit: TrialFit) -> _Own:
         """Keep a fit that was read from a file, with the simulator of this engine."""
         if self.simulator is not None:
-            shaped = trials.of_trials(self.simulator, self._reading)
+            shaped = of_trials(self.simulator, self._reading)
             bound = binding.bind_simulator(shaped, fit.prior, fit.model.conditions)
             fit = replace(fit, simulator=bound)
         return self._keep(fit)
@@ -255,7 +270,7 @@ class TrialEngine(BaseEstimator, ABC):
                 "come as theta, but is a prior_transform, which has no inverse."
             )
         noise = without_likelihood(self.noise)
-        shaped = trials.of_trials(self.simulator, self._reading)
+        shaped = of_trials(self.simulator, self._reading)
         problem = set_up(prior, shaped, noise, given, n_jobs)
         bound = problem.simulator
         if bound is not None and self.noise is None and not bound.stochastic:

@@ -11,6 +11,9 @@ import collections.abc as abc
 from nbi_plus.problem.noise import kernels
 from nbi_plus.problem.noise.base import Noise as Noise
 from nbi_plus.problem.noise.base import PointNoise as PointNoise
+from nbi_plus.problem.noise.counts import BetaBinomialNoise as BetaBinomialNoise
+from nbi_plus.problem.noise.counts import BinomialNoise as BinomialNoise
+from nbi_plus.problem.noise.counts import PoissonNoise as PoissonNoise
 from nbi_plus.problem.noise.custom import CustomNoise as CustomNoise
 from nbi_plus.problem.noise.gaussian_process import GaussianProcessNoise as GaussianProcessNoise
 from nbi_plus.problem.noise.joint import CalibrationError as CalibrationError
@@ -19,7 +22,6 @@ from nbi_plus.problem.noise.kernels import Harmonic as Harmonic
 from nbi_plus.problem.noise.linear_nuisance import LinearNuisance as LinearNuisance
 from nbi_plus.problem.noise.outliers import OutlierNoise as OutlierNoise
 from nbi_plus.problem.noise.points import GaussianNoise as GaussianNoise
-from nbi_plus.problem.noise.points import PoissonNoise as PoissonNoise
 from nbi_plus.problem.noise.points import StudentTNoise as StudentTNoise
 from nbi_plus.problem.noise.upper_limits import UpperLimits as UpperLimits
 

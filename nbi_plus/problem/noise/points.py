@@ -1,4 +1,4 @@
-"""Noise models whose points are independent: Gaussian, Student-t and Poisson."""
+"""Noise models whose points are independent, of a scale of their own: Gaussian and Student-t."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.low_rank import Independent, LowRankGaussian
 from nbi_plus.problem.noise.student import log_student_cdf
 
-__all__ = ["GaussianNoise", "Noise", "PoissonNoise", "ScatterNoise", "StudentTNoise"]
+__all__ = ["GaussianNoise", "Noise", "ScatterNoise", "StudentTNoise"]
 
 Jitter = str | float | Mapping[str, str | float]
 _LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
@@ -59,7 +59,7 @@ class ScatterNoise(PointNoise):
         self.along = along
         named = sigma is None or isinstance(sigma, str)
         self._unit = None if named else unit_of(sigma)
-        self.sigma = sigma if named else _positive("sigma", ingest("sigma", sigma)[0])
+        self.sigma = sigma if named else positive("sigma", ingest("sigma", sigma)[0])
         self.jitter = jitter
         self.fractional = (
             fractional if isinstance(fractional, str) else real("fractional", fractional)
@@ -114,7 +114,7 @@ class ScatterNoise(PointNoise):
             return obs.x_err
         if self.sigma is None or self.names_sigma:
             raise self._no_errors()
-        return _beside(self, "sigma", model)
+        return beside(self, "sigma", model)
 
     def scale(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         """Return the scale of each point, broadcastable to the model (..., C, L)."""
@@ -284,54 +284,14 @@ class StudentTNoise(ScatterNoise):
         return constant - sigma.log() - (nu + 1) / 2 * tail
 
 
-class PoissonNoise(PointNoise):
-    """Counts: data are Poisson with mean ``exposure * model + background``.
-
-    Parameters
-    ----------
-    exposure, background : float or array_like, shape broadcastable to (C, L)
-        The model is a rate; counts are what is observed. A negative mean has zero likelihood.
-    """
-
-    def __init__(self, exposure: ArrayLike = 1.0, background: ArrayLike = 0.0) -> None:
-        self.exposure = _positive("exposure", exposure)
-        self.background = _numbers("background", background)
-        if not (np.isfinite(self.background) & (self.background >= 0)).all():
-            raise ValueError(f"background must be finite and >= 0, but is {background!r}.")
-
-    def meta(self) -> dict[str, object]:
-        """Return the arguments as plain JSON."""
-        return {
-            "type": "PoissonNoise",
-            "exposure": self.exposure.tolist(),
-            "background": self.background.tolist(),
-        }
-
-    def _mean(self, model: Tensor) -> Tensor:
-        background = _beside(self, "background", model)
-        return _beside(self, "exposure", model) * model + background
-
-    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
-        mean = self._mean(model).clamp(min=0.0)
-        bad = ~torch.isfinite(mean)  # one such point would make torch.poisson raise
-        return torch.poisson(mean.masked_fill(bad, 0.0), generator=rng).masked_fill(bad, math.nan)
-
-    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:  # noqa: ARG002
-        x, mean = obs.x, self._mean(model)
-        positive = mean.clamp(min=torch.finfo(mean.dtype).tiny)
-        density = torch.xlogy(x, positive) - positive - torch.lgamma(x + 1)
-        impossible = (mean < 0) | (x < 0) | (x != x.round()) | ((mean == 0) & (x > 0))
-        return density.masked_fill(impossible, -math.inf)
-
-
-def _positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    array = _numbers(name, value)
+def positive(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    array = numbers_of_one(name, value)
     if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(f"{name} must be finite and positive, but is {value!r}.")
     return array
 
 
-def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
+def numbers_of_one(name: str, value: ArrayLike) -> NDArray[np.float64]:
     array = numbers(name, value)
     if array.ndim > 2:
         raise ValueError(
@@ -341,7 +301,7 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _beside(noise: Noise, name: str, model: Tensor) -> Tensor:
+def beside(noise: Noise, name: str, model: Tensor) -> Tensor:
     """Return numbers of a noise as a tensor beside a model (..., C, L), which they must fit."""
     value, shape = getattr(noise, name), tuple(model.shape[-2:])
     if any(n not in (1, m) for n, m in zip(value.shape[::-1], shape[::-1], strict=False)):

@@ -1,0 +1,196 @@
+"""Counts: Poisson, binomial, and binomial with probabilities that scatter."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nbi_plus.data.batch import Batch
+from nbi_plus.problem.noise.base import Noise, PointNoise
+from nbi_plus.problem.noise.hyper import NumberOrParameter
+from nbi_plus.problem.noise.points import beside, numbers_of_one, positive
+
+PerPoint = str | ArrayLike
+_BLOCK = 32  # terms of a sum over counts at once
+
+
+class PoissonNoise(PointNoise):
+    """Counts: data are Poisson with mean ``exposure * model + background``.
+
+    Parameters
+    ----------
+    exposure : str, float or array_like, shape broadcastable to (C, L)
+        The model is a rate; counts are what is observed. A text names a coordinate of the points,
+        or a number of each object.
+    background : float or array_like, shape broadcastable to (C, L)
+        A negative mean has zero likelihood.
+    """
+
+    def __init__(self, exposure: PerPoint = 1.0, background: ArrayLike = 0.0) -> None:
+        self.exposure = exposure if isinstance(exposure, str) else positive("exposure", exposure)
+        self.background = numbers_of_one("background", background)
+        if not (np.isfinite(self.background) & (self.background >= 0)).all():
+            raise ValueError(f"background must be finite and >= 0, but is {background!r}.")
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return {
+            "type": "PoissonNoise", "exposure": _plain(self.exposure),
+            "background": self.background.tolist(),
+        }  # fmt: skip
+
+    def _mean(self, model: Tensor, obs: Batch) -> Tensor:
+        background = beside(self, "background", model)
+        return _per_point(self, "exposure", model, obs) * model + background
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        mean = self._mean(model, obs).clamp(min=0.0)
+        bad = ~torch.isfinite(mean)  # one such point would make torch.poisson raise
+        return torch.poisson(mean.masked_fill(bad, 0.0), generator=rng).masked_fill(bad, math.nan)
+
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:  # noqa: ARG002
+        x, mean = obs.x, self._mean(model, obs)
+        above = mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        density = torch.xlogy(x, above) - above - torch.lgamma(x + 1)
+        impossible = (mean < 0) | (x < 0) | (x != x.round()) | ((mean == 0) & (x > 0))
+        return density.masked_fill(impossible, -math.inf)
+
+
+class BinomialNoise(PointNoise):
+    """Successes in ``n`` trials, of a probability that is the model.
+
+    Parameters
+    ----------
+    n : str, int or array_like, shape broadcastable to (C, L)
+        Trials of each point; a text names a coordinate of the points, or a number of each object.
+
+    Examples
+    --------
+    >>> from nbi_plus.data.observations import Observations
+    >>> obs = Observations.from_arrays([[1.0, 0.0]], n=[2.0, 3.0])
+    >>> BinomialNoise("n").log_likelihood(np.zeros((1, 1)), np.full((1, 1, 2), 0.5), obs).round(3)
+    array([-2.773])
+    """
+
+    def __init__(self, n: PerPoint = "n") -> None:
+        self.n = n if isinstance(n, str) else positive("n", n)
+        if not isinstance(n, str) and (self.n != self.n.round()).any():
+            raise ValueError(f"n must be whole numbers of trials, but is {n!r}.")
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return {"type": type(self).__name__, "n": _plain(self.n)}
+
+    def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
+        n = _per_point(self, "n", model, obs).expand(model.shape)
+        p = self._chance(model, theta, rng)
+        bad = ~((p >= 0) & (p <= 1))
+        drawn = torch.binomial(n.contiguous(), p.masked_fill(bad, 0.0), generator=rng)
+        return drawn.masked_fill(bad, math.nan)
+
+    def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        k, n = obs.x, _per_point(self, "n", model, obs)
+        impossible = (k < 0) | (k > n) | (k != k.round()) | (model < 0) | (model > 1)
+        some = torch.where(impossible, 0.0, k)
+        p = model.clamp(0.0, 1.0)
+        ways = torch.lgamma(n + 1) - torch.lgamma(some + 1) - torch.lgamma(n - some + 1)
+        found = ways + self._log_chances(some, n, p, theta)
+        return found.masked_fill(impossible, -math.inf)
+
+    def _chance(self, model: Tensor, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Return the probability of each point."""
+        return model
+
+    def _log_chances(self, k: Tensor, n: Tensor, p: Tensor, theta: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the log-probability of one sequence of k successes in n."""
+        return torch.xlogy(k, p) + torch.special.xlog1py(n - k, -p)
+
+
+class BetaBinomialNoise(BinomialNoise):
+    r"""Successes in ``n`` trials, of a probability that scatters about the model.
+
+    For each point it has the law Beta(c p, c (1 - p)), :math:`c = 1 / \nu^2 - 1`: of the variance
+    :math:`\nu^2 p (1 - p)`. Logarithms are summed over
+    trials, :math:`\sum_{j<k} \log(p + j d) + \dots` with :math:`d = 1 / c`: differences of lgamma
+    would lose all digits where the scatter is small.
+
+    Parameters
+    ----------
+    n : str, int or array_like
+        As for `BinomialNoise`.
+    scatter : float or str
+        :math:`\nu` in [0, 1), or the name of the parameter that holds it.
+    """
+
+    n_copies = 64
+
+    def __init__(self, n: PerPoint = "n", scatter: float | str = "nu") -> None:
+        super().__init__(n)
+        self.scatter = scatter
+        self._scatter = NumberOrParameter("scatter", scatter, upper=1 - 1e-9)
+
+    def bind(self, has_errors: bool, names: tuple[str, ...]) -> BetaBinomialNoise:  # noqa: ARG002
+        """Return a copy that knows the column of its parameter."""
+        bound = copy.copy(self)
+        bound._scatter = self._scatter.bind(names)
+        return bound
+
+    def meta(self) -> dict[str, object]:
+        """Return the arguments as plain JSON."""
+        return super().meta() | {"scatter": self.scatter}
+
+    def _spread(self, p: Tensor, theta: Tensor) -> Tensor:
+        """Return d, beside p."""
+        square = torch.as_tensor(self._scatter.of(theta), dtype=p.dtype, device=p.device).square()
+        return square / (1 - square)
+
+    def _chance(self, model: Tensor, theta: Tensor, rng: torch.Generator) -> Tensor:
+        d = self._spread(model, theta).expand(model.shape)
+        inside = (model > 0) & (model < 1) & (d > 0)
+        p, c = torch.where(inside, model, 0.5), 1 / torch.where(inside, d, 1.0)
+        ones, others = (
+            torch._standard_gamma((c * share).double(), generator=rng) for share in (p, 1 - p)
+        )
+        u = torch.rand(p.shape, generator=rng, dtype=torch.float64, device=p.device)
+        # both too small for a number: the probability is 0 or 1
+        drawn = torch.where(ones + others > 0, ones / (ones + others), (u < p).double())
+        return torch.where(inside, drawn.to(model.dtype), model)
+
+    def _log_chances(self, k: Tensor, n: Tensor, p: Tensor, theta: Tensor) -> Tensor:
+        d = self._spread(p, theta)[..., None]
+        n, k = torch.broadcast_tensors(n, k)
+        total = torch.zeros((), dtype=p.dtype, device=p.device)
+        most = int(n.max()) if n.numel() else 0
+        for first in range(0, most, _BLOCK):
+            j = torch.arange(first, min(first + _BLOCK, most), dtype=p.dtype, device=p.device)
+            shares = p[..., None] + j * d, 1 - p[..., None] + j * d, 1 + j * d
+            counts = k, n - k, n
+            for sign, share, count in zip((1, 1, -1), shares, counts, strict=True):
+                counts_here = j < count[..., None]
+                terms = torch.where(counts_here, share, 1.0).log()
+                total = total + sign * terms.sum(-1)
+        return total
+
+
+def _plain(value: str | NDArray) -> object:
+    return value if isinstance(value, str) else value.tolist()
+
+
+def _per_point(noise: Noise, name: str, model: Tensor, obs: Batch) -> Tensor:
+    """Return numbers of a noise, or of the objects, as a tensor beside a model (..., C, L)."""
+    value = getattr(noise, name)
+    if not isinstance(value, str):
+        return beside(noise, name, model)
+    if value in obs.coords:
+        return obs.coords[value].to(model.dtype).unsqueeze(-2)
+    if value in obs.scalars:
+        return obs.scalars[value].to(model.dtype)[..., None, None]
+    raise ValueError(
+        f"{name} must name a coordinate or a number of each object, but the observations have no "
+        f"{value!r}. Give {value}= with the data."
+    )
