@@ -221,6 +221,21 @@ def test_few_objects_are_a_survey_as_well(n, engine, curves, plain, tmp_path):
     assert engine.predict_survey(tmp_path / "in.parquet", out, **options).n_new == 0
 
 
+@pytest.mark.parametrize("suffix", [".fits", ".h5"])
+@pytest.mark.parametrize("what", ["seen_on", "α"])
+def test_what_a_format_cannot_hold_is_refused_before_anything_is_answered(
+    suffix, what, engine, curves, tmp_path
+):
+    curves = curves.assign(seen_on=np.datetime64("2026-01-01"), α=1.5)
+    out, options = tmp_path / f"out{suffix}", {"columns": COLUMNS, "carry": (what,)}
+    if (what, suffix) == ("α", ".h5"):  # HDF5 names may be anything
+        assert engine.predict_survey(curves, out, **options).n_objects == N
+        return
+    with pytest.raises(ValueError, match="carry must name columns"):
+        engine.predict_survey(curves, out, **options)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_observations_are_a_source(several, engine, curves, plain, tmp_path):
     seen = nbi.Observations.from_table(curves, **COLUMNS)

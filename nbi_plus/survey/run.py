@@ -25,7 +25,7 @@ from nbi_plus.survey.parts import Parts, following
 from nbi_plus.survey.sources import SurveySource
 from nbi_plus.survey.summary import SurveySummary, SurveyTally
 from nbi_plus.survey.unfinished import unfinished_beside, write_unfinished
-from nbi_plus.survey.writing import check_out, manifest_of, rows_of, write_catalogue
+from nbi_plus.survey.writing import check_columns, check_out, manifest_of, rows_of, write_catalogue
 
 if TYPE_CHECKING:
     import pyarrow
@@ -109,13 +109,14 @@ def _into_parts(
 ) -> SurveySummary:  # fmt: skip
     """Answer a source part by part, and join these where one file is wanted."""
     out, tally = request.out, SurveyTally()
+    catalogue = Catalogue(made_by, carried(source, request.reading))
+    check_columns(out, catalogue.schema)
     parts = Parts.open(
         folder, manifest, known, append=request.append, anew=not request.resume
     )  # fmt: skip
     try:
         for table in parts.tables():
             tally.add(table, new=False)
-        catalogue = Catalogue(made_by, carried(source, request.reading))
         answer_all(Answering(model, catalogue), source, parts, tally, request)
         parts.finish(in_order=folder == out)
         if folder == out:

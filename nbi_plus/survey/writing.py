@@ -28,6 +28,7 @@ Tables = Callable[[], Iterator["pyarrow.Table"]]
 _VO = b"IVOA.VOTable-Parquet."
 _NAMESPACE = "http://www.ivoa.net/xml/VOTable/v1.3"
 _FITS_NOTE, _FITS_SEAL, _HDF5_NAME = "NBISURV", "NBISEAL", "catalogue"
+_FITS_CODES = {"f8": "D", "f4": "E", "i8": "K", "i4": "J", "i2": "I", "b1": "L", "u1": "B"}
 _LONGEST = 255 - len(".unfinished")
 SUFFIXES = (".parquet", ".h5", ".hdf5", ".fits")
 
@@ -47,6 +48,27 @@ def check_out(out: Path, n_draws: int) -> None:
         raise ValueError(
             f"out must end in one of {', '.join(SUFFIXES)}, or be a folder, but is {out.name!r}."
         )
+
+
+def check_columns(out: Path, schema: pyarrow.Schema) -> None:
+    """Refuse columns that a format has no place for, before anything is answered."""
+    import pyarrow as pa
+
+    if out.suffix in ("", ".parquet"):
+        return
+    for one in schema:
+        kind = np.dtype(one.type.to_pandas_dtype())
+        known = kind.str[1:] in _FITS_CODES if out.suffix == ".fits" else kind.kind in "fiub"
+        if not (known or pa.types.is_string(one.type)):
+            raise ValueError(
+                f"carry must name columns that {out.suffix} has a type for, but {one.name!r} is of "
+                f"{one.type}. Write .parquet, or convert it."
+            )
+        if out.suffix == ".fits" and not one.name.isascii():
+            raise ValueError(
+                f"carry must name columns in ASCII for FITS, but names {one.name!r}. Write "
+                ".parquet, or rename it."
+            )
 
 
 def write_catalogue(
@@ -168,11 +190,10 @@ def _fits(file: NewFile, tables: Tables, schema: pyarrow.Schema, note: str) -> N
     from astropy.io import fits
 
     kind = _record_type(_text_widths(tables(), schema), schema)
-    codes = {"f8": "D", "f4": "E", "i8": "K", "i4": "J", "i2": "I", "b1": "L", "u1": "B"}
     columns = []
     for name in kind.names:
         own = kind[name]
-        code = f"{own.itemsize}A" if own.kind == "S" else codes[own.str[1:]]
+        code = f"{own.itemsize}A" if own.kind == "S" else _FITS_CODES[own.str[1:]]
         columns.append(fits.Column(name, code, unit_of_field(schema.field(name))))
     header = fits.BinTableHDU.from_columns(columns, nrows=0, name=_HDF5_NAME).header
     header["NAXIS2"] = n_rows
