@@ -1,65 +1,39 @@
-"""nbi-plus: neural posterior estimation you can trust."""
+"""nbi-plus: neural posterior estimation you can trust.
 
-from nbi_plus import plots, population
-from nbi_plus.data.batch import Batch
-from nbi_plus.data.observations import Observations
-from nbi_plus.engine import Engine
-from nbi_plus.estimators.compare import compare
-from nbi_plus.estimators.likelihood import LikelihoodEngine
-from nbi_plus.estimators.ratio import RatioEngine
-from nbi_plus.infer.ladder.audit import PeakAudit
-from nbi_plus.infer.ladder.ladder import Ladder
-from nbi_plus.infer.posterior.accounts import Budget
-from nbi_plus.infer.posterior.posterior import Posterior
-from nbi_plus.infer.posterior.posteriors import Posteriors
-from nbi_plus.infer.posterior.status import Flag, Status, UncertifiedWarning, UntrustedWarning
-from nbi_plus.infer.weights.summary import Gate
-from nbi_plus.io.archive import ArchiveError
-from nbi_plus.io.store import StoreError
-from nbi_plus.learn.flows import FlowConfig
-from nbi_plus.learn.training import TrainConfig, TrainingError
-from nbi_plus.problem.checks.noise_check import check_noise
-from nbi_plus.problem.noise import *  # noqa: F403 - a noise is listed there alone
-from nbi_plus.problem.noise import __all__ as _noises
-from nbi_plus.problem.prior.prior import Circular, EmpiricalPrior, Prior
-from nbi_plus.problem.simulator.cadence import Perturbation
-from nbi_plus.problem.simulator.simulator import SimulationError, Simulator
-from nbi_plus.trust.calibration import Calibration, sbc
+What it offers is imported when it is first asked for: processes that only simulate, and whoever
+needs a sampler or a table alone, wait for nothing else. ``__init__.pyi`` says what there is, and
+whence.
+"""
+
+import ast
+import importlib
+import importlib.util
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ArchiveError",
-    "Batch",
-    "Budget",
-    "Calibration",
-    "Circular",
-    "EmpiricalPrior",
-    "Engine",
-    "Flag",
-    "FlowConfig",
-    "Gate",
-    "Ladder",
-    "LikelihoodEngine",
-    "Observations",
-    "PeakAudit",
-    "Perturbation",
-    "Posterior",
-    "Posteriors",
-    "Prior",
-    "RatioEngine",
-    "SimulationError",
-    "Simulator",
-    "Status",
-    "StoreError",
-    "TrainConfig",
-    "TrainingError",
-    "UncertifiedWarning",
-    "UntrustedWarning",
-    "check_noise",
-    "compare",
-    "plots",
-    "population",
-    "sbc",
-]
-__all__ += _noises
+_WHENCE = {
+    alias.name: node.module
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+_NOISES = _WHENCE.pop("*")  # a room that lists its names itself
+
+
+def __getattr__(name: str) -> object:
+    """Import what is offered, or a room or module of the package."""
+    if name == "__all__":
+        return sorted({*_WHENCE, *importlib.import_module(_NOISES).__all__})
+    room, public = f"{__name__}.{name}", not name.startswith("_")
+    if public and importlib.util.find_spec(room):
+        return importlib.import_module(room)
+    if public and (name in _WHENCE or name in importlib.import_module(_NOISES).__all__):
+        whence = importlib.import_module(_WHENCE.get(name, _NOISES))
+        found = globals()[name] = getattr(whence, name)
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

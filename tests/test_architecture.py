@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import nbi_plus
+from nbi_plus.problem import noise
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nbi_plus"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "featurizers").rglob("*.py")])
@@ -200,7 +203,8 @@ def test_import_changes_no_global_state():
         " torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),"
         " list(logging.getLogger().handlers), logging.getLogger().level)\n"
         "before = state()\n"
-        "import nbi_plus, featurizers\n"
+        "import featurizers\n"
+        "from nbi_plus import *\n"
         "assert state() == before\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert 'astropy' not in sys.modules\n"
@@ -208,3 +212,32 @@ def test_import_changes_no_global_state():
         "assert 'nflows.flows' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+def modules_after(code):
+    """Return what a process of its own has imported after some code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        check=True, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_import_waits_for_nothing_that_is_not_used():
+    assert not modules_after("import nbi_plus") & {"torch", "numpy", "scipy", "sklearn", "pandas"}
+    alone = modules_after("import nbi_plus\nnbi_plus.infer.hmc")
+    assert not alone & {"scipy", "sklearn", "pandas", "h5py", "nbi_plus.engine"}
+    assert not modules_after("import nbi_plus\nnbi_plus.Prior") & {"sklearn", "pandas"}
+
+
+def test_the_stub_offers_what_is_there():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    offered = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
+               for alias in node.names if alias.asname == alias.name}  # fmt: skip
+    assert {*offered, *noise.__all__} == set(nbi_plus.__all__) <= set(dir(nbi_plus))
+    for name in nbi_plus.__all__:
+        made = getattr(nbi_plus, name)
+        assert made.__name__.rpartition(".")[2] == name
+        assert getattr(nbi_plus, name) is made
+    with pytest.raises(AttributeError, match="no attribute 'kernels'"):
+        _ = nbi_plus.kernels
