@@ -41,9 +41,10 @@ class Gradients:
         proposal, but Metropolis' rule stays right, since it looks at the density alone.
         """
         z = whitening.back(u)
-        values, grads = torch.empty_like(u[..., 0]), torch.empty_like(u)
-        for i in self._launches(*u.shape[:2]):
-            values[i], grads[i] = self._safely(z[i], index[i])
+        each = [self._safely(z[i], index[i]) for i in self._launches(*u.shape[:2])]
+        values, grads = each[0] if len(each) == 1 else map(torch.cat, zip(*each, strict=True))
+        if u.device.type == "cpu" and math.isfinite(values.sum() + grads.sum()):
+            return values, whitening.gradient(grads)  # to look would mean to wait elsewhere
         values = torch.where(torch.isfinite(values), values, -math.inf)
         usable = torch.isfinite(grads).all(-1, keepdim=True) & (values > -math.inf)[..., None]
         grads = torch.where(usable, grads, 0.0)

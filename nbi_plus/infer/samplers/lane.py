@@ -209,16 +209,18 @@ class Transition:
         p, index = momentum[order], lane.index[order]
         step = lane.tuning.log_step.exp()[order, None, None]
         mean, factor = lane.whitening.mean[order], lane.whitening.factor[order]
-        n = len(counts)
-        for i in range(counts[0]):
-            while counts[n - 1] <= i:
-                n -= 1
-            here = slice(0, n)
-            p[here] += 0.5 * step[here] * grad[here]
-            u[here] += step[here] * p[here]
-            whitening = Whitening(mean[here], factor[here])
-            log_prob[here], grad[here] = self.gradients(u[here], index[here], whitening)
-            p[here] += 0.5 * step[here] * grad[here]
+        half, begun = 0.5 * step, 0
+        for n in range(len(counts), 0, -1):
+            if counts[n - 1] == begun:
+                continue
+            here, moving, value, slope = u[:n], p[:n], log_prob[:n], grad[:n]
+            whitening = Whitening(mean[:n], factor[:n])
+            for _ in range(begun, counts[n - 1]):
+                moving += half[:n] * slope
+                here += step[:n] * moving
+                value, slope = self.gradients(here, index[:n], whitening)
+                moving += half[:n] * slope
+            log_prob[:n], grad[:n], begun = value, slope, counts[n - 1]
         back = order.argsort()
         return Places(u[back], log_prob[back], grad[back]), p[back]
 
