@@ -17,14 +17,28 @@ clock = time.process_time
 MISSING = (ImportError, AttributeError, TypeError)  # what older code says of what it does not have
 
 
-def imported():
-    """`import nbi_plus`, beyond torch."""
+def beyond_torch(code):
+    """Return what some code costs once torch is there."""
     import torch  # noqa: F401
 
     began = clock()
-    import nbi_plus  # noqa: F401
-
+    exec(code)  # noqa: S102 - one of the lines below
     return clock() - began
+
+
+def imported():
+    """`import nbi_plus` and all of its public names, beyond torch."""
+    return beyond_torch("from nbi_plus import *")
+
+
+def imported_by_a_worker():
+    """What a process imports that simulates for others, beyond torch."""
+    return beyond_torch("import nbi_plus.problem.simulator.workers")
+
+
+def imported_to_sample():
+    """`nbi_plus.infer.hmc`, for densities of one's own, beyond torch."""
+    return beyond_torch("from nbi_plus.infer import hmc")
 
 
 def wave(theta, t):
@@ -97,15 +111,15 @@ def weighted():
     return again(lambda: network.predict_many(objects))
 
 
-def lens(n_nights):
-    """Return a target of 8 point-lens events."""
+def lens(n_nights, n=8):
+    """Return a target of n point-lens events."""
     from nbi_plus import GaussianNoise
     from nbi_plus.models.microlensing import Season, point_lens
     from nbi_plus.problem.binding import bind_simulator
     from nbi_plus.problem.target import Target
 
     season = Season(n_nights=n_nights)
-    batch = season.observe(8)[0].batch()
+    batch = season.observe(n)[0].batch()
     simulator = bind_simulator(point_lens, season.prior, batch)
     noise = GaussianNoise().bind(True, season.prior.names)
     return Target(season.prior, simulator, noise, batch)
@@ -145,6 +159,36 @@ def gradients():
     z = torch.randn(8, 2048, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gradient = Gradients(target.log_prob, 1024)
     return again(lambda: gradient(z, index, Whitening.none(z)))
+
+
+def gradients_compiled():
+    """Gradients of 16 point-lens events, 64 chains each; compiled, where that is known."""
+    import torch
+
+    from nbi_plus.infer.samplers.gradients import Gradients
+    from nbi_plus.infer.samplers.whitening import Whitening
+
+    target, index = lens(117, 16), torch.arange(16)
+    z = torch.randn(16, 64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    try:
+        from nbi_plus.infer.samplers.compiling import Compiler
+
+        gradient = Gradients(target.log_prob, 1024, Compiler(target.log_prob, 1024, 0))
+    except ImportError:  # from before gradients were compiled
+        gradient = Gradients(target.log_prob, 1024)
+    return again(lambda: gradient(z, index, Whitening.none(z)))
+
+
+def chains():
+    """HMC of 16 normals in 10 parameters, 64 chains each, to 1000 effective draws."""
+    import torch
+
+    from nbi_plus.infer import hmc
+
+    starts = torch.randn(16, 8, 10, generator=torch.Generator().manual_seed(0)).double()
+    scales = torch.logspace(-1, 1, 10, dtype=torch.float64)
+    starts = (starts * scales).repeat_interleave(8, 1)
+    return again(lambda: hmc.sample(lambda z, _: -0.5 * (z / scales).square().sum(-1), starts))
 
 
 def mixtures(n_dim):
@@ -247,9 +291,23 @@ def first_try():
     return clock() - began
 
 
+def ladder_48():
+    """48 sines by a network of 12 epochs and the whole ladder, of each object."""
+    import nbi_plus as nbi
+
+    t, theta, x = sines(20_000)
+    own = nbi.Engine(wave, prior(), noise=1.0, device="cpu").fit(theta=theta, x=x, n_epochs=12, t=t)
+    objects = noisy(48)
+    own.predict_many(objects[:2])
+    began = clock()
+    own.predict_many(objects)
+    return (clock() - began) / 48
+
+
 JOBS = (
-    unweighted, weighted, target_117, target_1000, mixtures_3, mixtures_5, mixtures_10, flow,
-    rounds_torch, rounds_numpy, epoch, first_try, imported, gradients,
+    unweighted, weighted, target_117, target_1000, gradients, gradients_compiled, chains,
+    mixtures_3, mixtures_5, mixtures_10, flow, rounds_torch, rounds_numpy, ladder_48, epoch,
+    first_try, imported, imported_by_a_worker, imported_to_sample,
 )  # fmt: skip
 NAMES = {job.__name__: job for job in JOBS}
 

@@ -16,6 +16,7 @@ clock = time.process_time
 _BEGAN = clock()
 import nbi_plus as nbi  # noqa: E402 - it is what is timed
 
+_ = nbi.Engine  # imported when it is asked for
 _IMPORT = clock() - _BEGAN
 
 import copy  # noqa: E402
