@@ -37,8 +37,8 @@ def imported_by_a_worker():
 
 
 def imported_to_sample():
-    """`nbi_plus.infer.hmc`, for densities of one's own, beyond torch."""
-    return beyond_torch("from nbi_plus.infer import hmc")
+    """What a sampler imports (`nbi_plus.infer.hmc`), beyond torch."""
+    return beyond_torch("from nbi_plus.infer.samplers import hmc")
 
 
 def wave(theta, t):
@@ -183,7 +183,7 @@ def chains():
     """HMC of 16 normals in 10 parameters, 64 chains each, to 1000 effective draws."""
     import torch
 
-    from nbi_plus.infer import hmc
+    from nbi_plus.infer.samplers import hmc
 
     starts = torch.randn(16, 8, 10, generator=torch.Generator().manual_seed(0)).double()
     scales = torch.logspace(-1, 1, 10, dtype=torch.float64)
