@@ -7,6 +7,7 @@ from nbi_plus.data.batch import Batch as Batch
 from nbi_plus.data.observations import Observations as Observations
 from nbi_plus.engine import Engine as Engine
 from nbi_plus.estimators.compare import compare as compare
+from nbi_plus.estimators.ensemble import Ensemble as Ensemble
 from nbi_plus.estimators.likelihood import LikelihoodEngine as LikelihoodEngine
 from nbi_plus.estimators.ratio import RatioEngine as RatioEngine
 from nbi_plus.infer.ladder.audit import PeakAudit as PeakAudit

@@ -518,14 +518,8 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             path, options.device_of(device), prior=prior, noise=noise, featurizer=featurizer
         )
         fitted = fitted.with_simulator(simulator, others.get("n_jobs"))
-        trained = {} if fitted.model is None else {
-            "flow": fitted.model.network.flow.config, "featurizer": fitted.model.featurizer.wish,
-        }  # fmt: skip
-        if featurizer is not None:
-            trained["featurizer"] = featurizer
-        own = arguments_of(fitted.noise)
-        engine = cls(simulator, fitted.prior, device=device, seed=seed, **own, **trained, **others)
-        return engine._keep(fitted)
+        own = arguments_of(fitted.noise) | fitted.wishes(featurizer) | others
+        return cls(simulator, fitted.prior, device=device, seed=seed, **own)._keep(fitted)
 
     # --- behind the verbs ------------------------------------------------------------------------
 

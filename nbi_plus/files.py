@@ -33,7 +33,12 @@ _FREE = ("perm_seed", "n_sims")  # numbers that nothing in a file is as large as
 
 def write(path: str | Path, fitted: Fitted, seed: int) -> None:
     """Write what an engine with this seed was fitted to."""
-    path = new_file("path", path)
+    path, archive = new_file("path", path), contents(fitted, seed)
+    write_archive(path, "engine", archive.meta, archive.arrays)
+
+
+def contents(fitted: Fitted, seed: int) -> Archive:
+    """Return what a file holds of an engine with this seed."""
     prior = fitted.prior
     model, one = fitted.model, fitted.sequential
     kept = None if one is None else sequential_archive.to_archive(one)
@@ -51,7 +56,7 @@ def write(path: str | Path, fitted: Fitted, seed: int) -> None:
         arrays |= joined({_LIKELIHOOD: fitted.noise.arrays()})
     arrays |= {} if model is None else model.arrays()
     arrays |= {} if kept is None else joined({_SEQUENTIAL: kept.arrays})
-    write_archive(path, "engine", meta, arrays)
+    return Archive(meta, arrays)
 
 
 def read(
@@ -67,17 +72,19 @@ def read(
     archive = read_archive(path, "engine")
     check_sizes(archive)
     with fitting_parts(path, "engine"):
-        return _rebuild(archive, path, device, prior, noise, featurizer)
+        return rebuilt(archive, path, device, prior=prior, noise=noise, featurizer=featurizer)
 
 
-def _rebuild(
+def rebuilt(
     archive: Archive,
     path: Path,
     device: torch.device,
-    prior: Prior | None,
-    noise: Noise | None,
-    featurizer: nn.Module | None,
+    *,
+    prior: Prior | None = None,
+    noise: Noise | None = None,
+    featurizer: nn.Module | None = None,
 ) -> tuple[Fitted, int]:
+    """Return what `contents` described: see `read`."""
     meta = archive.meta
     if prior is None:
         prior = Prior.from_manifest(meta["prior"], meta["labels"])
@@ -107,7 +114,7 @@ def _rebuild(
             Archive(meta["sequential"], own), prior, bound, device
         )
     told, seed = meta.get("truth_test"), meta["seed"]
-    truth = None if told is None else _truth_test(told)
+    truth = None if told is None else truth_test_of(told)
     if type(seed) is not int:
         raise ArchiveError(f"seed must be a whole number, but is {seed!r:.99}. Save it again.")
     return Fitted(prior, bound, None, defaults, model, one, truth), seed
@@ -128,7 +135,7 @@ def _noise(
     return noise_from_meta(archive.meta) if given is None else given
 
 
-def _truth_test(told: Mapping[str, Any]) -> TruthTest:
+def truth_test_of(told: Mapping[str, Any]) -> TruthTest:
     """Return what a truth test came to, if its figures agree with each other."""
     test = TruthTest(**told)
     counts = (test.n_certified, test.n_above, test.n_looked, test.n_unseen)

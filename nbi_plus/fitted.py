@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
 from nbi_plus.arguments import of_kind
 from nbi_plus.data.ingest import ingest, unit_of
@@ -24,7 +25,7 @@ from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.translated import Change
 from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.learn.fitting import Recipe
-from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.model import Trained, TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.problem.binding import Conventions, bind_simulator, with_grid
 from nbi_plus.problem.noise.base import Noise
@@ -79,8 +80,8 @@ class Fitted:
     simulator : BoundSimulator or None
     defaults : dict of ndarray
         Errors and coordinates that are used where none are given.
-    model : TrainedModel or None
-        The network for many objects.
+    model : Trained or None
+        The network for many objects, or several.
     sequential : SequentialFit or None
         The fit of one object.
     truth : TruthTest or None
@@ -91,13 +92,13 @@ class Fitted:
     noise: Noise
     simulator: BoundSimulator | None
     defaults: Mapping[str, NDArray]
-    model: TrainedModel | None = None
+    model: Trained | None = None
     sequential: SequentialFit | None = None
     truth: TruthTest | None = None
 
     @classmethod
     def of(
-        cls, problem: Problem, defaults: Mapping[str, NDArray], model: TrainedModel | None = None,
+        cls, problem: Problem, defaults: Mapping[str, NDArray], model: Trained | None = None,
         truth: TruthTest | None = None,
     ) -> Fitted:  # fmt: skip
         """Return what was fitted to a problem."""
@@ -114,6 +115,15 @@ class Fitted:
         bound = bind_simulator(simulator, self.prior, data, seen.units.get("x"), n_jobs)
         one = None if self.sequential is None else replace(self.sequential, simulator=bound)
         return replace(self, simulator=bound, sequential=one)
+
+    def wishes(self, featurizer: nn.Module | None = None) -> dict[str, object]:
+        """Return flow and featurizer as `Engine` takes them; the latter may be the user's own."""
+        own = {} if featurizer is None else {"featurizer": featurizer}
+        if self.model is None:
+            return own
+        return {
+            "flow": self.model.network.flow.config, "featurizer": self.model.featurizer.wish, **own,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         network = "no network" if self.model is None else f"a network for {self.shape} (C, L)"
@@ -163,7 +173,7 @@ class Fitted:
 
     # --- who answers -----------------------------------------------------------------------------
 
-    def network(self, caller: str) -> TrainedModel:
+    def network(self, caller: str) -> Trained:
         """Return the network, or say that there is none."""
         if self.model is None:
             raise NotFittedError(
@@ -241,10 +251,21 @@ def trained(
     began = time.perf_counter()
     model = run(problem, recipe, start)
     seconds = time.perf_counter() - began
-    trial = TruthTrial(problem, model.network, how.ladder, recipe.device, recipe.seed)
+    return tried(model, run, problem, recipe, given, how, (truths, seconds))
+
+
+def tried(
+    model: Trained, run: Run, problem: Problem, recipe: Recipe, given: FitInputs, how: Computing,
+    truths: tuple[bool | int | None, float],
+) -> Fitted:  # fmt: skip
+    """Return what was trained, and what the truths of simulated objects say of it.
+
+    ``truths`` are as wanted of `truth_test`, and the seconds that the training took.
+    """
+    trial = TruthTrial(problem, model, how.ladder, recipe.device, recipe.seed)
     known = problem.noise.has_likelihood(problem.conditions.x_err is not None)
     with shown("testing with truths", show=run.progress):
-        test = truth_test(trial, truths, known, seconds)
+        test = truth_test(trial, truths[0], known, truths[1])
     return Fitted.of(problem, given.defaults(), model, test)
 
 

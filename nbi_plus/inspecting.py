@@ -61,6 +61,16 @@ def _of_engine(archive: Archive) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _of_ensemble(archive: Archive) -> dict[str, Any]:
+    members = archive.meta["members"]
+    shares = archive.arrays["shares"].tolist()
+    return {
+        "parameters": list(members[0]["labels"]),
+        "members": {own["name"]: share for own, share in zip(members, shares, strict=True)},
+        "numbers": sum(array.size for array in archive.arrays.values()),
+    }  # fmt: skip
+
+
 def _of_trials(archive: Archive) -> dict[str, Any]:
     meta = archive.meta
     return {
@@ -87,6 +97,7 @@ def _of_calibration(archive: Archive) -> dict[str, Any]:
 
 _KINDS = {
     "engine": _of_engine,
+    "ensemble": _of_ensemble,
     **dict.fromkeys(fits.KINDS, _of_trials),
     "posterior": _of_posterior,
     "calibration": _of_calibration,

@@ -232,6 +232,27 @@ def test_an_engine_of_trials_is_right_or_refused(kind, times, tmp_path):
 
 
 @often
+def test_an_ensemble_is_right_or_refused(times, tmp_path):
+    simulator, prior = line, {"a": norm(0, 1), "b": norm(0, 1)}
+    flow = {"n_blocks": 1, "hidden": 8, "n_mog": 1}
+    made = nbi.Ensemble(nbi.Engine(simulator, prior, noise=0.3, flow=flow), n=2)
+    made.fit(n_sims=64, n_epochs=1, truth_test=False, t=np.linspace(0, 1, 6))
+    made.save(tmp_path / "several.nbi")
+
+    def content(found):
+        found.save(tmp_path / "again.nbi")
+        return bytes_of(read_archive(tmp_path / "again.nbi", "ensemble"))
+
+    def forged(found, mutation):
+        theta, x = np.array([[0.1, -0.2], [1.0, 2.0]]), np.full((2, 6), 0.3)
+        assert np.isfinite(found.log_prob(theta, x)).all(), mutation
+        assert np.isclose(sum(found.member_weights_.values()), 1.0), mutation
+
+    load = nbi.Ensemble.load
+    check(tmp_path / "several.nbi", "ensemble", load, content, forged, times * N // 4, 7)
+
+
+@often
 def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
     engine.save(tmp_path / "many.nbi")
     network = read_engine(tmp_path / "many.nbi")[0].model.network

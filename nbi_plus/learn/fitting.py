@@ -31,7 +31,13 @@ from nbi_plus.learn.sources import (
     noisy_copy,
     to_device,
 )
-from nbi_plus.learn.training import History, TrainConfig, TrainingTask, train
+from nbi_plus.learn.training import (
+    History,
+    TrainConfig,
+    TrainingTask,
+    train,
+    validation_data,
+)
 from nbi_plus.problem.noise.custom import ALREADY_NOISY, CallableNoise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -43,6 +49,7 @@ _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000
 _N_SIGMA = 256  # prior draws of a sigma that is a parameter, to know how small it gets
 _N_ENCODER = 4096  # simulations that the encoder learns its scales from
+_N_HELD_OUT = 4096  # noisy held-out simulations that members are weighed by
 _ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _FLOAT32_STEP = 6e-8
@@ -119,6 +126,9 @@ class Recipe:
         return (mask * steps).amax(1).to(owner.device)[owner]
 
 
+Parts = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, and to hold out
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Simulations ready for training: the source, the held-out rows, and how many in all."""
@@ -129,32 +139,44 @@ class TrainingSet:
     n_sims: int
 
 
-def from_arrays(columns: Mapping[str, NDArray], recipe: Recipe) -> TrainingSet:
-    """Return the training set of columns in memory; every row is good."""
-    rows = np.arange(len(columns["z"]))
-    training, held_out = split(rows, recipe)
+def from_arrays(
+    columns: Mapping[str, NDArray], recipe: Recipe, parts: Parts | None = None
+) -> TrainingSet:
+    """Return the training set of columns in memory, of all rows or of the parts of them."""
+    training, held_out = split(np.arange(len(columns["z"])), recipe) if parts is None else parts
     everything = to_device(
         dict(columns), recipe.prior, recipe.device, recipe.dtype(_largest(columns["x"]))
     )
     chosen = everything.pick(torch.as_tensor(training, device=recipe.device))
     resident = Resident(chosen, recipe.lengths(chosen.owner))
     validation = everything.pick(torch.as_tensor(held_out, device=recipe.device))
-    return TrainingSet(resident, validation, resident.rows.pick(slice(0, _N_ENCODER)), len(rows))
+    sample = resident.rows.pick(slice(0, _N_ENCODER))
+    return TrainingSet(resident, validation, sample, len(training) + len(held_out))
 
 
-def from_store(store: SimulationStore, n: int, recipe: Recipe) -> TrainingSet:
-    """Return that of the good rows among the first ``n``: on the device if they fit there."""
+def from_store(
+    store: SimulationStore, n: int, recipe: Recipe, parts: Parts | None = None
+) -> TrainingSet:
+    """Return that of the good rows among the first ``n``: on the device if they fit there.
+
+    Or of the parts of these.
+    """
     rows = store.good_rows(n)
+    training, held_out = split(rows, recipe) if parts is None else parts
     if store.nbytes <= recipe.memory:
-        return from_arrays(store.read(rows, COLUMNS), recipe)
+        rows = np.union1d(training, held_out)
+        places = tuple(np.searchsorted(rows, part) for part in (training, held_out))
+        return from_arrays(store.read(rows, COLUMNS), recipe, places)
     _LOG.info("streaming %.1f GB of simulations from disk", store.nbytes / 1e9)
-    training, held_out = split(rows, recipe)
     sample = store.read(training[:_N_ENCODER], COLUMNS)
     dtype = recipe.dtype(_largest(sample["x"]))
     source = Streamed(store, training, recipe.prior, recipe.device, dtype, recipe.memory)
     validation = to_device(store.read(held_out, COLUMNS), recipe.prior, recipe.device, dtype)
     return TrainingSet(
-        source, validation, to_device(sample, recipe.prior, recipe.device, dtype), len(rows)
+        source,
+        validation,
+        to_device(sample, recipe.prior, recipe.device, dtype),
+        len(training) + len(held_out),
     )
 
 
@@ -171,12 +193,34 @@ def online(
     return TrainingSet(source, validation, validation, n_held_out + n * recipe.train.n_epochs)
 
 
-def split(rows: NDArray[np.int64], recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(rows: NDArray[np.int64], recipe: Recipe) -> Parts:
     """Return training and held-out rows; which is which is keyed by the row number."""
     u = keyed_uniform(recipe.seed, "split", torch.as_tensor(rows), ())
     order = rows[torch.argsort(u).numpy()]
     n_held_out = min(max(int(round(recipe.train.val_fraction * len(rows))), 1), _MAX_VALIDATION)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def shared_out(
+    rows: NDArray[np.int64], n_each: int, n_members: int, reuse: float, recipe: Recipe
+) -> list[Parts]:
+    """Return the parts of each of several members, of ``n_each`` numbered rows, good ones alone.
+
+    The first ``reuse`` of these belong to all members, and each has others of its own after them.
+    Whoever sees a row trains on it, or nobody does.
+    """
+    n_shared = round(reuse * n_each)
+    edges = n_shared + (n_each - n_shared) * np.arange(n_members + 1)
+    edges = np.concatenate([[0], edges])
+    pieces = [rows[(rows >= a) & (rows < b)] for a, b in zip(edges, edges[1:], strict=False)]
+    shared, *own = [split(piece, recipe) if len(piece) else (piece, piece) for piece in pieces]
+    parts = [tuple(np.concatenate(both) for both in zip(shared, own_, strict=True)) for own_ in own]
+    if any(len(part) == 0 for both in parts for part in both):
+        raise ValueError(
+            f"n_sims must leave each of {n_members} members simulations to train on and to hold "
+            f"out, but {n_each} of each, of which they share {n_shared}, do not."
+        )
+    return parts
 
 
 def fit(
@@ -185,10 +229,14 @@ def fit(
     *,
     start: TrainedModel | None = None,
     folder: Path | None = None,
+    finished: list[Path] | None = None,
     callback: Callable[[History], None] | None = None,
     progress: bool | None = None,
 ) -> TrainedModel:
-    """Train a network on the training set, or go on with the one of ``start``."""
+    """Train a network on the training set, or go on with the one of ``start``.
+
+    Its checkpoint, in the folder, is deleted, or else added to the ``finished`` ones.
+    """
     task = task_of(training_set, recipe)
     network = untrained(recipe, task, training_set.sample) if start is None else start.network
     checkpoint = None
@@ -203,7 +251,9 @@ def fit(
         callback=callback,
         progress=progress,
     )
-    if checkpoint is not None:
+    if checkpoint is not None and finished is not None:
+        finished.append(checkpoint)
+    elif checkpoint is not None:
         checkpoint.unlink(missing_ok=True)  # a finished run is no state to resume
     return TrainedModel(
         network=network,
@@ -239,6 +289,14 @@ def task_of(training_set: TrainingSet, recipe: Recipe) -> TrainingTask:
         unscaled = replace(cadences.perturbation, error_scale=1.0)  # the noise is there already
         cadences = replace(cadences, perturbation=unscaled)
     return TrainingTask(source, validation, noise, cadences, recipe.loss)
+
+
+def held_out_data(training_set: TrainingSet, recipe: Recipe) -> tuple[Tensor, Batch]:
+    """Return z (n, D) and data of the held-out simulations, under several draws of noise."""
+    task, seed = task_of(training_set, recipe), stage_key(recipe.seed, "held out") % 2**31
+    n = len(task.validation.z)
+    several = torch.arange(n, device=recipe.device).repeat(max(1, _N_HELD_OUT // n))
+    return validation_data(replace(task, validation=task.validation.pick(several)), seed)
 
 
 def untrained(recipe: Recipe, task: TrainingTask, sample: TrainingRows) -> PosteriorNetwork:

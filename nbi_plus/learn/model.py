@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import featurizers
 from nbi_plus.data.batch import Batch
@@ -70,6 +71,42 @@ class FeaturizerSpec:
         return featurizers.make(name, len(channels), self.length, self.n_params, **options)
 
 
+class Trained(Protocol):
+    """What answers for many objects: one network, or several that were trained for the same.
+
+    Attributes
+    ----------
+    networks : tuple of PosteriorNetwork
+    shares : tuple of float
+        Of the draws that each makes; their sum is one.
+    divergences : Tensor or None
+        How far the networks lie apart on simulations that none was trained on; None of one.
+    conditions, units, window, history
+        As of `TrainedModel`.
+    """
+
+    networks: tuple[PosteriorNetwork, ...]
+    shares: tuple[float, ...]
+    divergences: Tensor | None
+    conditions: Batch
+    units: dict[str, str]
+    window: tuple[float, float] | None
+    history: History
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and points of one object."""
+
+    def check_grid(self, observations: Observations) -> None:
+        """Refuse data of another shape or grid than those of the training."""
+
+    def features(self, batch: Batch, lengths: NDArray[np.int64] | None = None) -> Tensor:
+        """Return the features (n, F) of all networks, one beside the other."""
+
+    def unlike(self, features: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """Say which objects are unlike the simulations, bool (n,), and the p-values (n,)."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """What `Engine.fit` has learned.
@@ -100,6 +137,21 @@ class TrainedModel:
     n_sims: int
     units: dict[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
+    shares = (1.0,)
+    divergences = None
+
+    @property
+    def networks(self) -> tuple[PosteriorNetwork, ...]:
+        """The one network."""
+        return (self.network,)
+
+    def features(self, batch: Batch, lengths: NDArray[np.int64] | None = None) -> Tensor:
+        """Return the features (n, F) of a batch on the device; see `PosteriorNetwork.features`."""
+        return self.network.features(batch, lengths)
+
+    def unlike(self, features: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """Say which objects are unlike the simulations, bool (n,), and the p-values (n,)."""
+        return self.reference.flag(features, coverage), self.reference.p_value(features)
 
     @property
     def shape(self) -> tuple[int, int]:

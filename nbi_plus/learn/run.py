@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nbi_plus.arguments import real, whole
+from nbi_plus.data.batch import Batch
+from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.training import History
@@ -92,18 +98,67 @@ class Run:
             start = replace(start, network=copy.deepcopy(start.network))
         if problem.columns is not None:
             return self._train(fitting.from_arrays(problem.columns, recipe), recipe, start)
-        perturbation = recipe.cadences.perturbation
-        shift = 0.0 if perturbation is None else perturbation.shift
-        campaign = self.campaign(problem, recipe.seed, shift if problem.fixed else 0.0)
         if self.online:
+            campaign = self._campaign_of(problem, recipe)
             training_set = fitting.online(campaign, self.n_sims, recipe, self.max_failed)
             return self._train(training_set, recipe, start)
-        with campaign.open(self.folder, self.n_sims) as store:
-            campaign.fill(store, self.n_sims, self.max_failed)
-            if problem.grid is not None:
-                rows = store.good_rows(self.n_sims)[:_N_COMPARED]
-                _compare(problem, store.read(rows, ["theta", "x", "owner"]))
+        with self._filled(problem, recipe, self.n_sims) as store:
             return self._train(fitting.from_store(store, self.n_sims, recipe), recipe, start)
+
+    def several(
+        self, problem: Problem, recipes: Sequence[fitting.Recipe], reuse: float
+    ) -> tuple[list[TrainedModel], tuple[Tensor, Batch]]:
+        """Return a model of each recipe, and z (n, D) and data that none of them was trained on.
+
+        ``n_sims`` are of each; they share ``reuse`` of these. Simulations that the setup brings are
+        laid out so, all of them. A model that is trained is not trained again where the run is
+        resumed before all are.
+        """
+        n, first = len(recipes), recipes[0]
+        if problem.columns is not None:
+            rows = np.arange(len(problem.columns["z"]))
+            n_each = int(len(rows) / (reuse + n * (1 - reuse)))
+            own = fitting.shared_out(rows, n_each, n, reuse, first)
+            return self._trained(partial(fitting.from_arrays, problem.columns), recipes, own)
+        n_shared = round(reuse * self.n_sims)
+        total = n_shared + n * (self.n_sims - n_shared)
+        with self._filled(problem, first, total) as store:
+            own = fitting.shared_out(store.good_rows(total), self.n_sims, n, reuse, first)
+            return self._trained(partial(fitting.from_store, store, total), recipes, own)
+
+    def _trained(
+        self, make: Callable[..., fitting.TrainingSet], recipes: Sequence[fitting.Recipe],
+        own: Sequence[fitting.Parts],
+    ) -> tuple[list[TrainedModel], tuple[Tensor, Batch]]:  # fmt: skip
+        """Return `several` of training sets that ``make(recipe, parts)`` gives."""
+        finished: list[Path] = []
+        models = [
+            self._train(make(recipe, parts), recipe, None, finished)
+            for recipe, parts in zip(recipes, own, strict=True)
+        ]
+        unseen = own[0][0], np.unique(np.concatenate([held_out for _, held_out in own]))
+        data = fitting.held_out_data(make(recipes[0], unseen), recipes[0])
+        for checkpoint in finished:
+            checkpoint.unlink(missing_ok=True)
+        return models, data
+
+    @contextmanager
+    def _filled(
+        self, problem: Problem, recipe: fitting.Recipe, n: int
+    ) -> Iterator[SimulationStore]:
+        """Open the store of n simulations, all made."""
+        campaign = self._campaign_of(problem, recipe)
+        with campaign.open(self.folder, n) as store:
+            campaign.fill(store, n, self.max_failed)
+            if problem.grid is not None:
+                rows = store.good_rows(n)[:_N_COMPARED]
+                _compare(problem, store.read(rows, ["theta", "x", "owner"]))
+            yield store
+
+    def _campaign_of(self, problem: Problem, recipe: fitting.Recipe) -> Campaign:
+        perturbation = recipe.cadences.perturbation
+        shift = 0.0 if perturbation is None else perturbation.shift
+        return self.campaign(problem, recipe.seed, shift if problem.fixed else 0.0)
 
     def campaign(self, problem: Problem, seed: int, shift: float = 0.0) -> Campaign:
         """Return the simulations of the prior that this run makes or finds."""
@@ -119,14 +174,16 @@ class Run:
         )
 
     def _train(
-        self, training_set: fitting.TrainingSet, recipe: fitting.Recipe, start: TrainedModel | None
-    ) -> TrainedModel:
+        self, training_set: fitting.TrainingSet, recipe: fitting.Recipe,
+        start: TrainedModel | None, finished: list[Path] | None = None,
+    ) -> TrainedModel:  # fmt: skip
         folder = self.folder if start is None else None  # a continued run has another beginning
         return fitting.fit(
             training_set,
             recipe,
             start=start,
             folder=folder,
+            finished=finished,
             callback=self.callback,
             progress=self.progress,
         )

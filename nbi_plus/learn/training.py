@@ -177,7 +177,7 @@ def train(
         run = _start(network, config)
         if checkpoint is not None and checkpoint.exists():
             restore(run, checkpoint)
-        held_out = _validation_data(task, seed)
+        held_out = validation_data(task, seed)
         loss_of = _loss(network, task.loss, config)
         how = {"unit": "epochs", "done": len(run.history)}
         with shown("training", config.n_epochs, progress, **how) as bar:
@@ -227,7 +227,7 @@ def _has_bfloat16() -> bool:
 
 
 @torch.no_grad()
-def _validation_data(task: TrainingTask, seed: int) -> tuple[Tensor, Batch]:
+def validation_data(task: TrainingTask, seed: int) -> tuple[Tensor, Batch]:
     """Return held-out z and noisy data: noise unlike any in training, the same at every epoch.
 
     Data that are not finite are left out: one of them would make every validation loss NaN.

@@ -297,7 +297,9 @@ class SurveyMixin:
 
 
 def engine_hash(fitted: Any) -> str:  # noqa: ANN401 - a Fitted, which stands above
-    """Return the fingerprint of a network and the problem it was trained for."""
-    weights = fitted.model.network.state_dict()
-    told = {"prior": fitted.prior.manifest(), "noise": fitted.noise.meta(), "names": list(weights)}
-    return fingerprint(told, map(content, weights.values()))
+    """Return the fingerprint of what was trained and the problem it was trained for."""
+    states = [network.state_dict() for network in fitted.model.networks]
+    names = [name for state in states for name in state]
+    told = {"prior": fitted.prior.manifest(), "noise": fitted.noise.meta(), "names": names}
+    told |= {"shares": fitted.model.shares} if len(states) > 1 else {}
+    return fingerprint(told, (content(v) for state in states for v in state.values()))

@@ -56,4 +56,4 @@ class TellingMixin(Shown):
         chosen = {k: getattr(v, "__name__", v) for k, v in self.get_params(deep=False).items()}
         fitted = getattr(self, "fitted_", None)
         state = {"fitted": "not yet: call fit"} if fitted is None else fitted.told()
-        return facts(chosen, "Engine") + facts(state, "Fitted")
+        return facts(chosen, type(self).__name__) + facts(state, "Fitted")

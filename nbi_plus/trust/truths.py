@@ -23,17 +23,17 @@ from nbi_plus import launch
 from nbi_plus.arguments import whole
 from nbi_plus.infer.ladder.audit import PeakAudit
 from nbi_plus.infer.ladder.earlier import Earlier
-from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.ladder.ladder import Ladder, NetworkProposal
 from nbi_plus.infer.ladder.peak_masses import explained
 from nbi_plus.infer.ladder.rung import RungContext
 from nbi_plus.infer.posterior.certificate import weigh
 from nbi_plus.infer.posterior.outcome import Outcome, Pool
 from nbi_plus.infer.posterior.status import Status
-from nbi_plus.infer.proposals.base import FlowProposal
 from nbi_plus.infer.proposals.circles import circular_columns
+from nbi_plus.infer.proposals.several import proposal_of
 from nbi_plus.infer.weights.clean import CleanWeights
 from nbi_plus.infer.weights.summary import WeightSummary, gate_of
-from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.model import Trained
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.target import Target
 from nbi_plus.trust.simulated import KnownObjects, known_objects
@@ -195,7 +195,7 @@ class TruthTrial:
     ----------
     problem : Problem
         With a simulator.
-    network : PosteriorNetwork
+    model : Trained
     ladder : Ladder
         Whose defensive part, gate and audit are tried with it.
     device : torch.device
@@ -203,7 +203,7 @@ class TruthTrial:
     """
 
     problem: Problem
-    network: PosteriorNetwork
+    model: Trained
     ladder: Ladder
     device: torch.device
     seed: int
@@ -268,16 +268,15 @@ class TruthTrial:
         return replace(test, n_looked=n_looked, n_unseen=n_unseen, scouts=scouts)
 
     @cached_property
-    def _flow(self) -> FlowProposal:
-        network, ladder = self.network, self.ladder
-        own = (ladder.defensive_share, ladder.defensive_width)
-        return FlowProposal(network.flow, network.exact_flow(), *own)
+    def _flow(self) -> NetworkProposal:
+        ladder = self.ladder
+        return proposal_of(self.model, ladder.defensive_share, ladder.defensive_width)
 
     def _weighed(self, made: KnownObjects, rows: Tensor, n_draws: int) -> _Weighed:
         problem, index = self.problem, torch.arange(len(rows), device=self.device)
         data, truth = made.data.select(rows), made.truth[rows]
         target = Target(problem.prior, problem.simulator, problem.noise, data)
-        features = self.network.features(data)
+        features = self.model.features(data)
         draws = self._flow.draw(features, rows, n_draws, self.seed, _STAGE)
         found = target.evaluate(draws.z, index)
         own = target.log_prob(truth, index) - self._flow.log_prob(truth, features).to(torch.float64)

@@ -35,8 +35,9 @@ from nbi_plus.infer.posterior.certificate import unweighted_pool
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.translated import Change, TranslatedFlow
-from nbi_plus.infer.proposals.base import Conditioned, FlowProposal
-from nbi_plus.learn.model import TrainedModel
+from nbi_plus.infer.proposals.base import Conditioned
+from nbi_plus.infer.proposals.several import disagreeing, proposal_of
+from nbi_plus.learn.model import Trained
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
@@ -68,7 +69,7 @@ class Amortized:
         The noise is bound.
     simulator : BoundSimulator or None
         None, or a stochastic one: answers stay uncorrected, unless a likelihood was learned.
-    model : TrainedModel
+    model : Trained
     ladder : Ladder
     device : torch.device
     n_jobs, client, progress
@@ -87,7 +88,7 @@ class Amortized:
     prior: Prior
     noise: Noise
     simulator: BoundSimulator | None
-    model: TrainedModel
+    model: Trained
     ladder: Ladder
     device: torch.device
     n_jobs: int | None = None
@@ -328,23 +329,20 @@ class Amortized:
         return latent.cpu().numpy() + change
 
     def proposal(self, defensive_share: float) -> NetworkProposal:
-        """Return the network's flow as a proposal."""
-        network = self.model.network
-        own = FlowProposal(
-            network.flow, network.exact_flow(), defensive_share, self.ladder.defensive_width
-        )
+        """Return the network's flow as a proposal, or the mixture of those of all networks."""
+        own = proposal_of(self.model, defensive_share, self.ladder.defensive_width)
         return own if self.change is None else TranslatedFlow(own, self.change)
 
     def features(self, observations: Observations) -> tuple[Batch, Tensor]:
         """Return a batch on the device, and its features (n, F)."""
         batch = self._batch(observations)
-        return batch, self.model.network.features(batch, observations.lengths)
+        return batch, self.model.features(batch, observations.lengths)
 
     def sound_features(self, batch: Batch, lengths: NDArray[np.int64]) -> Tensor:
         """Return the features (n, F) of a network that can be believed without weights."""
         if self._broken:
             raise ValueError(f"The network must be finite, but {self._broken}")
-        return self.model.network.features(batch, lengths)
+        return self.model.features(batch, lengths)
 
     def why_not(self, observations: Observations) -> str:
         """Return why draws cannot be weighed; nothing where they can."""
@@ -364,7 +362,7 @@ class Amortized:
     @cached_property
     def _broken(self) -> str:
         """What is wrong with the network's numbers; nothing where nothing is."""
-        n_bad = self.model.network.n_not_finite
+        n_bad = sum(network.n_not_finite for network in self.model.networks)
         told = f"{n_bad} of the network's numbers are NaN or infinite. Fit it again."
         return told if n_bad else ""
 
@@ -385,16 +383,19 @@ class Amortized:
             batch, features = self.features(observations)
         else:
             batch = self._batch(observations)
+        keys = torch.as_tensor(observations.keys, device=features.device)
+        ood, p_value = self.model.unlike(features, batch.coverage)
         objects = verdict.Objects(
             ids=observations.ids,
-            keys=torch.as_tensor(observations.keys, device=features.device),
-            ood=self.model.reference.flag(features, batch.coverage),
-            p_value=self.model.reference.p_value(features),
+            keys=keys,
+            ood=ood,
+            p_value=p_value,
             n_points=observations.n_points,
             n_masked=observations.n_masked,
             n_duplicates=observations.n_duplicates,
             refusals=self._refusals(observations, features),
             hashes=observations.hashes,
             strange=None if self.noise.learned_at is None else self.noise.strange(batch),
+            apart=disagreeing(self.model, features, keys),
         )
         return objects, batch, features

@@ -92,7 +92,7 @@ def escalate(
     group : Group
     outcomes : sequence of Outcome
         Of the network's draws; together they hold every object of the group once.
-    proposal : FlowProposal or TranslatedFlow
+    proposal : FlowProposal, MemberProposals or TranslatedFlow
     look : LatentProposal or None
         Where draws came from besides, for the outcomes of the rung `HINTS`.
     ladder : Ladder

@@ -30,6 +30,7 @@ from nbi_plus.infer.posterior.status import Status
 from nbi_plus.infer.posterior.translated import TranslatedFlow
 from nbi_plus.infer.proposals.base import Conditioned, FlowProposal, LatentProposal
 from nbi_plus.infer.proposals.cross_fit import Pair, take
+from nbi_plus.infer.proposals.several import MemberProposals
 from nbi_plus.infer.weights.clean import log_mixture
 from nbi_plus.infer.weights.summary import Gate, gate_of
 from nbi_plus.problem.target import Evaluation
@@ -40,7 +41,7 @@ _BEYOND = "the posterior can go on where the old prior allowed no draws"
 _ESCALATE = ("auto", "never", "always")
 _CONTRACT = ("name", "status", "applies", "run")
 
-NetworkProposal = FlowProposal | TranslatedFlow
+NetworkProposal = FlowProposal | MemberProposals | TranslatedFlow
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def reweight(
 
     Parameters
     ----------
-    proposal : FlowProposal or TranslatedFlow
+    proposal : FlowProposal, MemberProposals or TranslatedFlow
     features : Tensor, shape (B, F)
     keys : Tensor of int64, shape (B,)
         What the randomness of each object is keyed by.
@@ -189,7 +190,7 @@ def open_objects_of(
     ----------
     outcome : Outcome
         Of b objects, from `reweight` with the same arguments.
-    proposal : FlowProposal or TranslatedFlow
+    proposal : FlowProposal, MemberProposals or TranslatedFlow
     features : Tensor, shape (b, F)
     keys : Tensor of int64, shape (b,)
     look : LatentProposal, optional

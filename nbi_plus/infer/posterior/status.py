@@ -63,6 +63,7 @@ class Flag(str, Enum):
     DUPLICATES = "DUPLICATES"
     FEW_DRAWS = "FEW_DRAWS"
     EXTRAPOLATED = "EXTRAPOLATED"
+    DISAGREE = "DISAGREE"
 
     @property
     def sentence(self) -> str:
@@ -91,6 +92,7 @@ _FLAG_SENTENCES = {
     "DUPLICATES": "Points seen twice were merged.",
     "FEW_DRAWS": "The draws of the objects, or of the selection, are too few for this population.",
     "EXTRAPOLATED": "Parameters or data lie outside what the likelihood was learned from.",
+    "DISAGREE": "The members of an ensemble lie further apart than on most simulations.",
 }
 
 # what a certificate of the weights knows nothing of

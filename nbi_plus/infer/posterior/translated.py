@@ -12,6 +12,7 @@ from torch import Tensor
 from nbi_plus.infer.posterior.reweighting import refuse_other_units
 from nbi_plus.infer.posterior.support import MISSING_MAX, missing_share
 from nbi_plus.infer.proposals.base import Draws, FlowProposal, LatentProposal
+from nbi_plus.infer.proposals.several import MemberProposals
 from nbi_plus.problem.prior.prior import Prior
 
 _NOWHERE = 99.0  # beyond the support of every prior
@@ -97,7 +98,7 @@ class Change:
 class TranslatedFlow:
     """A network's posterior, as `FlowProposal`, under another prior than its own."""
 
-    inner: FlowProposal
+    inner: FlowProposal | MemberProposals
     change: Change
 
     def draw(self, features: Tensor, keys: Tensor, n: int, seed: int, stage: str) -> Draws:

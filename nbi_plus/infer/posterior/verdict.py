@@ -54,6 +54,8 @@ class Objects:
         Of their data.
     strange : Tensor of bool, shape (N,), or None
         Whose data are unlike those that a likelihood was learned of.
+    apart : Tensor of bool, shape (N,), optional
+        Where the members of an ensemble disagree.
     """
 
     ids: NDArray
@@ -66,6 +68,7 @@ class Objects:
     refusals: NDArray[np.str_]
     hashes: NDArray[np.str_]
     strange: Tensor | None = None
+    apart: Tensor | None = None
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -143,11 +146,7 @@ def amortized(pool: Pool, z: Tensor, objects: Objects, request: Request, reason:
     n, n_draws, _ = z.shape
     valid = objects.usable
     status = tuple(Status.AMORTIZED if v else Status.FAILED for v in valid)
-    flags = raised({
-        Flag.OOD: objects.ood,
-        Flag.BAD_INPUT: objects.bad_input,
-        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates > 0, device=objects.ood.device),
-    })  # fmt: skip
+    flags = raised(_of_data(objects, torch.arange(n, device=objects.ood.device)))
     numbers = {k: np.full(n, BY_NAME[k].unknown) for k in ALL_NUMBERS if k not in _OF_DATA}
     numbers["ess"] = np.full(n, float(n_draws))
     line = RungReport("amortized", n_draws, float(n_draws), np.nan, np.nan, False, reason)
@@ -198,7 +197,7 @@ def _weighted(
         numbers["n_gradients"] = _numpy(cost.gradients)
         rungs = report.reports(rows, failure)
     numbers["seconds"] = np.array([sum(line.seconds for line in own) for own in rungs])
-    flags = _flags(outcome, objects, rows, request)
+    flags = _flags(outcome, objects, request)
     valid = torch.as_tensor(objects.usable[rows], device=s.weights.device)[:, None]
     weights = torch.where(valid, s.weights, 0.0)
     log_weights = torch.where(valid, cleaned.log_weights, -torch.inf)
@@ -232,21 +231,26 @@ def _without_answer(numbers: dict[str, NDArray], failed: NDArray[np.bool_]) -> d
     return {k: np.where(failed, null[k], v) if k in null else v for k, v in numbers.items()}
 
 
-def _flags(
-    outcome: Outcome, objects: Objects, rows: NDArray[np.int64], request: Request
-) -> tuple[frozenset[Flag], ...]:
+def _of_data(objects: Objects, index: Tensor) -> dict[Flag, Tensor]:
+    """Return the rules of what is known of some objects besides their draws."""
+    duplicates = torch.as_tensor(objects.n_duplicates > 0, device=index.device)
+    rules = {Flag.OOD: objects.ood, Flag.BAD_INPUT: objects.bad_input, Flag.DUPLICATES: duplicates}
+    if objects.apart is not None:
+        rules[Flag.DISAGREE] = objects.apart
+    return {flag: values[index] for flag, values in rules.items()}
+
+
+def _flags(outcome: Outcome, objects: Objects, request: Request) -> tuple[frozenset[Flag], ...]:
     """Return the flags of each object: every rule is evaluated for all objects at once."""
     pool = outcome.pool
     circles = circular_columns(request.prior.periods)
     rules = weight_rules(
         outcome.summary, pool.z, outcome.cleaned.log_weights, request.gate, circles
     ) | {
-        Flag.OOD: objects.ood[pool.index],
+        **_of_data(objects, pool.index),
         Flag.SIM_ERRORS: outcome.cleaned.many_nan
         | pool.failed.any(1)
         | (outcome.cleaned.failure == Failure.SIMULATOR),
-        Flag.BAD_INPUT: objects.bad_input[pool.index],
-        Flag.DUPLICATES: torch.as_tensor(objects.n_duplicates[rows] > 0, device=pool.z.device),
     }
     if outcome.misfit is not None:
         rules[Flag.MISFIT] = outcome.misfit

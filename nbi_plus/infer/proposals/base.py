@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -76,11 +76,7 @@ class FlowProposal:
         z, log_q = self._made(features, keys, n, seed, stage, share)
         log_q = log_q.to(torch.float64)
         if self.flow is not self.exact:
-            probe = torch.arange(0, n, max(n // _N_PROBES, 1), device=z.device)
-            error = log_q[:, probe] - self._log_prob(z[:, probe], features, share)
-            rows = (~(error.abs().amax(1) < _PROBE_MAX)).nonzero()[:, 0]  # also what is NaN
-            if len(rows):
-                log_q[rows] = self._log_prob(z[rows], features[rows], share)
+            log_q = probed(z, log_q, features, lambda *own: self._log_prob(*own, share))
         return Draws(z, log_q)
 
     @torch.no_grad()
@@ -223,6 +219,22 @@ class Separate:
         """Return the proposals of some of the objects."""
         chosen = torch.arange(len(self.parts))[rows.cpu()].tolist()
         return Separate(tuple(self.parts[i] for i in chosen))
+
+
+def probed(
+    z: Tensor, log_q: Tensor, features: Tensor, exact: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return log-densities (B, S) of draws z (B, S, D), exact ones where single precision shows.
+
+    ``exact(z, features)`` gives those; a few draws of each object tell where it must be asked.
+    """
+    n = z.shape[1]
+    probe = torch.arange(0, n, max(n // _N_PROBES, 1), device=z.device)
+    error = log_q[:, probe] - exact(z[:, probe], features)
+    rows = (~(error.abs().amax(1) < _PROBE_MAX)).nonzero()[:, 0]  # also what is NaN
+    if len(rows):
+        log_q[rows] = exact(z[rows], features[rows])
+    return log_q
 
 
 def free_flow(flow: Flow, share: float, width: float) -> Conditioned:

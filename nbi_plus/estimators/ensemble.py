@@ -1,0 +1,341 @@
+"""Ensemble: several engines trained on shared simulations, whose mixture answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+from nbi_plus import options
+from nbi_plus.arguments import new_file, of_kind, path_of, real, seed_of, whole
+from nbi_plus.data.observations import Observations
+from nbi_plus.engine import Engine
+from nbi_plus.estimators import members
+from nbi_plus.estimators.members import JoinedModel
+from nbi_plus.estimators.prepared import prepare
+from nbi_plus.fitted import Computing, Fitted, tried
+from nbi_plus.infer.ladder.ladder import Ladder
+from nbi_plus.infer.posterior.posterior import Posterior
+from nbi_plus.infer.posterior.posteriors import Posteriors
+from nbi_plus.infer.proposals.several import divergence
+from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
+from nbi_plus.problem.noise.base import Noise
+from nbi_plus.problem.noise.custom import as_noise
+from nbi_plus.problem.prior.prior import Prior
+from nbi_plus.problem.random import preserved_random_state
+from nbi_plus.problem.simulator.simulator import Simulator
+from nbi_plus.survey.mixin import SurveyMixin
+from nbi_plus.torch_state import doors
+from nbi_plus.trust.mixin import TellingMixin
+
+Weights = Mapping[str, float] | Sequence[float]
+_KIND = "ensemble"
+
+
+@doors
+class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
+    """Several engines for the same problem; the mixture of their networks answers as one would.
+
+    The mixture is what the ladder weighs draws of, so that weights, verdicts and evidences are as
+    exact as those of `Engine`. Where the members lie further apart than on 99 % of held-out
+    simulations an answer has flag ``DISAGREE``: what they were trained on did not settle it.
+
+    Parameters
+    ----------
+    engine : Engine, or mapping of name to Engine
+        One to copy, each copy with a seed of its own: the first has that of the engine, the next
+        ones those that follow. Or engines with other flows or featurizers, for the same simulator,
+        prior and noise; what is not of one network (``path``, ``n_jobs``, ``memory``, ``ladder``)
+        the first says for all.
+    n : int
+        How many copies.
+
+    Attributes
+    ----------
+    members_ : dict of Engine
+        Fitted, by name.
+    member_weights_ : dict of float
+        Of the mixture, by name; their sum is one.
+    prior_, noise_, simulator_, fitted_, truth_test_
+        As of `Engine`.
+    history_ : dict of list of dict
+        Losses of every epoch, by name.
+
+    Examples
+    --------
+    >>> from scipy.stats import norm
+    >>> engine = Engine(lambda theta: theta @ np.ones((1, 8)), {"a": norm(0, 1)}, noise=0.5)
+    >>> ensemble = Ensemble(engine, n=2).fit(n_sims=500, n_epochs=2)
+    >>> list(ensemble.members_), round(sum(ensemble.member_weights_.values()), 6)
+    (['member_0', 'member_1'], 1.0)
+    """
+
+    def __init__(self, engine: Engine | Mapping[str, Engine], n: int = 4) -> None:
+        self.engine = engine
+        self.n = n
+
+    def fit(
+        self,
+        n_sims: int | ArrayLike | None = None,
+        x: ArrayLike | str | Path | None = None,
+        *,
+        data_reuse: float = 1.0,
+        truth_test: bool | int | None = None,
+        **others: Any,  # noqa: ANN401 - as Engine.fit, which checks them
+    ) -> Ensemble:
+        """Simulate once, and train all members.
+
+        Parameters
+        ----------
+        n_sims : int
+            Simulations of each member. An array in this place is ``theta``: ``fit(theta, x)``.
+        x : array_like, optional
+            Simulations made elsewhere; all are used, by each member its share.
+        data_reuse : float
+            Share of its simulations that every member sees, in [0, 1]: 1 trains all on the same
+            ``n_sims``, 0 each on ``n_sims`` of its own. No member trains on what any other holds
+            out: these give the weights of the mixture, and say how far members lie apart.
+        truth_test : bool or int, optional
+            Of the mixture; see `Engine.fit`.
+        **others
+            ``theta``, ``n_epochs``, ``observations``, ``x_obs``, ``x_err``, ``mask``, ``bad``,
+            ``noise``, ``perturb``, ``grid``, ``batch_size``, ``lr``, ``train``, ``max_failed``,
+            ``callback``, ``progress``, coordinates and scalars, as for `Engine.fit`.
+
+        Returns
+        -------
+        Ensemble
+            Itself.
+        """
+        reuse = real("data_reuse", data_reuse)
+        if not 0 <= reuse <= 1:
+            raise ValueError(f"data_reuse must lie in [0, 1], but is {data_reuse!r}.")
+        engines = self._engines()
+        first = next(iter(engines.values()))
+        with preserved_random_state():
+            ready = prepare(first, n_sims, x, **others)
+            recipes = [ready.recipe(engine) for engine in engines.values()]
+            recipes = [replace(r, device=recipes[0].device, memory=recipes[0].memory)
+                       for r in recipes]  # fmt: skip
+            began = time.perf_counter()
+            models, held_out = ready.run.several(ready.problem, recipes, reuse)
+            model = JoinedModel.of(models, *held_out)
+            wanted = truth_test, time.perf_counter() - began
+            fitted = tried(model, ready.run, ready.problem, recipes[0], ready.given, first._how(),
+                           wanted)  # fmt: skip
+        for engine, own in zip(engines.values(), models, strict=True):
+            engine._keep(replace(fitted, model=own, truth=None))
+        return self._kept(fitted, engines)
+
+    def predict(
+        self, x_obs: ArrayLike, x_err: ArrayLike | None = None, *, merge_members: bool = True,
+        member_weights: Weights | None = None, **others: Any,  # noqa: ANN401 - as Engine.predict
+    ) -> Posterior | dict[str, Posterior]:  # fmt: skip
+        """Return the posterior of one object; see `Engine.predict` for all other arguments.
+
+        Parameters
+        ----------
+        x_obs, x_err : array_like
+        merge_members : bool
+            False returns the answers of each member, by name.
+        member_weights : mapping of name to float, or sequence of float, optional
+            Of the mixture, at least 0; they are scaled to a sum of one. Default:
+            ``member_weights_``.
+        """
+        return self._ask("predict", merge_members, member_weights, x_obs, x_err, **others)
+
+    def predict_many(
+        self, observations: Observations, *, merge_members: bool = True,
+        member_weights: Weights | None = None, **others: Any,  # noqa: ANN401 - as Engine.predict_many
+    ) -> Posteriors | dict[str, Posteriors]:  # fmt: skip
+        """Return the posteriors of many objects; see `predict` and `Engine.predict_many`."""
+        return self._ask("predict_many", merge_members, member_weights, observations, **others)
+
+    def sample(
+        self, x_obs: ArrayLike, x_err: ArrayLike | None = None, *, merge_members: bool = True,
+        member_weights: Weights | None = None, **others: Any,  # noqa: ANN401 - as Engine.sample
+    ) -> NDArray[np.float64] | dict[str, NDArray[np.float64]]:  # fmt: skip
+        """Return draws (n_samples, D) of the networks alone; see `predict` and `Engine.sample`."""
+        return self._ask("sample", merge_members, member_weights, x_obs, x_err, **others)
+
+    def log_prob(
+        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, *,
+        merge_members: bool = True, member_weights: Weights | None = None,
+        **others: Any,  # noqa: ANN401 - as Engine.log_prob
+    ) -> NDArray[np.float64] | dict[str, NDArray[np.float64]]:  # fmt: skip
+        """Return log q(theta | x) of the mixture, (n,); see `predict` and `Engine.log_prob`."""
+        return self._ask("log_prob", merge_members, member_weights, theta, x, x_err, **others)
+
+    def score(
+        self, theta: ArrayLike, x: ArrayLike, x_err: ArrayLike | None = None, **inputs: ArrayLike
+    ) -> float:
+        """Return the mean of `log_prob` over pairs theta (n, D), x (n, L) or (n, C, L)."""
+        return self._merged("score").score(theta, x, x_err, **inputs)
+
+    def retry(
+        self, posteriors: Posteriors, observations: Observations, *, ladder: Ladder | None = None
+    ) -> Posteriors:
+        """Return the posteriors with those that nothing certified tried again: `Engine.retry`."""
+        return self._merged("retry").retry(posteriors, observations, ladder=ladder)
+
+    def simulate(self, theta: ArrayLike, **inputs: ArrayLike) -> NDArray[np.float64]:
+        """Return noise-free data (n, C, L) of theta (n, D): `Engine.simulate`."""
+        return self._merged("simulate").simulate(theta, **inputs)
+
+    def disagreement(self, observations: Observations) -> NDArray[np.float64]:
+        """Return how far the members lie apart for each object, shape (N,).
+
+        The mean Kullback-Leibler divergence, in nats, over all ordered pairs of members. NaN for
+        objects whose data the networks cannot read.
+        """
+        fitted = self._fitted("disagreement")
+        objects = fitted.like_training(observations)
+        fitted.model.check_grid(objects)
+        _, features = fitted.amortized(self._how(), "disagreement").features(objects)
+        keys = torch.as_tensor(objects.keys, device=features.device)
+        return divergence(fitted.model, features, keys).cpu().numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write all members to a file of JSON and numbers; code is not in it."""
+        fitted, path = self._fitted("save"), new_file("path", path)
+        of_each = {name: (engine.fitted_, engine.seed) for name, engine in self.members_.items()}
+        archive = members.contents(fitted, of_each, isinstance(self.engine, Engine))
+        write_archive(path, _KIND, archive.meta, archive.arrays)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        simulator: Simulator | Callable | None = None,
+        *,
+        prior: Prior | None = None,
+        noise: Noise | Callable | None = None,
+        featurizer: nn.Module | Mapping[str, nn.Module] | None = None,
+        device: str | None = None,
+        **others: Any,  # noqa: ANN401 - passed on to Engine
+    ) -> Ensemble:
+        """Read a fitted ensemble; nothing in the file is executed.
+
+        Parameters
+        ----------
+        path : str or Path
+        simulator, prior, noise, device, **others
+            As for `Engine.load`.
+        featurizer : nn.Module, or mapping of name to it, optional
+            Needed only where it is your own code.
+        """
+        path = path_of("path", path)
+        archive = read_archive(path, _KIND)
+        code = {"prior": prior, "noise": noise, "featurizer": featurizer}
+        with fitting_parts(path, _KIND):
+            fitted, of_each = members.rebuilt(archive, path, options.device_of(device), code)
+        fitted = fitted.with_simulator(simulator, others.get("n_jobs"))
+        engines = {}
+        for name, (one, seed) in of_each.items():
+            code = members.own_code(featurizer, name)
+            own = {"device": device, "seed": seed, **one.wishes(code), **others}
+            engine = Engine(simulator, one.prior, noise=one.noise, **own)
+            engines[name] = engine._keep(replace(one, simulator=fitted.simulator))
+        given = {name: _fresh(engine) for name, engine in engines.items()}
+        if archive.meta["copies"]:
+            ensemble = cls(next(iter(given.values())), len(given))
+        else:
+            ensemble = cls(given)
+        return ensemble._kept(fitted, engines)
+
+    # --- behind the verbs ------------------------------------------------------------------------
+
+    def _engines(self) -> dict[str, Engine]:
+        """Return the members, not fitted."""
+        if isinstance(self.engine, Engine):
+            n, seed = whole("n", self.n, 2), seed_of("seed", self.engine.seed)
+            return {f"member_{i}": _fresh(self.engine, seed=seed + i) for i in range(n)}
+        of_kind("engine", self.engine, Mapping, "Give an Engine, or a dict of name to Engine.")
+        for name, engine in self.engine.items():
+            of_kind(f"engine[{name!r}]", engine, Engine, "Give engines that are not fitted yet.")
+        if len(self.engine) < 2:
+            raise ValueError(
+                f"engine must hold at least two engines, but holds {list(self.engine)}. One alone "
+                "needs no ensemble."
+            )
+        (first_name, first), *rest = self.engine.items()
+        for name, engine in rest:
+            what = _different(first, engine)
+            if what:
+                raise ValueError(
+                    f"engine must hold engines for one problem, but the {what} of {name!r} is "
+                    f"another than that of {first_name!r}. Give all the same objects."
+                )
+        return {str(name): _fresh(engine) for name, engine in self.engine.items()}
+
+    def _fitted(self, caller: str) -> Fitted:
+        """Return what was fitted, or say that nothing was."""
+        if not hasattr(self, "fitted_"):
+            raise NotFittedError(f"This Ensemble is not fitted yet. Call fit before {caller}.")
+        return self.fitted_
+
+    def _how(self, ladder: Ladder | None = None) -> Computing:
+        return next(iter(self.members_.values()))._how(ladder)
+
+    def _seed(self, seed: int | None) -> int:
+        return next(iter(self.members_.values()))._seed(seed)
+
+    def _kept(self, fitted: Fitted, engines: Mapping[str, Engine]) -> Ensemble:
+        """Keep what was fitted, and the members under their names."""
+        self.fitted_, self.members_ = fitted, dict(engines)
+        self.prior_, self.noise_, self.simulator_ = fitted.prior, fitted.noise, fitted.simulator
+        self.member_weights_ = dict(zip(engines, fitted.model.shares, strict=True))
+        self.history_ = {name: engine.history_ for name, engine in engines.items()}
+        self.truth_test_ = fitted.truth
+        return self
+
+    def _merged(self, caller: str, weights: Weights | None = None) -> Engine:
+        """Return an engine whose network is the mixture."""
+        fitted = self._fitted(caller)
+        if weights is not None:
+            shares = members.shares_of(weights, list(self.members_))
+            fitted = replace(fitted, model=replace(fitted.model, shares=shares))
+        return _fresh(next(iter(self.members_.values())))._keep(fitted)
+
+    def _ask(
+        self,
+        verb: str,
+        merge: bool,
+        weights: Weights | None,
+        *given: object,
+        **others: Any,  # noqa: ANN401 - of the verb
+    ) -> Any:  # noqa: ANN401 - what the verb returns, or a dict of it
+        """Return what the mixture answers, or each member."""
+        if of_kind("merge_members", merge, bool, "Write True or False."):
+            return getattr(self._merged(verb, weights), verb)(*given, **others)
+        self._fitted(verb)
+        if weights is not None:
+            raise ValueError("member_weights must be None where members are not merged.")
+        return {
+            name: getattr(engine, verb)(*given, **others) for name, engine in self.members_.items()
+        }
+
+
+def _fresh(engine: Engine, **changed: object) -> Engine:
+    """Return an engine with the very same arguments that is not fitted."""
+    return Engine(**engine.get_params(deep=False) | changed)
+
+
+def _different(one: Engine, other: Engine) -> str:
+    """Return what of the problems of two engines is not the same; nothing where all is."""
+    if one.simulator is not other.simulator:
+        return "simulator"
+    if one._prior() != other._prior():
+        return "prior"
+    if as_noise(one.noise).fingerprint() != as_noise(other.noise).fingerprint():
+        return "noise"
+    return ""
