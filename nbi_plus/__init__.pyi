@@ -9,6 +9,7 @@ from nbi_plus.engine import Engine as Engine
 from nbi_plus.estimators.compare import compare as compare
 from nbi_plus.estimators.ensemble import Ensemble as Ensemble
 from nbi_plus.estimators.likelihood import LikelihoodEngine as LikelihoodEngine
+from nbi_plus.estimators.point import PointEngine as PointEngine
 from nbi_plus.estimators.ratio import RatioEngine as RatioEngine
 from nbi_plus.infer.ladder.audit import PeakAudit as PeakAudit
 from nbi_plus.infer.ladder.ladder import Ladder as Ladder
@@ -23,6 +24,11 @@ from nbi_plus.infer.weights.summary import Gate as Gate
 from nbi_plus.io.archive import ArchiveError as ArchiveError
 from nbi_plus.io.store import StoreError as StoreError
 from nbi_plus.learn.flows import FlowConfig as FlowConfig
+from nbi_plus.learn.scores.rules import EnergyScore as EnergyScore
+from nbi_plus.learn.scores.rules import ExpectileScore as ExpectileScore
+from nbi_plus.learn.scores.rules import MeanScore as MeanScore
+from nbi_plus.learn.scores.rules import MedianScore as MedianScore
+from nbi_plus.learn.scores.rules import QuantileScore as QuantileScore
 from nbi_plus.learn.training import TrainConfig as TrainConfig
 from nbi_plus.learn.training import TrainingError as TrainingError
 from nbi_plus.problem.checks.noise_check import check_noise as check_noise

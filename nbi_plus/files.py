@@ -20,6 +20,7 @@ from nbi_plus.io.sizes import refuse_larger
 from nbi_plus.learn.flows import Flow
 from nbi_plus.learn.learned_noise import LearnedNoise
 from nbi_plus.learn.model import TrainedModel
+from nbi_plus.learn.scores.estimates import Scores
 from nbi_plus.problem.noise import noise_from_meta
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.noise.custom import as_noise
@@ -83,8 +84,9 @@ def rebuilt(
     prior: Prior | None = None,
     noise: Noise | None = None,
     featurizer: nn.Module | None = None,
+    kind: type[Flow] | type[Scores] = Flow,
 ) -> tuple[Fitted, int]:
-    """Return what `contents` described: see `read`."""
+    """Return what `contents` described, with a network of some kind: see `read`."""
     meta = archive.meta
     if prior is None:
         prior = Prior.from_manifest(meta["prior"], meta["labels"])
@@ -96,10 +98,10 @@ def rebuilt(
     if meta["model"] is not None:
         learned = replace(archive, arrays=joined(parts))
         model = TrainedModel.from_archive(learned, device, featurizer)
-        if not isinstance(model.network.flow, Flow):
+        if not isinstance(model.network.flow, kind):
             raise ArchiveError(
-                "the network must be a flow, but is another estimator. The file is damaged or "
-                "forged."
+                f"the network must be a {kind.__name__.lower()}, but is another estimator. The "
+                "file is damaged or forged."
             )
         has_errors = model.conditions.x_err is not None
         if model.network.flow.n_dims != prior.n_dim:

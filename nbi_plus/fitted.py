@@ -27,6 +27,7 @@ from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.model import Trained, TrainedModel
 from nbi_plus.learn.run import Run
+from nbi_plus.learn.scores.estimates import Scores
 from nbi_plus.problem.binding import Conventions, bind_simulator, with_grid
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
@@ -117,13 +118,13 @@ class Fitted:
         return replace(self, simulator=bound, sequential=one)
 
     def wishes(self, featurizer: nn.Module | None = None) -> dict[str, object]:
-        """Return flow and featurizer as `Engine` takes them; the latter may be the user's own."""
+        """Return what was trained as its engine takes it; a featurizer may be the user's own."""
         own = {} if featurizer is None else {"featurizer": featurizer}
         if self.model is None:
             return own
-        return {
-            "flow": self.model.network.flow.config, "featurizer": self.model.featurizer.wish, **own,
-        }  # fmt: skip
+        trained = self.model.network.flow
+        what = {"rules": trained.rules} if isinstance(trained, Scores) else {"flow": trained.config}
+        return {**what, "featurizer": self.model.featurizer.wish, **own}
 
     def __str__(self) -> str:
         network = "no network" if self.model is None else f"a network for {self.shape} (C, L)"

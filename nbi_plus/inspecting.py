@@ -98,6 +98,7 @@ def _of_calibration(archive: Archive) -> dict[str, Any]:
 _KINDS = {
     "engine": _of_engine,
     "ensemble": _of_ensemble,
+    "point engine": _of_engine,
     **dict.fromkeys(fits.KINDS, _of_trials),
     "posterior": _of_posterior,
     "calibration": _of_calibration,

@@ -253,6 +253,28 @@ def test_an_ensemble_is_right_or_refused(times, tmp_path):
 
 
 @often
+def test_a_point_engine_is_right_or_refused(times, tmp_path):
+    rules = {"mean": nbi.MeanScore(), "q": nbi.QuantileScore([0.2, 0.8]), "e": nbi.EnergyScore(4)}
+    made = nbi.PointEngine(line, {"a": norm(0, 1), "b": uniform(1, 99)}, 0.3, rules)
+    made.fit(n_sims=64, n_epochs=1, t=np.linspace(0, 1, 6)).save(tmp_path / "point.nbi")
+
+    def content(found):
+        found.save(tmp_path / "again.nbi")
+        return bytes_of(read_archive(tmp_path / "again.nbi", "point engine"))
+
+    def forged(found, mutation):
+        x = np.linspace(-1, 1, 18).reshape(3, 6)
+        given = nbi.Observations.from_arrays(x, t=np.linspace(0, 1, 6))
+        for name, by_kind in found.estimate(given).items():
+            (values,) = by_kind.values()
+            assert np.isfinite(values).all(), mutation
+            assert name != "q" or (np.diff(values, axis=1) >= 0).all(), mutation
+
+    load = nbi.PointEngine.load
+    check(tmp_path / "point.nbi", "point engine", load, content, forged, times * N // 4, 8)
+
+
+@often
 def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
     engine.save(tmp_path / "many.nbi")
     network = read_engine(tmp_path / "many.nbi")[0].model.network

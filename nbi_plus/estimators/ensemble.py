@@ -21,6 +21,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
 from nbi_plus.estimators import members
 from nbi_plus.estimators.members import JoinedModel
+from nbi_plus.estimators.point import Estimates, PointEngine
 from nbi_plus.estimators.prepared import prepare
 from nbi_plus.fitted import Computing, Fitted, tried
 from nbi_plus.infer.ladder.ladder import Ladder
@@ -28,8 +29,8 @@ from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.proposals.several import divergence
 from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
+from nbi_plus.learn.learned_noise import arguments_of, noise_of
 from nbi_plus.problem.noise.base import Noise
-from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.simulator.simulator import Simulator
@@ -38,7 +39,9 @@ from nbi_plus.torch_state import doors
 from nbi_plus.trust.mixin import TellingMixin
 
 Weights = Mapping[str, float] | Sequence[float]
+Member = Engine | PointEngine
 _KIND = "ensemble"
+_KINDS = (Engine, PointEngine)
 
 
 @doors
@@ -51,20 +54,21 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
 
     Parameters
     ----------
-    engine : Engine, or mapping of name to Engine
+    engine : Engine, or mapping of name to Engine or PointEngine
         One to copy, each copy with a seed of its own: the first has that of the engine, the next
         ones those that follow. Or engines with other flows or featurizers, for the same simulator,
         prior and noise; what is not of one network (``path``, ``n_jobs``, ``memory``, ``ladder``)
-        the first says for all.
+        the first says for all. Where one is a `PointEngine`, which has no density, members answer
+        one by one.
     n : int
         How many copies.
 
     Attributes
     ----------
-    members_ : dict of Engine
+    members_ : dict of Engine or PointEngine
         Fitted, by name.
     member_weights_ : dict of float
-        Of the mixture, by name; their sum is one.
+        Of the mixture, by name; their sum is one. Empty where there is none.
     prior_, noise_, simulator_, fitted_, truth_test_
         As of `Engine`.
     history_ : dict of list of dict
@@ -79,7 +83,7 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
     (['member_0', 'member_1'], 1.0)
     """
 
-    def __init__(self, engine: Engine | Mapping[str, Engine], n: int = 4) -> None:
+    def __init__(self, engine: Member | Mapping[str, Member], n: int = 4) -> None:
         self.engine = engine
         self.n = n
 
@@ -122,16 +126,19 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         engines = self._engines()
         first = next(iter(engines.values()))
         with preserved_random_state():
-            ready = prepare(first, n_sims, x, **others)
+            ready = prepare(_as_engine(first), n_sims, x, **others)
             recipes = [ready.recipe(engine) for engine in engines.values()]
             recipes = [replace(r, device=recipes[0].device, memory=recipes[0].memory)
                        for r in recipes]  # fmt: skip
             began = time.perf_counter()
             models, held_out = ready.run.several(ready.problem, recipes, reuse)
-            model = JoinedModel.of(models, *held_out)
-            wanted = truth_test, time.perf_counter() - began
-            fitted = tried(model, ready.run, ready.problem, recipes[0], ready.given, first._how(),
-                           wanted)  # fmt: skip
+            if _can_merge(engines):
+                model = JoinedModel.of(models, *held_out)
+                wanted = truth_test, time.perf_counter() - began
+                fitted = tried(model, ready.run, ready.problem, recipes[0], ready.given,
+                               first._how(), wanted)  # fmt: skip
+            else:
+                fitted = Fitted.of(ready.problem, ready.given.defaults())
         for engine, own in zip(engines.values(), models, strict=True):
             engine._keep(replace(fitted, model=own, truth=None))
         return self._kept(fitted, engines)
@@ -204,11 +211,27 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         keys = torch.as_tensor(objects.keys, device=features.device)
         return divergence(fitted.model, features, keys).cpu().numpy()
 
+    def estimate(
+        self, observations: Observations, *, groupby: str = "rule", merge_members: bool = False
+    ) -> dict[str, Estimates]:
+        """Return the estimates of each PointEngine among the members, by name.
+
+        Parameters
+        ----------
+        observations, groupby
+            As for `PointEngine.estimate`.
+        merge_members : bool
+            Must be False: a mixture of posteriors has no quantiles that are means of theirs.
+        """
+        if of_kind("merge_members", merge_members, bool, "Write False."):
+            raise ValueError("merge_members must be False for estimate, which merges none.")
+        return self._each("estimate", PointEngine, observations, groupby=groupby)
+
     def save(self, path: str | Path) -> None:
         """Write all members to a file of JSON and numbers; code is not in it."""
-        fitted, path = self._fitted("save"), new_file("path", path)
+        fitted, path = self._was_fitted("save"), new_file("path", path)
         of_each = {name: (engine.fitted_, engine.seed) for name, engine in self.members_.items()}
-        archive = members.contents(fitted, of_each, isinstance(self.engine, Engine))
+        archive = members.contents(fitted, of_each, not isinstance(self.engine, Mapping))
         write_archive(path, _KIND, archive.meta, archive.arrays)
 
     @classmethod
@@ -238,12 +261,16 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         code = {"prior": prior, "noise": noise, "featurizer": featurizer}
         with fitting_parts(path, _KIND):
             fitted, of_each = members.rebuilt(archive, path, options.device_of(device), code)
-        fitted = fitted.with_simulator(simulator, others.get("n_jobs"))
+        whole_fit = next(iter(of_each.values()))[0].with_simulator(simulator, others.get("n_jobs"))
+        fitted = replace(fitted, simulator=whole_fit.simulator)
         engines = {}
         for name, (one, seed) in of_each.items():
             code = members.own_code(featurizer, name)
-            own = {"device": device, "seed": seed, **one.wishes(code), **others}
-            engine = Engine(simulator, one.prior, noise=one.noise, **own)
+            own = {**arguments_of(one.noise), "device": device, "seed": seed, **one.wishes(code),
+                   **others}  # fmt: skip
+            kind = PointEngine if "rules" in own else Engine
+            own = {k: v for k, v in own.items() if kind is Engine or k in kind().get_params()}
+            engine = kind(simulator, one.prior, **own)
             engines[name] = engine._keep(replace(one, simulator=fitted.simulator))
         given = {name: _fresh(engine) for name, engine in engines.items()}
         if archive.meta["copies"]:
@@ -254,14 +281,18 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
 
     # --- behind the verbs ------------------------------------------------------------------------
 
-    def _engines(self) -> dict[str, Engine]:
+    def _engines(self) -> dict[str, Member]:
         """Return the members, not fitted."""
-        if isinstance(self.engine, Engine):
+        if isinstance(self.engine, _KINDS):
             n, seed = whole("n", self.n, 2), seed_of("seed", self.engine.seed)
             return {f"member_{i}": _fresh(self.engine, seed=seed + i) for i in range(n)}
         of_kind("engine", self.engine, Mapping, "Give an Engine, or a dict of name to Engine.")
         for name, engine in self.engine.items():
-            of_kind(f"engine[{name!r}]", engine, Engine, "Give engines that are not fitted yet.")
+            if not isinstance(engine, _KINDS):
+                raise TypeError(
+                    f"engine[{name!r}] must be an Engine or a PointEngine, but is a "
+                    f"{type(engine).__name__}."
+                )
         if len(self.engine) < 2:
             raise ValueError(
                 f"engine must hold at least two engines, but holds {list(self.engine)}. One alone "
@@ -277,11 +308,22 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
                 )
         return {str(name): _fresh(engine) for name, engine in self.engine.items()}
 
-    def _fitted(self, caller: str) -> Fitted:
+    def _was_fitted(self, caller: str) -> Fitted:
         """Return what was fitted, or say that nothing was."""
         if not hasattr(self, "fitted_"):
             raise NotFittedError(f"This Ensemble is not fitted yet. Call fit before {caller}.")
         return self.fitted_
+
+    def _fitted(self, caller: str) -> Fitted:
+        """Return what was fitted, with a mixture, or say that there is none."""
+        fitted = self._was_fitted(caller)
+        if fitted.model is None:
+            points = [n for n, m in self.members_.items() if isinstance(m, PointEngine)]
+            raise ValueError(
+                f"members must all be Engines to be merged for {caller}, but {points} have no "
+                "density. Ask with merge_members=False, or fit an Ensemble without them."
+            )
+        return fitted
 
     def _how(self, ladder: Ladder | None = None) -> Computing:
         return next(iter(self.members_.values()))._how(ladder)
@@ -289,11 +331,12 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
     def _seed(self, seed: int | None) -> int:
         return next(iter(self.members_.values()))._seed(seed)
 
-    def _kept(self, fitted: Fitted, engines: Mapping[str, Engine]) -> Ensemble:
+    def _kept(self, fitted: Fitted, engines: Mapping[str, Member]) -> Ensemble:
         """Keep what was fitted, and the members under their names."""
         self.fitted_, self.members_ = fitted, dict(engines)
         self.prior_, self.noise_, self.simulator_ = fitted.prior, fitted.noise, fitted.simulator
-        self.member_weights_ = dict(zip(engines, fitted.model.shares, strict=True))
+        shares = () if fitted.model is None else fitted.model.shares
+        self.member_weights_ = dict(zip(engines, shares, strict=bool(shares)))
         self.history_ = {name: engine.history_ for name, engine in engines.items()}
         self.truth_test_ = fitted.truth
         return self
@@ -317,25 +360,44 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         """Return what the mixture answers, or each member."""
         if of_kind("merge_members", merge, bool, "Write True or False."):
             return getattr(self._merged(verb, weights), verb)(*given, **others)
-        self._fitted(verb)
         if weights is not None:
             raise ValueError("member_weights must be None where members are not merged.")
-        return {
-            name: getattr(engine, verb)(*given, **others) for name, engine in self.members_.items()
-        }
+        return self._each(verb, Engine, *given, **others)
+
+    def _each(self, verb: str, kind: type, *given: object, **others: object) -> dict[str, Any]:
+        """Return what each member of some kind answers, by name."""
+        self._was_fitted(verb)
+        asked = {name: own for name, own in self.members_.items() if isinstance(own, kind)}
+        if not asked:
+            raise ValueError(
+                f"members must hold a {kind.__name__} for {verb}, but are {list(self.members_)}, "
+                "of another kind."
+            )
+        return {name: getattr(engine, verb)(*given, **others) for name, engine in asked.items()}
 
 
-def _fresh(engine: Engine, **changed: object) -> Engine:
+def _fresh(engine: Member, **changed: object) -> Member:
     """Return an engine with the very same arguments that is not fitted."""
-    return Engine(**engine.get_params(deep=False) | changed)
+    return type(engine)(**engine.get_params(deep=False) | changed)
 
 
-def _different(one: Engine, other: Engine) -> str:
+def _as_engine(member: Member) -> Engine:
+    """Return an Engine for the same problem."""
+    return member._engine() if isinstance(member, PointEngine) else member
+
+
+def _can_merge(engines: Mapping[str, Member]) -> bool:
+    return all(isinstance(engine, Engine) for engine in engines.values())
+
+
+def _different(one: Member, other: Member) -> str:
     """Return what of the problems of two engines is not the same; nothing where all is."""
+    one, other = _as_engine(one), _as_engine(other)
     if one.simulator is not other.simulator:
         return "simulator"
     if one._prior() != other._prior():
         return "prior"
-    if as_noise(one.noise).fingerprint() != as_noise(other.noise).fingerprint():
+    believed = (noise_of(engine.noise, engine.likelihood).fingerprint() for engine in (one, other))
+    if len(set(believed)) > 1:
         return "noise"
     return ""

@@ -20,9 +20,11 @@ from nbi_plus.fitted import Fitted
 from nbi_plus.infer.proposals.several import divergence
 from nbi_plus.io.archive import Archive, ArchiveError
 from nbi_plus.io.parts import joined, split
+from nbi_plus.learn.flows import Flow
 from nbi_plus.learn.losses import nll
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.scores.estimates import Scores
 from nbi_plus.learn.training import History
 
 _N_STEPS = 1000  # of the weights; they move by less than 1e-3 long before
@@ -167,13 +169,14 @@ def contents(fitted: Fitted, of_each: Mapping[str, tuple[Fitted, int]], copies: 
     own = [files.contents(*member) for member in of_each.values()]
     meta = {
         "members": [{"name": n, **a.meta} for n, a in zip(of_each, own, strict=True)],
+        "merged": fitted.model is not None,
         "copies": copies,
         "truth_test": None if fitted.truth is None else asdict(fitted.truth),
     }
     arrays = joined({str(i): archive.arrays for i, archive in enumerate(own)})
-    model = fitted.model
-    arrays["shares"] = np.array(model.shares)
-    arrays["divergences"] = model.divergences.cpu().numpy()
+    if fitted.model is not None:
+        arrays["shares"] = np.array(fitted.model.shares)
+        arrays["divergences"] = fitted.model.divergences.cpu().numpy()
     return Archive(meta, arrays)
 
 
@@ -187,28 +190,39 @@ def rebuilt(
         one = Archive(own, parts[str(i)])
         files.check_sizes(one)
         given = {**code, "featurizer": own_code(code["featurizer"], own["name"])}
+        given["kind"] = Scores if own["model"]["flow"]["kind"] == "scores" else Flow
         of_each[own["name"]] = files.rebuilt(one, path, device, **given)
     fits = [fitted for fitted, _ in of_each.values()]
-    shares, apart = archive.arrays["shares"], archive.arrays["divergences"]
     alike = {(fit.prior, fit.noise.fingerprint(), fit.model.shape) for fit in fits}
+    if not (len(fits) == len(meta["members"]) and len(alike) == 1 and type(meta["copies"]) is bool):
+        raise ArchiveError(
+            "the members of the ensemble must be of one problem, with a name each, but are not. "
+            "The file is damaged or forged."
+        )
+    if not meta["merged"]:
+        return replace(fits[0], model=None), of_each
+    told = meta["truth_test"]
+    truth = None if told is None else files.truth_test_of(told)
+    return replace(fits[0], model=_mixture(fits, archive, device), truth=truth), of_each
+
+
+def _mixture(fits: Sequence[Fitted], archive: Archive, device: torch.device) -> JoinedModel:
+    """Return the mixture of members, with the weights and divergences of a file."""
+    shares, apart = archive.arrays["shares"], archive.arrays["divergences"]
     sound = (
-        shares.shape == (len(meta["members"]),) == (len(fits),)
+        all(isinstance(fit.model.network.flow, Flow) for fit in fits)
+        and shares.shape == (len(fits),)
         and (shares >= 0).all() and np.isclose(shares.sum(), 1.0)
         and apart.dtype == np.float64 and apart.ndim == 1 and len(apart) > 0
         and np.isfinite(apart).all() and (np.diff(apart) >= 0).all()
-        and len(alike) == 1 and type(meta["copies"]) is bool
     )  # fmt: skip
     if not sound:
         raise ArchiveError(
-            "the members of the ensemble must agree with each other and with their weights, but do "
+            "the members of the ensemble must agree with their weights and divergences, but do "
             "not. The file is damaged or forged."
         )
-    model = JoinedModel(
-        tuple(fit.model for fit in fits), tuple(shares.tolist()), torch.as_tensor(apart).to(device)
-    )
-    told = meta["truth_test"]
-    truth = None if told is None else files.truth_test_of(told)
-    return replace(fits[0], model=model, truth=truth), of_each
+    models = tuple(fit.model for fit in fits)
+    return JoinedModel(models, tuple(shares.tolist()), torch.as_tensor(apart).to(device))
 
 
 def own_code(featurizer: nn.Module | Mapping[str, nn.Module] | None, name: str) -> nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
 
@@ -14,13 +14,22 @@ from nbi_plus.data.ingest import point_mask
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
 from nbi_plus.learn.fitting import Recipe
+from nbi_plus.learn.learned_noise import noise_of
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
-from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Perturbation
+
+
+class Trains(Protocol):
+    """Whoever trains a network on simulations of a problem: an Engine, a PointEngine."""
+
+    def _recipe(
+        self, problem: Problem, config: TrainConfig, perturbation: Perturbation | None
+    ) -> Recipe:
+        """Return what the training is a function of."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Prepared:
     perturbation: Perturbation | None
     given: FitInputs
 
-    def recipe(self, engine: Engine) -> Recipe:
+    def recipe(self, engine: Trains) -> Recipe:
         """Return what the training of an engine is a function of."""
         return engine._recipe(self.problem, self.config, self.perturbation)
 
@@ -82,7 +91,7 @@ def prepare(  # noqa: PLR0913 - as Engine.fit
     chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
     config = options.train_config(train, chosen, {})
     run = engine._run(n_sims, False, max_failed, False, callback, progress)
-    believed = as_noise(engine.noise if noise is None else noise)
+    believed = noise_of(engine.noise if noise is None else noise, engine.likelihood)
     problem = set_up(engine._prior(), engine.simulator, believed, given, engine.n_jobs)
     check_noise_of(problem, options.device_of(engine.device))
     varied = options.perturbation(perturb, observations)

@@ -19,21 +19,19 @@ from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
+from nbi_plus.learn.scores.estimates import ScoreConfig, Scores
 
-EstimatorConfig = FlowConfig | RatioConfig | LikelihoodConfig
+EstimatorConfig = FlowConfig | RatioConfig | LikelihoodConfig | ScoreConfig
 
 
 class Estimator(Protocol):
-    """What is trained on features of the data: a density of z, or of the data, or a ratio."""
+    """What is trained on features of the data: a density, of z or of the data, ratio, estimates."""
 
     n_dims: int
     config: EstimatorConfig
 
     def whiten(self, z: Tensor) -> None:
         """Learn where draws z (n, D) lie."""
-
-    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
-        """Return the log of it, (B, S), at z (B, S, D) given features (B, F)."""
 
     def exact(self) -> Estimator:
         """Return a float64 copy."""
@@ -42,7 +40,7 @@ class Estimator(Protocol):
 # of each kind: what it is trained as, and its chosen state of plain JSON
 ESTIMATORS: dict[str, tuple[type[Estimator], Callable[..., EstimatorConfig]]] = {
     "maf": (Flow, FlowConfig), "nsf": (Flow, FlowConfig), "ratio": (Ratio, RatioConfig),
-    "likelihood": (Likelihood, LikelihoodConfig.of),
+    "likelihood": (Likelihood, LikelihoodConfig.of), "scores": (Scores, ScoreConfig),
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Scores: estimates of parameters that are minima of proper scoring rules."""
