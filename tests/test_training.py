@@ -122,7 +122,7 @@ def test_training_reaches_the_entropy_of_the_posterior():
     losses = [h["val_nll"] for h in history]
     error = 1.0 / math.sqrt(2000)  # -log q of a normal in 2 dimensions has a variance of 1
     assert ENTROPY - 4 * error < min(losses) < ENTROPY + 4 * error + 0.05
-    held_out = training._validation_data(problem, 3)
+    held_out = training.validation_data(problem, 3)
     assert training.evaluate(network, *held_out) == pytest.approx(min(losses), abs=1e-6)
     assert not network.training
 
@@ -297,7 +297,7 @@ def test_early_stopping_keeps_the_best_epoch():
     losses = [h["val_nll"] for h in history]
     best = int(np.argmin(losses))
     assert len(history) == best + 1 + 3 < 30
-    held_out = training._validation_data(problem, 3)
+    held_out = training.validation_data(problem, 3)
     assert training.evaluate(network, *held_out) == pytest.approx(losses[best], abs=1e-6)
     assert losses[-1] > losses[best] + 0.1
 
@@ -352,9 +352,9 @@ def test_noise_is_fresh_in_training_and_fixed_in_validation():
     assert len(batches) == 3 * 2  # the validation noise was drawn once, for all epochs
     every = torch.cat([validation, *batches]).flatten()
     assert len(every.unique()) > 0.99 * len(every)
-    one, two = (training._validation_data(problem, 3)[1].x for _ in range(2))
+    one, two = (training.validation_data(problem, 3)[1].x for _ in range(2))
     assert torch.equal(one, two)
-    assert not torch.equal(one, training._validation_data(problem, 4)[1].x)
+    assert not torch.equal(one, training.validation_data(problem, 4)[1].x)
 
 
 def test_conditions_are_those_of_random_objects_unless_made_on_their_grid():

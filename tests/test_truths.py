@@ -90,7 +90,7 @@ def test_a_dear_simulator_is_not_called_for_a_test_that_is_too_long():
 def trial_of(engine, seed):
     own = engine.fitted_
     problem = Problem(own.prior, own.simulator, own.noise, own.model.conditions, None)
-    return TruthTrial(problem, own.model.network, nbi.Ladder(), torch.device("cpu"), seed)
+    return TruthTrial(problem, own.model, nbi.Ladder(), torch.device("cpu"), seed)
 
 
 def test_suspects_are_asked_where_time_is_short():

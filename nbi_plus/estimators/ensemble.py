@@ -198,6 +198,24 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         """Return noise-free data (n, C, L) of theta (n, D): `Engine.simulate`."""
         return self._merged("simulate").simulate(theta, **inputs)
 
+    def predict_shared(self, observations: Observations, **others: Any) -> Posterior:  # noqa: ANN401
+        """Return the posterior of one theta behind several objects: `Engine.predict_shared`."""
+        return self._merged("predict_shared").predict_shared(observations, **others)
+
+    def log_likelihood(
+        self, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None = None,
+        **others: ArrayLike,
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """Return log L(theta) of one object, shape (n,): `Engine.log_likelihood`."""
+        return self._merged("log_likelihood").log_likelihood(theta, x_obs, x_err, **others)
+
+    def log_posterior(
+        self, theta: ArrayLike, x_obs: ArrayLike, x_err: ArrayLike | None = None,
+        **others: ArrayLike,
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """Return log prior + log L of one object, shape (n,): `Engine.log_posterior`."""
+        return self._merged("log_posterior").log_posterior(theta, x_obs, x_err, **others)
+
     def disagreement(self, observations: Observations) -> NDArray[np.float64]:
         """Return how far the members lie apart for each object, shape (N,).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,20 @@ class JoinedModel:
 
         The median of those of all members.
         """
-        own = features.split([network.n_features for network in self.networks], -1)
-        each = [model.unlike(f, coverage) for model, f in zip(self.models, own, strict=True)]
+        each = [model.unlike(own, coverage) for model, own in self._own(features)]
         flags, p_values = (torch.stack(values) for values in zip(*each, strict=True))
         return flags.double().mean(0) >= 0.5, torch.quantile(p_values, 0.5, 0)
+
+    def judge_together(self, features: Tensor) -> tuple[bool, float]:
+        """Say whether half of the members find objects of one kind unlike, and the median p."""
+        flags, p_values = zip(*(m.judge_together(own) for m, own in self._own(features)),
+                              strict=True)  # fmt: skip
+        return float(np.mean(flags)) >= 0.5, float(np.median(p_values))
+
+    def _own(self, features: Tensor) -> Iterator[tuple[TrainedModel, Tensor]]:
+        """Return each member with what belongs to it of features (n, F)."""
+        widths = [network.n_features for network in self.networks]
+        return zip(self.models, features.split(widths, -1), strict=True)
 
 
 def shares_of(

@@ -106,6 +106,9 @@ class Trained(Protocol):
     def unlike(self, features: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
         """Say which objects are unlike the simulations, bool (n,), and the p-values (n,)."""
 
+    def judge_together(self, features: Tensor) -> tuple[bool, float]:
+        """Say whether objects of one kind are unlike the simulations, and a p-value."""
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -152,6 +155,10 @@ class TrainedModel:
     def unlike(self, features: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
         """Say which objects are unlike the simulations, bool (n,), and the p-values (n,)."""
         return self.reference.flag(features, coverage), self.reference.p_value(features)
+
+    def judge_together(self, features: Tensor) -> tuple[bool, float]:
+        """Say whether objects of one kind are unlike the simulations, and a p-value."""
+        return self.reference.judge_together(features)
 
     @property
     def shape(self) -> tuple[int, int]:

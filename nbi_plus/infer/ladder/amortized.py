@@ -379,10 +379,9 @@ class Amortized:
         self, observations: Observations, features: Tensor | None = None
     ) -> tuple[verdict.Objects, Batch, Tensor]:
         """Return what is known of some objects, their data, and their features if not given."""
+        batch = self._batch(observations)
         if features is None:
-            batch, features = self.features(observations)
-        else:
-            batch = self._batch(observations)
+            features = self.model.features(batch, observations.lengths)
         keys = torch.as_tensor(observations.keys, device=features.device)
         ood, p_value = self.model.unlike(features, batch.coverage)
         objects = verdict.Objects(

@@ -91,7 +91,7 @@ def _refuse_useless(objects: verdict.Objects) -> None:
 def _together(objects: verdict.Objects, amortized: Amortized, features: Tensor) -> verdict.Objects:
     """Return what verdicts ask of all objects as one."""
     # unlike the training are those of which more lie far out than chance allows
-    strange, p_value = amortized.model.reference.judge_together(features)
+    strange, p_value = amortized.model.judge_together(features)
     device = features.device
     return verdict.Objects(
         ids=np.array([ID]),
