@@ -29,7 +29,7 @@ from nbi_plus.problem.target import Evaluation
 AMORTIZED = "amortized"  # the rung of draws that nothing weighs
 _MISSED, _MANY_SIGMA = 0.05, 4.0  # of log Z, and in errors: what fresh draws may fall short of
 MISSING = "fresh draws miss mass that earlier ones hold"
-_SCATTER = 0.25  # of the k-hat of a thousand draws
+_SCATTER = 0.4  # two standard errors, (1 + k) / sqrt(95), of the k-hat of a thousand draws
 _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 
 
