@@ -6,6 +6,7 @@ from nbi_plus import population as population
 from nbi_plus.data.batch import Batch as Batch
 from nbi_plus.data.observations import Observations as Observations
 from nbi_plus.engine import Engine as Engine
+from nbi_plus.estimators.classifier import ModelClassifier as ModelClassifier
 from nbi_plus.estimators.compare import compare as compare
 from nbi_plus.estimators.ensemble import Ensemble as Ensemble
 from nbi_plus.estimators.likelihood import LikelihoodEngine as LikelihoodEngine

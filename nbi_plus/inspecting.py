@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nbi_plus.estimators import fits
+from nbi_plus.estimators import class_fit, fits
 from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive
 from nbi_plus.io.header import OtherKindError
 from nbi_plus.io.parts import split
@@ -79,6 +79,14 @@ def _of_trials(archive: Archive) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _of_classes(archive: Archive) -> dict[str, Any]:
+    meta = archive.meta
+    return {
+        "models": meta["models"], **meta["chosen"], "temperature": meta["temperature"],
+        "numbers": sum(array.size for array in archive.arrays.values()),
+    }  # fmt: skip
+
+
 def _of_posterior(archive: Archive) -> dict[str, Any]:
     meta = archive.meta
     return {
@@ -100,6 +108,7 @@ _KINDS = {
     "ensemble": _of_ensemble,
     "point engine": _of_engine,
     **dict.fromkeys(fits.KINDS, _of_trials),
+    class_fit.KIND: _of_classes,
     "posterior": _of_posterior,
     "calibration": _of_calibration,
 }

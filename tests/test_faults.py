@@ -275,6 +275,30 @@ def test_a_point_engine_is_right_or_refused(times, tmp_path):
 
 
 @often
+def test_a_classifier_is_right_or_refused(times, tmp_path):
+    engines = {
+        name: nbi.Engine(lambda theta, k=k: theta * np.arange(1.0, 5.0) ** k, {"a": norm(0, 1)})
+        for k, name in enumerate(["flat", "line"])
+    }
+    made = nbi.ModelClassifier(engines).fit(128, n_epochs=1, x_err=0.5)
+    made.save(tmp_path / "which.nbi")
+    some = nbi.Observations.from_arrays(np.ones((3, 4)), 0.5)
+
+    def content(found):
+        found.save(tmp_path / "again.nbi")
+        return bytes_of(read_archive(tmp_path / "again.nbi", "model classifier"))
+
+    def forged(found, mutation):
+        p = found.predict_proba(some)
+        assert p.shape == (3, 2), mutation
+        np.testing.assert_allclose(p.sum(1), 1, err_msg=str(mutation))
+        assert ((found.unlike_any(some) > 0) & (found.unlike_any(some) <= 1)).all(), mutation
+
+    load = nbi.ModelClassifier.load
+    check(tmp_path / "which.nbi", "model classifier", load, content, forged, times * N // 4, 7)
+
+
+@often
 def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
     engine.save(tmp_path / "many.nbi")
     network = read_engine(tmp_path / "many.nbi")[0].model.network

@@ -64,7 +64,7 @@ def compare(
 
     of_kind("posteriors", posteriors, Mapping, 'Write {"name": posteriors, "other": ...}.')
     names = _names(posteriors)
-    prior = _weights(model_prior, names)
+    prior = weights_of(model_prior, names)
     models = [_Model.of(name, posteriors[name]) for name in names]
     for other in models[1:]:
         _refuse_others(models[0], other)
@@ -133,7 +133,7 @@ def _names(posteriors: Mapping[str, Answers]) -> tuple[str, ...]:
     return names
 
 
-def _weights(model_prior: Mapping[str, float] | Sequence[float] | None, names: Sequence) -> Array:
+def weights_of(model_prior: Mapping[str, float] | Sequence[float] | None, names: Sequence) -> Array:
     """Return the weights (M,) of the models."""
     if model_prior is None:
         return np.ones(len(names))

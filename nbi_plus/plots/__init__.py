@@ -6,7 +6,7 @@ shows itself where it is the value of a cell.
 """
 
 from nbi_plus.plots.corners import corner
-from nbi_plus.plots.diagnostics import loss, ranks, weights
+from nbi_plus.plots.diagnostics import loss, ranks, reliability, weights
 from nbi_plus.plots.escalation import before_after, efficiency_by_rung, rank, trace
 from nbi_plus.plots.landscapes import ratio_landscape
 from nbi_plus.plots.light_curves import light_curve, observed
@@ -28,6 +28,7 @@ __all__ = [
     "rank",
     "ranks",
     "ratio_landscape",
+    "reliability",
     "rounds",
     "trace",
     "weights",

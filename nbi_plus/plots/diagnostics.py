@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nbi_plus.learn.training import History
     from nbi_plus.trust.calibration import Calibration
+    from nbi_plus.trust.reliability import Reliability
 
 
 def loss(history: History) -> Figure:
@@ -152,6 +153,31 @@ def ranks(calibration: Calibration, n_bins: int = 20) -> Figure:
         figure.axes[0].set_ylabel("objects")
         _differences(figure.add_subplot(places[1, :]), c)
         figure.suptitle(f"Calibration of {c.scope}", fontsize=11)
+    return figure
+
+
+def reliability(found: Reliability) -> Figure:
+    """Draw how often models were right against the probability that they were given.
+
+    Parameters
+    ----------
+    found : Reliability
+        ``classifier.reliability_``.
+
+    Returns
+    -------
+    Figure
+        Bars are one standard error, if the probabilities are right; exact ones follow the line.
+    """
+    with house_style("reliability") as figure_class:
+        figure = figure_class(figsize=(4.6, 4.3), layout="tight")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], **GUIDE)
+        axes.errorbar(found.probability, found.share, found.error, fmt="o", color=COLORS[0])
+        axes.set_xlabel("probability of a model")
+        axes.set_ylabel("how often it was right")
+        axes.set_title(f"{found.count.sum()} probabilities, log score {found.log_score:.3f}")
+        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     return figure
 
 
