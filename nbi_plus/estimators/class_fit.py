@@ -19,7 +19,7 @@ from nbi_plus.files import check_sizes
 from nbi_plus.fitted import Fitted
 from nbi_plus.io.archive import ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
-from nbi_plus.learn.classes import Classes, class_of
+from nbi_plus.learn.heads.classes import Classes, class_of
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.problem.noise.custom import ALREADY_NOISY
 from nbi_plus.problem.prior.prior import Prior

@@ -21,7 +21,7 @@ from nbi_plus.estimators.compare import weights_of
 from nbi_plus.estimators.mixed import MixedModels
 from nbi_plus.fitted import Fitted
 from nbi_plus.learn import fitting
-from nbi_plus.learn.classes import ClassesConfig
+from nbi_plus.learn.heads.classes import ClassesConfig
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem.noise.custom import as_noise

@@ -22,7 +22,7 @@ from nbi_plus import launch
 from nbi_plus.arguments import of_kind
 from nbi_plus.data.ingest import numbers
 from nbi_plus.learn.flows import Flow, FlowConfig
-from nbi_plus.learn.latent import LatentInput, perceptron
+from nbi_plus.learn.heads.latent import LatentInput, perceptron
 
 _MOST_CLASSES = 1024
 _REPEATED = 0.02  # share of the simulations that one number of a continuous column never has

@@ -15,9 +15,9 @@ from nbi_plus.batched import filled
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.rearranging import buckets
 from nbi_plus.io.header import ArchiveError
-from nbi_plus.learn.classes import Classes, ClassesConfig
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.heads.classes import Classes, ClassesConfig
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
 from nbi_plus.learn.scores.estimates import ScoreConfig, Scores

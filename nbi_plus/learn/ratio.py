@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from nbi_plus.arguments import whole
-from nbi_plus.learn.latent import LatentInput, perceptron
+from nbi_plus.learn.heads.latent import LatentInput, perceptron
 
 _WIDEST = 2**16
 

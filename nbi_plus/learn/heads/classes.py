@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nbi_plus.arguments import whole
-from nbi_plus.learn.latent import LatentInput, perceptron
+from nbi_plus.learn.heads.latent import LatentInput, perceptron
 
 _WIDEST = 2**16
 

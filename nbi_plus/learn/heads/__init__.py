@@ -1,0 +1,1 @@
+"""Heads: what is trained on features of data, beside densities of parameters."""
