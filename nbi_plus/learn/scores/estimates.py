@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbi_plus.arguments import whole
-from nbi_plus.learn.latent import LatentInput, perceptron
+from nbi_plus.learn.heads.latent import LatentInput, perceptron
 from nbi_plus.learn.scores.rules import RULES, Score
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.prior.transport import IndependentPrior
