@@ -53,3 +53,9 @@ def test_draws_have_the_density():
         assert abs(len(own) / n - mass) < 4 * (mass * (1 - mass) / n) ** 0.5
         # half a step of the simulation besides
         assert abs(own.mean() - mean) < 4 * own.std() / len(own) ** 0.5 + EXAMPLE["STEP"] / 2
+
+
+def test_example_runs():
+    tiny = {"n_sims": 500, "n_epochs": 1, "n_sets": 1, "n_covered": 2, "n_trials": 5}
+    found, wanted = EXAMPLE["main"](**tiny)
+    assert [len(found), len(wanted)] == [2, 1]
