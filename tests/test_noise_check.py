@@ -26,6 +26,10 @@ def line(theta, t):
     return theta[:, :1] + theta[:, 1:2] * t
 
 
+def chance(theta, t):
+    return 1 / (1 + np.exp(2 - line(theta, t)))
+
+
 def objects(seed=1, n=3, errors=True, masked=True, length=LENGTH):
     rng = np.random.default_rng(seed)
     shape = (n, length)
@@ -40,9 +44,11 @@ def objects(seed=1, n=3, errors=True, masked=True, length=LENGTH):
     )
 
 
-def found(noise, observations=None, prior=PRIOR, simulator=line, seed=0):
+def found(noise, observations=None, prior=PRIOR, simulator=None, seed=0):
     """Return the names of the checks that failed, and the details."""
     observations = objects() if observations is None else observations
+    counts = isinstance(noise, nbi.BinomialNoise)
+    simulator = simulator or (chance if counts else line)
     table = nbi.check_noise(noise, simulator, prior, observations, seed=seed)
     assert table.colnames == ["check", "passed", "detail"]
     return {row["check"]: str(row["detail"]) for row in table if not row["passed"]}
@@ -56,6 +62,8 @@ SHIPPED = {
     "cauchy": (StudentTNoise(1.0), True),
     "poisson": (PoissonNoise(2.0, 0.5), False),
     "poisson, few counts": (PoissonNoise(0.01), False),
+    "binomial": (nbi.BinomialNoise(40), False),
+    "beta-binomial": (nbi.BetaBinomialNoise(40, "s"), False),
     "outliers": (nbi.OutlierNoise("s", 5.0, jitter=0.1), True),
     "limits": (nbi.UpperLimits(GaussianNoise(0.5, jitter="s"), 5.0), False),
     "limits, kept": (nbi.UpperLimits(StudentTNoise(), None), True),

@@ -110,7 +110,7 @@ def owners(shares: Sequence[float], n: int) -> Tensor:
     Examples
     --------
     >>> owners((0.75, 0.25), 8).tolist()
-    [0, 0, 1, 0, 0, 1, 0, 0]
+    [0, 0, 1, 0, 0, 0, 0, 1]
     """
     steps = (torch.arange(1, n + 1, dtype=torch.float64) * _GOLDEN) % 1.0
     edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
