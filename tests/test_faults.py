@@ -27,7 +27,7 @@ from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.infer.sequential.fit import SequentialFit
 from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
-from nbi_plus.io.archive import read_archive
+from nbi_plus.io.archive import read_archive, write_archive
 from nbi_plus.learn import checkpoint
 from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow
@@ -201,6 +201,21 @@ def test_an_amortized_engine_is_right_or_refused(engine, times, tmp_path):
     check(tmp_path / "many.nbi", "engine", read_engine, of_engine, sound_engine, times * N // 2, 2)
 
 
+@pytest.mark.parametrize("what", ["mask_in", "mask_hidden", "mask_out", "order", "restore"])
+def test_what_follows_from_the_architecture_of_a_flow_is_not_for_a_file_to_say(
+    what, engine, tmp_path
+):
+    path = tmp_path / "many.nbi"
+    engine.save(path)
+    archive = read_archive(path, "engine")
+    name = next(k for k in archive.arrays if k.rpartition(".")[2] == what)
+    changed = np.array(archive.arrays[name])
+    changed.flat[0] = 1 - changed.flat[0] if what.startswith("mask") else changed.flat[1]
+    write_archive(path, "engine", archive.meta, {**archive.arrays, name: changed})
+    with pytest.raises(nbi.ArchiveError, match="must have the masks and a rearrangement"):
+        read_engine(path)
+
+
 def trial_and_sign(theta):
     x = theta + torch.randn(theta.shape, dtype=theta.dtype)
     return torch.cat([x, (x > 0).to(x.dtype)], 1)
@@ -245,7 +260,8 @@ def test_an_ensemble_is_right_or_refused(times, tmp_path):
 
     def forged(found, mutation):
         theta, x = np.array([[0.1, -0.2], [1.0, 2.0]]), np.full((2, 6), 0.3)
-        assert np.isfinite(found.log_prob(theta, x)).all(), mutation
+        grid = found.fitted_.model.conditions.coords["t"]
+        assert np.isfinite(found.log_prob(theta, x, t=grid.numpy().ravel())).all(), mutation
         assert np.isclose(sum(found.member_weights_.values()), 1.0), mutation
 
     load = nbi.Ensemble.load

@@ -13,7 +13,7 @@ from torch import Tensor
 from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.adamw import FlatAdamW
-from nbi_plus.learn.network import PosteriorNetwork, refuse_other_state
+from nbi_plus.learn.network import PosteriorNetwork, load_sound, refuse_other_state
 
 History = list[dict[str, float]]
 
@@ -65,8 +65,8 @@ def restore(run: TrainingState, path: Path) -> None:
     arrays = read_archive(path, "training").arrays
     with fitting_parts(path, "training run"):
         parts = split(arrays)
-        run.network.load_state_dict(_tensors(parts["network"]))
-        run.average.load_state_dict(_tensors(parts["average"]))
+        load_sound(run.network, _tensors(parts["network"]))
+        load_sound(run.average, _tensors(parts["average"]))
         best = _tensors(parts["best"])
         refuse_other_state("best epoch", lambda: run.network, best)
         run.best = best

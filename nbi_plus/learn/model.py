@@ -18,7 +18,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.io.archive import Archive, ArchiveError
 from nbi_plus.io.parts import joined, split
 from nbi_plus.learn.encode import EncoderConfig
-from nbi_plus.learn.network import PosteriorNetwork, config_of, refuse_other_state
+from nbi_plus.learn.network import PosteriorNetwork, config_of, load_sound, refuse_other_state
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.training import History
 from nbi_plus.problem.random import preserved_random_state
@@ -259,7 +259,7 @@ class TrainedModel:
         own = None if custom is None else spec.build(custom)
         refuse_other_state("network", lambda: make(own), part["network"])
         network = without_global_rng(0, make)
-        network.load_state_dict(part["network"])
+        load_sound(network, part["network"])
         history = part["history"]
         conditions = part["conditions"]
         window = conditions.get("window")

@@ -16,7 +16,7 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.rearranging import buckets
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
-from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.flows import AffineBlock, Conditioner, Flow, FlowConfig
 from nbi_plus.learn.heads.classes import Classes, ClassesConfig
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
@@ -76,6 +76,24 @@ def refuse_other_state(
             raise ArchiveError(
                 f"{name} of the {what} must be finite, but is not. The file is damaged or forged."
             )
+
+
+def load_sound(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state, if what follows from the architecture of its flows is as it must be."""
+    for name, part in module.named_modules():
+        if not isinstance(part, AffineBlock | Conditioner):
+            continue
+        made = {k: v.cpu() for k, v in part.named_buffers(recurse=False)}
+        came = {k: state[f"{name}.{k}"].cpu() for k in made}
+        if isinstance(part, AffineBlock):  # any order will do, if there is a way back
+            made = {"order": made["order"].sort().values, "restore": came["order"].argsort()}
+            came["order"] = came["order"].sort().values
+        if not all(bool((came[k] == made[k]).all()) for k in made):
+            raise ArchiveError(
+                f"{name} must have the masks and a rearrangement of its parameters, but has others."
+                " The file is damaged or forged."
+            )
+    module.load_state_dict(state)
 
 
 class PosteriorNetwork(nn.Module):

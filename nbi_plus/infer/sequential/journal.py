@@ -31,7 +31,7 @@ from nbi_plus.io.parts import split
 from nbi_plus.io.sizes import refuse_larger
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import without_global_rng
-from nbi_plus.learn.network import estimator, refuse_other_state
+from nbi_plus.learn.network import estimator, load_sound, refuse_other_state
 
 Arrays = dict[str, NDArray]
 _STATE = "network"
@@ -235,7 +235,7 @@ def _decode_flow(meta: Mapping, prefix: str, arrays: Arrays, device: torch.devic
 
     refuse_other_state("flow", make, state)
     exact = without_global_rng(0, make).double()
-    exact.load_state_dict(state)
+    load_sound(exact, state)
     exact = exact.to(device).requires_grad_(False)
     share, width = float(meta["share"]), float(meta["width"])
     if not (0 <= share <= 1 and width > 0 and bool(features.isfinite().all())):

@@ -13,7 +13,7 @@ from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.fitting import Recipe, TrainingSet, task_of, untrained
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import without_global_rng
-from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.network import PosteriorNetwork, load_sound
 from nbi_plus.learn.sources import Resident, TrainingRows
 from nbi_plus.learn.training import History, train
 from nbi_plus.problem.random import generator, keyed_uniform, stage_key
@@ -105,7 +105,7 @@ class Locator:
                 recipe.flow,
             ),
         )
-        network.load_state_dict(state)
+        load_sound(network, state)
         return network.to(recipe.device).eval()
 
     def _train(
