@@ -372,6 +372,22 @@ def test_beta_binomial_of_small_scatter_loses_no_digits(nu):
     assert found[0] == pytest.approx(exact, abs=1e-11)
 
 
+@pytest.mark.parametrize("nu", [0.3, 0.9, 0.999, 1 - 1e-8])
+def test_draws_of_beta_binomial_noise_are_those_of_its_law(nu):
+    """Scatter near one: all or nothing, by gamma variates that are too small for a number."""
+    n, p, size = 40, 0.3, 200_000
+    data = Observations.from_arrays(np.zeros((size, 1))).batch()
+    rng, noise = torch.Generator().manual_seed(0), BetaBinomialNoise(n, nu).bind(False, ("a",))
+    model = torch.full((size, 1, 1), p, dtype=torch.float64)
+    drawn = noise.augment(model, data, model[:, 0], rng).flatten().numpy()
+    c = 1 / nu**2 - 1
+    law = stats.betabinom(n, c * p, c * (1 - p)).pmf(np.arange(n + 1))
+    found = np.bincount(drawn.astype(int), minlength=n + 1) / size
+    for own, share in [(found[0], law[0]), (found[n], law[n]), (found[1:n].sum(), law[1:n].sum())]:
+        some = 4 / size  # of rare ones there are a few, or none
+        assert abs(own - share) <= 4.5 * np.sqrt(share * (1 - share) / size) + some
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

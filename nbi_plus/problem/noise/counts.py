@@ -153,13 +153,8 @@ class BetaBinomialNoise(BinomialNoise):
         d = self._spread(model, theta).expand(model.shape)
         inside = (model > 0) & (model < 1) & (d > 0)
         p, c = torch.where(inside, model, 0.5), 1 / torch.where(inside, d, 1.0)
-        ones, others = (
-            torch._standard_gamma((c * share).double(), generator=rng) for share in (p, 1 - p)
-        )
-        u = torch.rand(p.shape, generator=rng, dtype=torch.float64, device=p.device)
-        # both too small for a number: the probability is 0 or 1
-        drawn = torch.where(ones + others > 0, ones / (ones + others), (u < p).double())
-        return torch.where(inside, drawn.to(model.dtype), model)
+        ones, others = (_log_gamma((c * share).double(), rng) for share in (p, 1 - p))
+        return torch.where(inside, torch.sigmoid(ones - others).to(model.dtype), model)
 
     def _log_chances(self, k: Tensor, n: Tensor, p: Tensor, theta: Tensor) -> Tensor:
         d = self._spread(p, theta)[..., None]
@@ -175,6 +170,15 @@ class BetaBinomialNoise(BinomialNoise):
                 terms = torch.where(counts_here, share, 1.0).log()
                 total = total + sign * terms.sum(-1)
         return total
+
+
+def _log_gamma(shape: Tensor, rng: torch.Generator) -> Tensor:
+    """Return logarithms of gamma variates, which are too small for a number where shapes are.
+
+    One of shape a is one of shape a + 1 times u to the power of 1 / a (Marsaglia & Tsang 2000).
+    """
+    u = 1 - torch.rand(shape.shape, generator=rng, dtype=shape.dtype, device=shape.device)
+    return torch._standard_gamma(shape + 1, generator=rng).log() + u.log() / shape
 
 
 def _plain(value: str | NDArray) -> object:
