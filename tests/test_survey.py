@@ -222,11 +222,14 @@ def test_few_objects_are_a_survey_as_well(n, engine, curves, plain, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".h5"])
-@pytest.mark.parametrize("what", ["seen_on", "α"])
+@pytest.mark.parametrize("what", ["seen_on", "seen_at", "tags", "place", "α"])
 def test_what_a_format_cannot_hold_is_refused_before_anything_is_answered(
     suffix, what, engine, curves, tmp_path
 ):
     curves = curves.assign(seen_on=np.datetime64("2026-01-01"), α=1.5)
+    curves["seen_at"] = curves.seen_on.dt.tz_localize("UTC")
+    curves["tags"] = [["a"]] * len(curves)
+    curves["place"] = [{"row": 1}] * len(curves)
     out, options = tmp_path / f"out{suffix}", {"columns": COLUMNS, "carry": (what,)}
     if (what, suffix) == ("α", ".h5"):  # HDF5 names may be anything
         assert engine.predict_survey(curves, out, **options).n_objects == N

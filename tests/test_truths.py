@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from problems import identity, needle_noise
 from scipy.stats import norm
 
 import nbi_plus as nbi
+from nbi_plus.infer.ladder.peak_masses import explained
+from nbi_plus.infer.samplers.peaks import Peaks
 from nbi_plus.problem.setup import Problem
 from nbi_plus.trust.truths import TruthTest, TruthTrial, truth_test
 
@@ -122,6 +125,27 @@ def test_nothing_is_trusted_where_audits_find_no_missed_truth_either():
     for p in posteriors:
         assert (nbi.Flag.UNCALIBRATED in p.flags) == p.certified
         assert not p.trusted
+
+
+@pytest.mark.parametrize("circles", [(), (0,)])
+def test_a_place_is_explained_by_the_normal_of_a_peak_that_is_as_high_there(circles):
+    """On a circle, by that of a peak beyond the seam, too."""
+    u = torch.tensor([0.999, 0.5], dtype=torch.float64)  # of the circle, from 0 to 1
+    peaks = Peaks.none(2, 3, torch.zeros(1, 1, 2, dtype=torch.float64))  # room for three
+    place = torch.stack([torch.special.ndtri(u), torch.zeros_like(u)], 1)
+    slope = torch.exp(-0.5 * place[:, 0] ** 2) / math.sqrt(2 * math.pi)
+    peaks.z[:, 0], peaks.log_prob[:, 0] = place, torch.tensor([-3.0, 1.0])
+    peaks.factor[:, 0, 0, 0] = 0.01 / slope  # a hundredth of the circle wide
+    peaks.factor[:, 0, 1, 1] = 0.5
+    over = torch.special.ndtri(torch.tensor([0.009, 0.51], dtype=torch.float64))
+    z = torch.stack([over, torch.tensor([0.0, 0.5], dtype=torch.float64)], 1)[:, None]
+    height = peaks.log_prob[:, :1] - torch.tensor([[0.5], [1.0]], dtype=torch.float64)
+    height += 0.5 * (place[:, :1] ** 2 - z[:, 0, :1] ** 2)  # as dense on the circle
+    found = explained(peaks, z, height, circles)[:, 0].tolist()
+    assert found == [bool(circles), True]  # without a circle one place is far away
+    assert not explained(peaks, z, height + 5.0, circles).any()  # a needle on a broad peak
+    nothing = Peaks.none(2, 3, z)
+    assert not explained(nothing, z, height, circles).any()
 
 
 @pytest.mark.parametrize(("n_scouts", "times"), [(4096, 16), (1024, 1)])

@@ -57,8 +57,10 @@ def check_columns(out: Path, schema: pyarrow.Schema) -> None:
     if out.suffix in ("", ".parquet"):
         return
     for one in schema:
-        kind = np.dtype(one.type.to_pandas_dtype())
-        known = kind.str[1:] in _FITS_CODES if out.suffix == ".fits" else kind.kind in "fiub"
+        kinds = pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating
+        known = any(is_of(one.type) for is_of in kinds)
+        if known and out.suffix == ".fits":
+            known = np.dtype(one.type.to_pandas_dtype()).str[1:] in _FITS_CODES
         if not (known or pa.types.is_string(one.type)):
             raise ValueError(
                 f"carry must name columns that {out.suffix} has a type for, but {one.name!r} is of "

@@ -215,7 +215,8 @@ class TruthTrial:
         was missed the test takes ten seconds, or as long as the training.
         """
         n_first = min(n, _N_FIRST)
-        if self.problem.simulator.seconds_per_row * (n + n_first * _N_DRAWS) > seconds:
+        n_calls = n * (1 + _N_QUICK) + 2 * n_first * _N_DRAWS
+        if self.problem.simulator.seconds_per_row * n_calls > seconds:
             return None
         rows = torch.arange(n, device=self.device)
         stages = _STAGE, f"{_STAGE} noise"

@@ -290,8 +290,8 @@ class _Local:
 
 def explained(found: Peaks, z: Tensor, height: Tensor, circles: tuple[int, ...]) -> Tensor:
     """Say which places z (b, S, D) of a height (b, S) are part of some peak: as low, or lower."""
-    distance, _ = _PeakNormals.of(found, circles).seen(z)
-    return (found.log_prob[..., None] - 0.5 * distance > height[:, None] - _EXPLAINED).any(1)
+    _, log_q = _PeakNormals.of(found, circles).seen(z)
+    return (found.log_mass[..., None] + log_q > height[:, None] - _EXPLAINED).any(1)
 
 
 @dataclass(frozen=True)
