@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
@@ -159,6 +159,11 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         self.path = path
         self.ladder = ladder
         self.memory = memory
+
+    def __sklearn_clone__(self) -> Engine:
+        given = self.get_params(deep=False)  # what was learned for it is no state of its own
+        kept = {"likelihood": given.pop("likelihood")}
+        return type(self)(**{k: clone(v, safe=False) for k, v in given.items()}, **kept)
 
     def fit(  # noqa: PLR0913 - the public door
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy import units as u
 from scipy.stats import norm, uniform
 
 import nbi_plus as nbi
@@ -89,6 +90,34 @@ def test_a_posterior_is_resampled_and_one_object_has_no_axis(engine):
     assert z.shape == (70, 1)
     given = dict(zip(("mu", "tau"), parents.resample(70, 4).T, strict=True))
     np.testing.assert_array_equal(engine.sample(x[0], given=given, seed=4), z)
+
+
+def test_a_posterior_keeps_its_units():
+    """Parents in kilometres for children who know metres are those in metres."""
+    mu = np.random.default_rng(0).normal(0, 1000.0, 600)
+    x = (mu[:, None] + 500.0 * np.random.default_rng(1).normal(size=(600, N_POINTS))) * u.m
+    bank = nbi.Observations.from_arrays(x, scalars={"mu": mu * u.m})
+    engine = nbi.Engine(lambda theta, mu: (mu + theta) * np.ones((1, N_POINTS)),
+                        {"z": norm(0, 300.0)}, noise=500.0, featurizer="mlp")  # fmt: skip
+    engine.fit(300, n_epochs=1, observations=bank)
+    prior = nbi.Prior({"mu": norm(0, 1)}, units={"mu": "km"})
+    parents = nbi.Engine(lambda theta: theta @ np.ones((1, 3)), prior, noise=0.5, featurizer="mlp")
+    parents = parents.fit(300, n_epochs=1).predict(np.ones(3), n_samples=500)
+    z = engine.sample(bank[:2], n_samples=40, given=parents, seed=4)
+    given = {"mu": parents.resample(40, 4)[:, 0] * u.km}
+    np.testing.assert_allclose(engine.sample(bank[:2], given=given, seed=4), z)
+
+
+def test_masks_are_of_the_observations_and_nothing_is_asked_of_nobody(engine):
+    some, ten = nbi.Observations.from_arrays(children(3)), np.ones(10)
+    given = {"mu": ten, "tau": ten}
+    for mask in ({"mask": np.ones(N_POINTS, bool)}, {"bad": np.zeros(N_POINTS, bool)}):
+        with pytest.raises(ValueError, match="must be part of the Observations"):
+            engine.sample(some[:1], given=given, **mask)
+    with pytest.raises(ValueError, match="n_weighed must be 1 without given, but is 4"):
+        engine.sample(children(1)[0], n_weighed=4)
+    with pytest.raises(ValueError, match="at least one object"):
+        engine.sample(some[:0], given=given)
 
 
 def test_what_is_not_given_rightly_is_refused(engine):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm, uniform
+from sklearn.base import clone
 
 import nbi_plus as nbi
 from nbi_plus.inspecting import told
@@ -49,6 +51,14 @@ def quietly(engine, x, **options):
 def exact(x):
     precision = 1 + x.shape[-1] / SIGMA**2
     return x.sum(-1) / SIGMA**2 / precision, precision**-0.5
+
+
+def test_clones_and_copies_weigh_with_the_same_likelihood(engine, likelihood):
+    for made in (clone(engine), copy.deepcopy(engine)):
+        assert made.get_params().keys() == engine.get_params().keys()
+        assert made.fit(n_sims=64, n_epochs=1).noise_.has_likelihood(False)
+    assert clone(engine).likelihood is likelihood
+    assert not hasattr(clone(likelihood), "fitted_")  # asked for itself it is a new one
 
 
 def test_answers_are_those_of_the_learned_likelihood_and_near_the_exact_ones(engine, likelihood):

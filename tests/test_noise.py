@@ -372,6 +372,36 @@ def test_beta_binomial_of_small_scatter_loses_no_digits(nu):
     assert found[0] == pytest.approx(exact, abs=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("noise", "model"),
+    [
+        (PoissonNoise(), 12.0), (PoissonNoise(10.0), 1.2), (PoissonNoise("s", 3.0), 4.5),
+        (BinomialNoise(20), 0.6), (BinomialNoise("n"), 0.4), (BetaBinomialNoise(20, 0.2), 0.6),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_model_is_likelier_than_the_data_themselves(noise, model):
+    """Where counts are given as rates, or as probabilities, too."""
+    data = Observations.from_arrays([[12.0]], n=[30.0], s=[2.0]).batch()
+    noise, theta = noise.bind(False, ("a",)), torch.zeros(1, 1, dtype=torch.float64)
+    itself = noise.saturated(data)
+    assert float(itself) == pytest.approx(model)
+    best = noise.log_likelihood(theta, itself, data)
+    for share in (0.5, 0.9, 1.1, 1.5):
+        assert noise.log_likelihood(theta, share * itself, data) < best
+
+
+@pytest.mark.parametrize("n", [2.5, -1.0])
+def test_of_trials_that_are_no_number_there_are_neither_draws_nor_a_likelihood(n):
+    data = Observations.from_arrays([[1.0, 1.0]], n=[n, 3.0]).batch()
+    model, theta = torch.full((1, 1, 2), 0.5, dtype=torch.float64), torch.zeros(1, 1).double()
+    for noise in (BinomialNoise("n"), BetaBinomialNoise("n", 0.3)):
+        own = noise.bind(False, ("a",))
+        drawn = own.augment(model, data, theta, torch.Generator().manual_seed(0))
+        assert drawn[0, 0].isnan().tolist() == [True, False]
+        assert own.log_likelihood(theta, model, data) == -np.inf
+
+
 @pytest.mark.parametrize("nu", [0.3, 0.9, 0.999, 1 - 1e-8])
 def test_draws_of_beta_binomial_noise_are_those_of_its_law(nu):
     """Scatter near one: all or nothing, by gamma variates that are too small for a number."""

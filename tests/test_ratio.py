@@ -313,6 +313,7 @@ def test_landscape_of_two_parameters_shows_the_others_where_they_are_told():
     engine.fit(n_sims=200, n_epochs=1)
     at = [0.0, 0.3, -0.2]
     figure = nbi.plots.ratio_landscape(engine, [0.1], ["c", "a"], at=at, n=5)
+    assert nbi.plots.ratio_landscape(engine, [0.1], "c", at=at, n=np.int64(5)).axes
     drawn = figure.axes[0].collections[0].get_array().reshape(5, 5)
     c, a = (np.linspace(*engine.prior_.from_latent(np.outer([-2.5, 2.5], np.ones(3)))[:, i], 5)
             for i in (2, 0))  # fmt: skip

@@ -12,9 +12,11 @@ from scipy.special import logsumexp
 from scipy.stats import halfnorm, norm, uniform
 
 import nbi_plus as nbi
-from nbi_plus.infer.posterior.predictive import _together
+from nbi_plus.infer.posterior.predictive import _mean_tails, _together
 from nbi_plus.infer.shared.layout import SharedLayout
 from nbi_plus.infer.shared.product import product
+from nbi_plus.problem.binding import bind_simulator
+from nbi_plus.problem.target import DataSets, Target
 
 SIGMA = 0.3
 PROBLEM = LinearGaussian(n_dim=3, n_points=8, sigma=SIGMA)
@@ -162,6 +164,40 @@ def test_p_values_of_several_sets_are_below_a_level_no_more_often():
         assert 0.7 * level - 3 * error < (found < level).mean() < level + 3 * error
 
 
+def counted(x, seed):
+    """Return the p-values of one answer about sets of counts x (N, L) of mean 4, all in one."""
+    n, prior = len(x), nbi.Prior({"a": norm(0, 1)})
+    data = nbi.Observations.from_arrays(x.astype(float)).batch()
+    bound = bind_simulator(lambda theta: 4 + 0 * theta * np.ones((1, x.shape[1])), prior, data)
+    target = Target(prior, bound, nbi.PoissonNoise(), data)
+    z = torch.zeros(n, 100, 1, dtype=torch.float64)
+    behind = DataSets(target, z, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    tails = _mean_tails(behind, torch.tensor([seed]), seed)
+    return tails, _together(tails, behind.owner, 1)[0]
+
+
+def test_many_sets_of_counts_are_no_misfit_by_chance():
+    """Of 4000 sets of data that are made none may be as unlikely: that is no p-value of zero."""
+    for seed in range(6):
+        x = np.random.default_rng(seed).poisson(4.0, (150, 5))
+        each, found = counted(x, seed)
+        assert (each > 0).all()
+        assert (found > 1e-3).all()
+
+
+def test_one_strange_set_of_counts_among_many_is_a_misfit():
+    x = np.random.default_rng(0).poisson(4.0, (60, 5))
+    x[7] = [14, 13, 15, 12, 16]
+    each, found = counted(x, 0)
+    assert found[0] < 1e-3
+    assert (each > 0).all()  # none of those made was as unlikely: that is no proof of never
+
+
+def test_sets_of_counts_are_compared_with_data_of_their_own():
+    each, _ = counted(np.tile([4, 2, 7, 5, 3], (8, 1)), 0)
+    assert len(each[:, 0].unique()) > 4  # what they had in common would not average out
+
+
 def test_products_of_normals_are_exact():
     x, known = nested(3)
     mean, cov = PROBLEM.posterior(x)
@@ -273,6 +309,15 @@ def test_light_curves_of_one_period_are_those_of_a_joint_fit(curves):
 
 
 # --- refusals -------------------------------------------------------------------------------------
+
+
+def test_nothing_to_share_and_nobody_to_share_it_are_refused(engine):
+    some = nbi.Observations.from_arrays(repeats(2))
+    for shared in (5, [], "p9", ["p0", "p9"]):
+        with pytest.raises(ValueError, match="shared must name some of the parameters"):
+            engine.predict_shared(some, shared=shared)
+    with pytest.raises(ValueError, match="at least one object"):
+        engine.predict_shared(some[:0])
 
 
 def test_what_cannot_be_answered_together_is_refused(engine, with_gradients):

@@ -61,13 +61,14 @@ def ratio_landscape(
     Figure
         Heights are relative to the highest place.
     """
-    prior = engine.prior_
+    prior, n = engine.prior_, whole("n", n, 2)
+    names = (names,) if isinstance(names, str) else names
     chosen = prior.names[:2] if names is None else tuple(names)
     if not 1 <= len(chosen) <= 2:
         raise ValueError(f"names must be one parameter or two, but are {chosen}.")
     columns = [prior.names.index(one_of("names", name, prior.names)) for name in chosen]
     middle = prior.from_latent(np.zeros(prior.n_dim)) if at is None else prior.check([at])[0]
-    z = np.linspace(-_REACH, _REACH, whole("n", n, 2))
+    z = np.linspace(-_REACH, _REACH, n)
     ends = prior.from_latent(np.repeat(z[[0, -1], None], prior.n_dim, 1))
     axes = [np.linspace(*ends[:, column], n) for column in columns]
     theta = np.tile(middle, (n ** len(axes), 1))

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from nbi_plus.infer.posterior.outcome import Outcome
 from nbi_plus.infer.weights.resample import systematic_resample
-from nbi_plus.problem.random import generator, keyed_uniform, preserved_random_state
+from nbi_plus.problem.random import (
+    generator,
+    keyed_uniform,
+    paired_keys,
+    preserved_random_state,
+)
 from nbi_plus.problem.target import DataSets, LatentTarget, Target
 
 _N_DRAWS = 100  # of the posterior
@@ -81,7 +86,7 @@ def _deviance(target: LatentTarget, outcome: Outcome, alive: Tensor) -> Tensor:
     target, z, index, owner = target.sets_of_data(z, pool.index)
     theta = target.prior.complete(target.prior.from_latent(z[:, 0])).to(target.data.x.dtype)
     data = target.data.select(index)
-    itself = target.noise.log_likelihood(theta, data.x, data)
+    itself = target.noise.log_likelihood(theta, target.noise.saturated(data), data)
     reached = torch.zeros_like(best[:, 0], dtype=itself.dtype).index_add(0, owner, itself)
     found[alive] = 2 * (reached - pool.log_likelihood.gather(1, best)[:, 0])
     return torch.where(found.isfinite(), found, math.nan)
@@ -131,22 +136,36 @@ def _mean_tails(behind: DataSets, keys: Tensor, seed: int) -> Tensor:
         found = target.noise.p_values(theta.flatten(0, 1), models.flatten(0, 1), data, none)
         tails = torch.stack(found, 1).reshape(*z.shape[:2], 2)
         return averaged(tails, torch.full_like(tails[..., 0], 1.0 / z.shape[1]), exact=True)
-    # one object at a time, for its other data come from one generator: neighbours must not matter
-    each = zip(theta, models, index.tolist(), keys[owner].tolist(), strict=True)
-    return torch.stack([_tails(target, *own, seed) for own in each])
+    # one set at a time, for its other data come from one generator: neighbours must not matter
+    own_keys, n_sets = keys[owner], len(owner) // len(keys)
+    if len(owner) > len(keys):  # what all sets have in common would not average out
+        own_keys = paired_keys(own_keys, index)
+    each = zip(theta, models, index.tolist(), own_keys.tolist(), strict=True)
+    return torch.stack([_tails(target, *own, seed, n_sets) for own in each])
 
 
 def _tails(
-    target: Target, theta: Tensor, models: Tensor, index: int, key: int, seed: int
+    target: Target, theta: Tensor, models: Tensor, index: int, key: int, seed: int, n_sets: int
 ) -> Tensor:
-    """Return the p-values (2,) of one object, from data made by its noise."""
+    """Return the p-values (2,) of one of n sets of data, from data made by its noise.
+
+    None is zero: of few data that are made none may be as unlikely. The least of n must be told
+    from what is n times rarer.
+    """
     data = target.data.select(torch.full((len(models),), index, device=models.device))
     rng = generator(seed, f"fit {key}", models.device)
 
     def look(n: int) -> Tensor:
         found = [torch.stack(target.noise.p_values(theta, models, data, rng), 1) for _ in range(n)]
-        return torch.cat(found).nanmean(0)
+        found = torch.cat(found)
+        n_known = (~found.isnan().any(1)).sum()
+        mean = (found.nansum(0) + 1) / (n_known + 2)
+        return torch.where(n_known > 0, mean, math.nan)
 
     with preserved_random_state():
-        first = look(1)
-        return look(_N_MORE) if first.min() < _SUSPECT else first
+        found = look(1)
+        if found.min() < _SUSPECT:
+            found = look(_N_MORE)
+        if n_sets > 1 and found.min() < 4 * MISFIT:
+            found = look(_N_MORE * n_sets)
+        return found

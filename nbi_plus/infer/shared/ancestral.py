@@ -17,6 +17,7 @@ from nbi_plus.data.ingest import numbers
 from nbi_plus.data.joining import with_scalars
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.tables.tables import as_table, is_table
+from nbi_plus.data.units import factor
 from nbi_plus.infer.ladder.amortized import Amortized
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.weights.resample import systematic_resample
@@ -76,7 +77,7 @@ class Children:
         return children._drawn(parents).cpu().numpy()
 
     def _drawn(self, parents: dict[str, Tensor]) -> Tensor:
-        """Return draws (S, N, D) for scalars (S, N), in pieces of bounded memory."""
+        """Return draws (S, N, D) for scalars (S, N), all objects for some parents at a time."""
         device, n = self.amortized.device, len(self.observations)
         batch = self.observations.batch().to(device)
         keys = torch.as_tensor(self.observations.keys, device=device)
@@ -133,7 +134,10 @@ def _scalars(
     """Return the draws of each scalar that is given."""
     if isinstance(given, Posterior):
         draws = dict(zip(given.names, given.resample(n_samples, seed).T, strict=True))
-        found = {name: draws[name] for name in draws if name in known}
+        own, found = given.parameters.units, {k: draws[k] for k in draws if k in known}
+        for name in found:
+            if own.get(name) and units.get(name):  # no unit is any unit
+                found[name] = found[name] * factor(own[name], units[name], name)
         names = given.names
     elif is_table(given):
         names = tuple(given) if isinstance(given, Mapping) else tuple(as_table(given).names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +98,8 @@ class SharedLayout:
 
 def _chosen(shared: Sequence[str], names: list[str]) -> list[str]:
     """Return the names of the shared parameters."""
-    chosen = [shared] if isinstance(shared, str) else list(shared)
+    words = [shared] if isinstance(shared, str) else shared
+    chosen = list(words) if isinstance(words, Iterable) else []
     if not chosen or not set(chosen) <= set(names):
         raise ValueError(
             f"shared must name some of the parameters {names}, but is {shared!r:.99}. Without "

@@ -62,18 +62,20 @@ class SharedMixin:
         ndarray, shape (n_samples, D)
             With ``given`` (S, D), or (S, N, D) of `Observations`.
         """
+        n_weighed, real = whole("n_weighed", n_weighed), point_mask(mask, bad)
         if given is None:
-            one = self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+            if n_weighed > 1:
+                raise ValueError(f"n_weighed must be 1 without given, but is {n_weighed}.")
+            one = self._one("sample", x_obs, x_err, real, inputs)
             return self._answers("sample", one).sample(one, n_samples, self._seed(seed))
-        several = isinstance(x_obs, Observations) and x_err is None and not inputs
+        several = isinstance(x_obs, Observations) and x_err is None and real is None and not inputs
         fitted = self._fitted("sample")
         amortized = fitted.amortized(self._how(), "sample(given=)")
         objects = (
-            fitted.like_training(x_obs)
+            _some(fitted.like_training(x_obs))
             if several
-            else self._one("sample", x_obs, x_err, point_mask(mask, bad), inputs)
+            else self._one("sample", x_obs, x_err, real, inputs)
         )
-        n_weighed = whole("n_weighed", n_weighed)
         with preserved_random_state():
             children = Children(amortized, objects, n_weighed, self._seed(seed))
             found = children.of(given, whole("n_samples", n_samples))
@@ -120,7 +122,7 @@ class SharedMixin:
             parameters in all (40 of a simulator without gradients) where objects have own ones.
         """
         fitted = self._fitted("predict_shared")
-        objects = fitted.like_training(observations)
+        objects = _some(fitted.like_training(observations))
         amortized = fitted.amortized(self._how(progress=progress), "predict_shared")
         chosen = whole("n_samples", n_samples), self._seed(seed)
         if len(objects) == 1 and shared is None:
@@ -131,3 +133,9 @@ class SharedMixin:
             told = doubts(posterior.status, posterior.flags, posterior.rungs[-1].reason)
             warnings.warn(told, UntrustedWarning, stacklevel=3)
         return posterior
+
+
+def _some(objects: Observations) -> Observations:
+    if not len(objects):
+        raise ValueError("observations must hold at least one object, but hold none.")
+    return objects

@@ -48,6 +48,11 @@ class PoissonNoise(PointNoise):
         background = beside(self, "background", model)
         return _per_point(self, "exposure", model, obs) * model + background
 
+    def saturated(self, obs: Batch) -> Tensor:
+        """Return the rates of which the counts are the mean."""
+        above = (obs.x - beside(self, "background", obs.x)).clamp(min=0.0)
+        return above / _per_point(self, "exposure", obs.x, obs)
+
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         mean = self._mean(model, obs).clamp(min=0.0)
         bad = ~torch.isfinite(mean)  # one such point would make torch.poisson raise
@@ -68,6 +73,7 @@ class BinomialNoise(PointNoise):
     ----------
     n : str, int or array_like, shape broadcastable to (C, L)
         Trials of each point; a text names a coordinate of the points, or a number of each object.
+        Of a number that is not whole there are neither draws nor a likelihood.
 
     Examples
     --------
@@ -89,18 +95,22 @@ class BinomialNoise(PointNoise):
     def _draw(self, model: Tensor, obs: Batch, theta: Tensor, rng: torch.Generator) -> Tensor:
         n = _per_point(self, "n", model, obs).expand(model.shape)
         p = self._chance(model, theta, rng)
-        bad = ~((p >= 0) & (p <= 1))
-        drawn = torch.binomial(n.contiguous(), p.masked_fill(bad, 0.0), generator=rng)
+        bad = ~((p >= 0) & (p <= 1)) | ~_whole(n)
+        drawn = torch.binomial(n.masked_fill(bad, 0.0), p.masked_fill(bad, 0.0), generator=rng)
         return drawn.masked_fill(bad, math.nan)
 
     def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         k, n = obs.x, _per_point(self, "n", model, obs)
-        impossible = (k < 0) | (k > n) | (k != k.round()) | (model < 0) | (model > 1)
+        impossible = ~_whole(k) | ~_whole(n) | (k > n) | (model < 0) | (model > 1)
         some = torch.where(impossible, 0.0, k)
         p = model.clamp(0.0, 1.0)
         ways = torch.lgamma(n + 1) - torch.lgamma(some + 1) - torch.lgamma(n - some + 1)
         found = ways + self._log_chances(some, n, p, theta)
         return found.masked_fill(impossible, -math.inf)
+
+    def saturated(self, obs: Batch) -> Tensor:
+        """Return the shares of successes."""
+        return obs.x / _per_point(self, "n", obs.x, obs).clamp(min=1.0)
 
     def _chance(self, model: Tensor, theta: Tensor, rng: torch.Generator) -> Tensor:  # noqa: ARG002
         """Return the probability of each point."""
@@ -170,6 +180,10 @@ class BetaBinomialNoise(BinomialNoise):
                 terms = torch.where(counts_here, share, 1.0).log()
                 total = total + sign * terms.sum(-1)
         return total
+
+
+def _whole(values: Tensor) -> Tensor:
+    return (values >= 0) & (values == values.round())
 
 
 def _log_gamma(shape: Tensor, rng: torch.Generator) -> Tensor:
