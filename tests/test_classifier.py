@@ -8,6 +8,7 @@ import torch
 from scipy.stats import halfnorm, norm
 
 import nbi_plus as nbi
+from nbi_plus.estimators.distortions import distortions, rms
 from nbi_plus.estimators.mixed import MixedModels
 from nbi_plus.inspecting import told
 from nbi_plus.problem.noise.custom import as_noise
@@ -166,6 +167,119 @@ def test_light_curves_are_classified():
     assert found.predict_proba(night())[:, 0].min() > 0.8
 
 
+def scattered(basis):
+    """Return a simulator that draws the noise itself."""
+
+    def simulate(theta):
+        x = theta @ torch.as_tensor(basis)
+        return x + SIGMA * torch.randn(x.shape, dtype=x.dtype)
+
+    return simulate
+
+
+NOTHING_ADDED = nbi.CustomNoise(lambda model, obs, theta, rng: model)  # noqa: ARG005
+LEVELS = nbi.Observations.from_arrays(made(("level",), 60, seed=3)[0])
+
+
+def test_noise_may_be_drawn_by_simulators():
+    found = nbi.ModelClassifier({k: nbi.Engine(scattered(BASES[k]), engine_of(BASES[k]).prior,
+                                               noise=NOTHING_ADDED) for k in TWO})  # fmt: skip
+    found.fit(16_000, n_epochs=20)
+    x, log_z = made(TWO, 200)
+    objects = nbi.Observations.from_arrays(x)
+    assert np.abs(found.predict_proba(objects) - shares(log_z)).mean() < 0.03
+    p = found.unlike_any(objects)
+    assert (p < 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    for odd in (3 * np.sin(9 * T), 3 * (np.arange(8) == 3), 2 * (-1.0) ** np.arange(8)):
+        assert np.median(found.unlike_any(nbi.Observations.from_arrays(x + odd))) < 0.01
+
+
+def test_a_simulator_that_scatters_tells_how_much():
+    prior = nbi.Prior({"p0": norm(0, 1)})
+    two = [lambda theta: theta @ np.ones((1, 400)), scattered(np.ones((1, 400)))]
+    for simulator, x_err, scatter, known in (
+        (two[0], None, 0.0, False), (two[0], 0.2, 0.0, True), (two[1], None, SIGMA, True),
+    ):  # fmt: skip
+        given = FitInputs(x_err=x_err)
+        models = MixedModels.of({"one": (prior, simulator, NOTHING_ADDED)}, given, 1)
+        assert float(models.scatter[0]) == pytest.approx(scatter, rel=4 / np.sqrt(2 * 400))
+        assert models.scaled is known
+    models = MixedModels.of({"one": (prior, two[0], as_noise(0.3))}, FitInputs(), 1)
+    assert models.scaled
+
+
+def test_without_scatter_and_errors_nothing_is_called_unlike(tmp_path):
+    engines = {k: nbi.Engine(e.simulator, e.prior, noise=NOTHING_ADDED)
+               for k, e in ((k, engine_of(BASES[k])) for k in TWO)}  # fmt: skip
+    found = nbi.ModelClassifier(engines).fit(400, n_epochs=1)
+    found.save(tmp_path / "c.nbi")
+    for one in (found, nbi.ModelClassifier.load(tmp_path / "c.nbi")):
+        with pytest.raises(ValueError, match="unlike_any must know how much data scatter"):
+            one.unlike_any(LEVELS)
+    found = nbi.ModelClassifier(engines).fit(400, n_epochs=1, x_err=0.2)
+    assert found.unlike_any(nbi.Observations.from_arrays(np.ones((1, 8)), 0.2)).shape == (1,)
+
+
+def test_distortions_have_the_scale_of_each_channel_and_no_row_is_left_out():
+    rng, n = torch.Generator().manual_seed(0), 2000
+    scale = torch.tensor([1e-3, 1.0])[:, None].expand(n, 2, 1)
+    mask = torch.ones(1, 2, 20, dtype=torch.bool)
+    mask[:, 1, 10:] = False
+    added = distortions(scale, mask, rng)
+    assert not added[:, 1, 10:].any()
+    assert bool((added != 0).any(2).any(1).all())
+    size = (rms(added, mask) / scale)[..., 0]
+    there = size > 0
+    assert 0.9 < float(there.double().mean()) <= 1
+    assert float(size[there].min()) > 0.99
+    assert float(size.max()) < 30.1
+
+
+def build(path, sigma=(0.1, 0.1), centre=0.0, stochastic=False):
+    bases = [BASES["level"], BASES["line"][1:]]
+    engines = {
+        name: nbi.Engine(
+            scattered(basis) if stochastic else (lambda theta, basis=basis: theta @ basis),
+            {"p": norm(0 if name == "level" else centre, 1)},
+            noise=NOTHING_ADDED if stochastic else s,
+        )
+        for name, basis, s in zip(TWO, bases, sigma, strict=True)
+    }
+    return nbi.ModelClassifier(engines, path=path)
+
+
+@pytest.mark.parametrize(
+    "other", [{"sigma": (0.1, 2.0)}, {"centre": 30.0}, {"centre": 30.0, "stochastic": True}]
+)
+def test_nothing_of_other_models_is_used_again(tmp_path, other):
+    def stop(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    before = {"stochastic": other.get("stochastic", False)}
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, **before).fit(400, n_epochs=3, callback=stop)
+    found, fresh = (build(path, **other).fit(400, n_epochs=3) for path in (tmp_path, None))
+    np.testing.assert_array_equal(found.predict_proba(LEVELS), fresh.predict_proba(LEVELS))
+
+
+def test_simulations_of_the_same_models_are_used_again(tmp_path):
+    build(tmp_path).fit(400, n_epochs=1)
+    build(tmp_path, sigma=(0.5, 0.1)).fit(400, n_epochs=1)
+    assert len(list(tmp_path.rglob("simulations-*.h5"))) == 1
+
+
+def test_engines_of_learned_likelihoods_are_classified():
+    learned = nbi.LikelihoodEngine(
+        lambda theta: theta + torch.randn(theta.shape, dtype=theta.dtype), {"p0": norm(0, 1)}
+    ).fit(n_sims=300, n_epochs=1, progress=False)
+    engines = {k: nbi.Engine(scattered(basis), {"p0": norm(0, 1)}, likelihood=learned)
+               for k, basis in (("flat", np.ones((1, 8))), ("bent", T[None]))}  # fmt: skip
+    found = nbi.ModelClassifier(engines).fit(2000, n_epochs=10)
+    strong = nbi.Observations.from_arrays(2 * np.stack([np.ones(8), T]))
+    assert (found.predict_proba(strong).argmax(1) == [0, 1]).all()
+
+
 def test_what_cannot_be_classified_is_refused(classifier):
     one = engine_of(BASES["level"])
     for engines, error, said in [
@@ -178,6 +292,12 @@ def test_what_cannot_be_classified_is_refused(classifier):
     ]:  # fmt: skip
         with pytest.raises(error, match=said):
             nbi.ModelClassifier(engines).fit(100)
+    for misspelt in ({"n_round": 3}, {"noise": 5.0}, {"perturb": True}, {"grid": T}):
+        with pytest.raises(TypeError, match=f"unexpected keywords .*{[*misspelt][0]}"):
+            nbi.ModelClassifier({"a": one, "b": one}).fit(100, **misspelt)
+    for n_sims in (None, 1, 2.5):
+        with pytest.raises(ValueError, match="n_sims must be a whole number"):
+            nbi.ModelClassifier({"a": one, "b": one}).fit(n_sims)
     with pytest.raises(ValueError, match="one positive weight for each"):
         nbi.ModelClassifier({"a": one, "b": one}, [1.0]).fit(100)
     with pytest.raises(ValueError, match="not fitted yet. Call fit before predict_proba"):

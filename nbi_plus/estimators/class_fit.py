@@ -49,6 +49,7 @@ class ClassFit:
         The models that these are of.
     strangeness : ndarray, shape (k,)
         Of objects of the models, sorted: log odds that something is in them which no model knows.
+        Empty where nothing told how much such a thing would be.
     """
 
     models: tuple[str, ...]
@@ -90,6 +91,12 @@ class ClassFit:
 
     def p_values(self, observations: Observations) -> NDArray[np.float64]:
         """Return the shares (N,) of simulated objects of the models that are no less strange."""
+        if not len(self.strangeness):
+            raise ValueError(
+                "unlike_any must know how much data scatter, but a model has a noise that adds "
+                "nothing and a simulator without scatter, and the fit had no errors. Give fit "
+                "x_err= or observations with errors."
+            )
         _, strange = _told(self.fitted.model, self._features(observations))
         known = self.strangeness
         return (len(known) - np.searchsorted(known, strange) + 1.0) / (len(known) + 1.0)

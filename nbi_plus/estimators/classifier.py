@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from nbi_plus import options
-from nbi_plus.arguments import new_folder, of_kind, one_of, seed_of
+from nbi_plus.arguments import new_folder, of_kind, one_of, seed_of, whole
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
 from nbi_plus.estimators.class_fit import ClassFit
 from nbi_plus.estimators.compare import weights_of
-from nbi_plus.estimators.mixed import MixedModels
+from nbi_plus.estimators.mixed import MixedModels, MixedSimulator
 from nbi_plus.fitted import Fitted
 from nbi_plus.learn import fitting
 from nbi_plus.learn.heads.classes import ClassesConfig
+from nbi_plus.learn.learned_noise import noise_of
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
-from nbi_plus.problem.noise.custom import as_noise
+from nbi_plus.problem import binding
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs
 from nbi_plus.problem.simulator.cadence import Cadences
@@ -133,11 +135,16 @@ class ModelClassifier(BaseEstimator):
         config = options.train_config(train, chosen, {})
         given = FitInputs(observations, None, x_err, inputs=inputs)
         folder = None if self.path is None else new_folder("path", self.path)
-        run = Run(n_sims, False, max_failed, folder, n_jobs, None, callback, progress)
+        n_sims = whole("n_sims", n_sims, 2)
         seed, device = seed_of("seed", self.seed), options.device_of(self.device)
         with preserved_random_state():
-            believed = {k: (e._prior(), e.simulator, as_noise(e.noise)) for k, e in engines.items()}
-            problem = MixedModels.of(believed, given, n_jobs).problem(given, n_jobs)
+            believed = {k: (e._prior(), e.simulator, noise_of(e.noise, e.likelihood))
+                        for k, e in engines.items()}  # fmt: skip
+            models = MixedModels.of(believed, given, n_jobs)
+            binding.check_inputs(inputs, MixedSimulator(models), "fit")
+            problem = models.problem(given, n_jobs)
+            folder = None if folder is None else folder / models.folder_name()
+            run = Run(n_sims, False, max_failed, folder, n_jobs, None, callback, progress)
             spec, custom = options.featurizer_spec(
                 self.featurizer, problem.conditions, problem.prior.n_dim
             )
@@ -150,6 +157,7 @@ class ModelClassifier(BaseEstimator):
             model = run(problem, recipe)
             fitted = Fitted.of(problem, given.defaults(), model)
             fit = ClassFit.calibrated(tuple(engines), fitted, problem, device, n_sims, seed)
+            fit = fit if models.scaled else replace(fit, strangeness=fit.strangeness[:0])
         return self._keep(fit)
 
     def predict_proba(self, observations: Observations) -> NDArray[np.float64]:
@@ -175,7 +183,8 @@ class ModelClassifier(BaseEstimator):
 
         Strange is what looks like a simulation to which something was added that no model knows. A
         small value says that none of the models made the data; probabilities are then only those
-        among bad ones.
+        among bad ones. How much is added goes by the scatter of simulations or else by the errors
+        of the data: a fit must have known one of them.
         """
         return self._fitted("unlike_any").p_values(observations)
 
