@@ -13,6 +13,7 @@ from nbi_plus.estimators.mixed import MixedModels
 from nbi_plus.inspecting import told
 from nbi_plus.problem.noise.custom import as_noise
 from nbi_plus.problem.setup import FitInputs
+from nbi_plus.trust.reliability import Reliability
 
 T, SIGMA = np.linspace(-1, 1, 8), 0.3
 BASES = {name: np.stack([T**i for i in range(n)]) for name, n in
@@ -306,6 +307,18 @@ def test_what_cannot_be_classified_is_refused(classifier):
         classifier.predict_proba(nbi.Observations.from_arrays(np.ones((2, 5))))
     with pytest.raises(ValueError, match="object 1 has none"):
         classifier.predict_proba(nbi.Observations.from_arrays([np.ones(8), np.full(8, np.nan)]))
+
+
+def test_errors_of_reliability_are_those_of_many_trials():
+    """Models of one object that share a bin are not chances of their own: one is right."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([5.0, 5.0, 5.0, 5.0], 300)
+    right = (rng.random((2000, 300, 1)) > p.cumsum(1)[:, :-1]).sum(2)
+    found = [Reliability.of(np.log(p), labels) for labels in right]
+    scatter = np.std([one.share for one in found], axis=0)
+    full = found[0].count > 50
+    assert full.sum() >= 3
+    np.testing.assert_allclose(found[0].error[full], scatter[full], rtol=0.1)  # 5 errors: 0.08
 
 
 @pytest.mark.statistics

@@ -14,9 +14,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 
 import nbi_plus as nbi
-from nbi_plus.estimators.members import stacked
+from nbi_plus.estimators.members import shares_of, stacked
 from nbi_plus.infer.proposals.several import MemberProposals, owners, proposal_of
-from nbi_plus.learn import fitting
+from nbi_plus.learn.run import Shared, shared_out
 
 PROBLEM = LinearGaussian(2, 6, sigma=0.5)
 SMALL = {"n_blocks": 2, "hidden": 16, "n_mog": 2}
@@ -154,13 +154,23 @@ def test_members_share_as_many_simulations_as_asked_and_none_trains_on_what_anot
 ):
     recipe = engine_recipe()
     rows = np.arange(shared + 3 * (100 - shared))
-    parts = fitting.shared_out(rows, 100, 3, reuse, recipe)
+    parts = shared_out(rows, rows, Shared.of_each(100, 3, reuse), recipe)
     seen = [set(np.concatenate(both).tolist()) for both in parts]
     assert [len(own) for own in seen] == [100, 100, 100]
     assert len(seen[0] & seen[1]) == len(set.intersection(*seen)) == shared
     held_out = set().union(*(part[1].tolist() for part in parts))
     assert all(not held_out & set(training.tolist()) for training, _ in parts)
     assert set().union(*seen) == set(rows.tolist())
+
+
+def test_given_simulations_are_shared_out_whatever_their_order():
+    """Sorted by theta, a member that took them as they come would know one end of the prior."""
+    theta = np.sort(PRIOR.sample(600, 4), axis=0)
+    made = engine(noise=PROBLEM.sigma)
+    ensemble = nbi.Ensemble(made, n=2)
+    ensemble.fit(theta, SIMULATOR(theta), n_epochs=1, data_reuse=0.0, truth_test=False)
+    means = [m.model_.network.flow.mean.numpy() for m in ensemble.members_.values()]
+    assert np.abs(means[0] - means[1]).max() < 5 * (2 / 270) ** 0.5  # of standard normals
 
 
 def engine_recipe():
@@ -241,6 +251,20 @@ def test_members_disagree_where_none_was_trained(ensemble):
     assert (flagged == (apart > float(cut))).all()
 
 
+def test_nobody_says_how_far_members_lie_apart_for_an_object_without_points(ensemble):
+    mask = np.ones_like(X[:3], bool)
+    mask[1] = False
+    apart = ensemble.disagreement(nbi.Observations.from_arrays(X[:3], mask=mask))
+    assert np.isfinite(apart).tolist() == [True, False, True]
+
+
+def test_weights_of_members_are_whatever_numbers_hold_and_survive_what_nobody_explains():
+    assert shares_of([1e308, 1e308], ["a", "b"]) == (0.5, 0.5)
+    scores = torch.tensor([[0.0, 0.0], [-50.0, -50.0]])
+    beside = torch.cat([scores, torch.full((2, 1), -torch.inf)], 1)
+    assert stacked(beside) == stacked(scores)
+
+
 @pytest.mark.statistics
 def test_disagreement_tells_whose_weights_fail():
     """A survey with a fifth of objects that no simulation is like, of three kinds."""
@@ -297,6 +321,14 @@ def test_an_ensemble_survives_its_file(ensemble, mixed, tmp_path):
         assert [m.seed for m in again.members_.values()] == [m.seed for m in made.members_.values()]
 
 
+def test_what_a_file_of_an_ensemble_is_asked_for_must_be_something(ensemble, tmp_path):
+    ensemble.save(tmp_path / "e.nbi")
+    with pytest.raises(TypeError, match="keywords must be among .* but are .'ladderr'."):
+        nbi.Ensemble.load(tmp_path / "e.nbi", SIMULATOR, ladderr=ONLY_NETWORK)
+    with pytest.raises(TypeError, match="names of featurizer must be among .'member_0'"):
+        nbi.Ensemble.load(tmp_path / "e.nbi", SIMULATOR, featurizer={"member_7": None})
+
+
 def test_surveys_calibration_and_retries_go_through_the_mixture(ensemble, tmp_path):
     some = nbi.Observations.from_arrays(X[:20])
     summary = ensemble.predict_survey(some, tmp_path / "out.h5", progress=False)
@@ -329,6 +361,8 @@ def test_what_cannot_be_an_ensemble_is_refused(ensemble, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             nbi.Ensemble(given).fit(n_sims=50)
+    with pytest.raises(TypeError, match="names of members must be a str"):
+        nbi.Ensemble({1: engine(), "1": engine()}).fit(n_sims=50)
     with pytest.raises(TypeError, match="engine must be a Mapping"):
         nbi.Ensemble(SIMULATOR).fit(n_sims=50)
     with pytest.raises(ValueError, match="n must be a whole number of at least 2"):

@@ -103,7 +103,7 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         n_sims : int
             Simulations of each member. An array in this place is ``theta``: ``fit(theta, x)``.
         x : array_like, optional
-            Simulations made elsewhere; all are used, by each member its share.
+            Simulations made elsewhere, of which each member uses its share.
         data_reuse : float
             Share of its simulations that every member sees, in [0, 1]: 1 trains all on the same
             ``n_sims``, 0 each on ``n_sims`` of its own. No member trains on what any other holds
@@ -220,14 +220,15 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
         """Return how far the members lie apart for each object, shape (N,).
 
         The mean Kullback-Leibler divergence, in nats, over all ordered pairs of members. NaN for
-        objects whose data the networks cannot read.
+        objects whose data the networks cannot read, or that have none.
         """
         fitted = self._fitted("disagreement")
         objects = fitted.like_training(observations)
         fitted.model.check_grid(objects)
         _, features = fitted.amortized(self._how(), "disagreement").features(objects)
         keys = torch.as_tensor(objects.keys, device=features.device)
-        return divergence(fitted.model, features, keys).cpu().numpy()
+        apart = divergence(fitted.model, features, keys).cpu().numpy()
+        return np.where(objects.n_points > 0, apart, np.nan)
 
     def estimate(
         self, observations: Observations, *, groupby: str = "rule", merge_members: bool = False
@@ -275,10 +276,13 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
             Needed only where it is your own code.
         """
         path = path_of("path", path)
+        members.check_known("keywords", others, Engine().get_params())
         archive = read_archive(path, _KIND)
         code = {"prior": prior, "noise": noise, "featurizer": featurizer}
         with fitting_parts(path, _KIND):
             fitted, of_each = members.rebuilt(archive, path, options.device_of(device), code)
+        if isinstance(featurizer, Mapping):
+            members.check_known("names of featurizer", featurizer, of_each)
         whole_fit = next(iter(of_each.values()))[0].with_simulator(simulator, others.get("n_jobs"))
         fitted = replace(fitted, simulator=whole_fit.simulator)
         engines = {}
@@ -306,6 +310,7 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
             return {f"member_{i}": _fresh(self.engine, seed=seed + i) for i in range(n)}
         of_kind("engine", self.engine, Mapping, "Give an Engine, or a dict of name to Engine.")
         for name, engine in self.engine.items():
+            of_kind("names of members", name, str, "Give a word.")
             if not isinstance(engine, _KINDS):
                 raise TypeError(
                     f"engine[{name!r}] must be an Engine or a PointEngine, but is a "
@@ -324,7 +329,7 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
                     f"engine must hold engines for one problem, but the {what} of {name!r} is "
                     f"another than that of {first_name!r}. Give all the same objects."
                 )
-        return {str(name): _fresh(engine) for name, engine in self.engine.items()}
+        return {name: _fresh(engine) for name, engine in self.engine.items()}
 
     def _was_fitted(self, caller: str) -> Fitted:
         """Return what was fitted, or say that nothing was."""

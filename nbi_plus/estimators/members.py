@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,9 @@ def shares_of(
         raise ValueError(
             f"member_weights must be finite and at least 0, but are {values.tolist()}. {remedy}"
         )
-    if not values.sum() > 0:
+    if not values.max() > 0:
         raise ValueError(f"member_weights must not all be 0. {remedy}")
+    values = values / values.max()  # a sum of great ones may be none
     return tuple((values / values.sum()).tolist())
 
 
@@ -151,6 +152,7 @@ def stacked(scores: Tensor) -> tuple[float, ...]:
     (0.75, 0.25)
     """
     scores = scores.to(torch.float64)
+    scores = scores[:, (scores > -torch.inf).any(0)]  # what none explains speaks for none
     weights = torch.full_like(scores[:, 0], 1 / len(scores))
     for _ in range(_N_STEPS):
         explained = (weights.log()[:, None] + scores).softmax(0).sum(1) + 1
@@ -238,3 +240,10 @@ def _mixture(fits: Sequence[Fitted], archive: Archive, device: torch.device) -> 
 def own_code(featurizer: nn.Module | Mapping[str, nn.Module] | None, name: str) -> nn.Module | None:
     """Return the featurizer of a member, of those that the user passes for all, or by name."""
     return featurizer.get(name) if isinstance(featurizer, Mapping) else featurizer
+
+
+def check_known(what: str, given: Collection[str], known: Collection[str]) -> None:
+    """Refuse names that nothing is called by."""
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(f"{what} must be among {sorted(known)}, but are {unknown}.")

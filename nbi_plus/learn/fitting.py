@@ -201,28 +201,6 @@ def split(rows: NDArray[np.int64], recipe: Recipe) -> Parts:
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def shared_out(
-    rows: NDArray[np.int64], n_each: int, n_members: int, reuse: float, recipe: Recipe
-) -> list[Parts]:
-    """Return the parts of each of several members, of ``n_each`` numbered rows, good ones alone.
-
-    The first ``reuse`` of these belong to all members, and each has others of its own after them.
-    Whoever sees a row trains on it, or nobody does.
-    """
-    n_shared = round(reuse * n_each)
-    edges = n_shared + (n_each - n_shared) * np.arange(n_members + 1)
-    edges = np.concatenate([[0], edges])
-    pieces = [rows[(rows >= a) & (rows < b)] for a, b in zip(edges, edges[1:], strict=False)]
-    shared, *own = [split(piece, recipe) if len(piece) else (piece, piece) for piece in pieces]
-    parts = [tuple(np.concatenate(both) for both in zip(shared, own_, strict=True)) for own_ in own]
-    if any(len(part) == 0 for both in parts for part in both):
-        raise ValueError(
-            f"n_sims must leave each of {n_members} members simulations to train on and to hold "
-            f"out, but {n_each} of each, of which they share {n_shared}, do not."
-        )
-    return parts
-
-
 def fit(
     training_set: TrainingSet,
     recipe: Recipe,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.training import History
+from nbi_plus.problem.random import keyed_uniform
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.campaign import Campaign
 from nbi_plus.problem.simulator.parallel import simulated
@@ -28,6 +30,63 @@ from nbi_plus.problem.simulator.parallel import simulated
 _LOG = logging.getLogger("nbi_plus")
 _N_COMPARED = 8  # simulations that are made at an object's own points, too
 _TOLERATED = 0.1  # rms error of interpolation, in units of the errors of the data
+
+
+class Shared(NamedTuple):
+    """How simulations are laid out for several members."""
+
+    n_members: int
+    n_shared: int  # of all
+    n_own: int  # of each
+
+    @classmethod
+    def of_each(cls, n_each: int, n_members: int, reuse: float) -> Shared:
+        """Return the layout that gives so many simulations to each member."""
+        n_shared = round(reuse * n_each)
+        return cls(n_members, n_shared, n_each - n_shared)
+
+    @classmethod
+    def of_all(cls, n: int, n_members: int, reuse: float) -> Shared:
+        """Return the layout of n simulations: what members cannot share out among them is of all.
+
+        Nothing is where ``reuse`` is 0: then it is left over.
+
+        Examples
+        --------
+        >>> layouts = [(160, 10, 0.5), (160, 10, 1.0), (42, 4, 0.0)]
+        >>> tuple(tuple(Shared.of_all(*layout)) for layout in layouts)
+        ((10, 20, 14), (10, 160, 0), (4, 0, 10))
+        """
+        n_own = int((1 - reuse) * n / (reuse + n_members * (1 - reuse)) + 1e-9)  # .1 is no float
+        return cls(n_members, n - n_members * n_own if reuse > 0 else 0, n_own)
+
+    @property
+    def n_total(self) -> int:
+        """All simulations."""
+        return self.n_shared + self.n_members * self.n_own
+
+
+def shared_out(
+    rows: NDArray[np.int64], places: NDArray[np.int64], shared: Shared, recipe: fitting.Recipe
+) -> list[fitting.Parts]:
+    """Return the parts of each of several members, of numbered rows, good ones alone.
+
+    The first ``places`` (n,) belong to all members, and each has others of its own after them.
+    Whoever sees a row trains on it, or nobody does.
+    """
+    edges = np.concatenate([[0], shared.n_shared + shared.n_own * np.arange(shared.n_members + 1)])
+    pieces = [rows[(places >= a) & (places < b)] for a, b in zip(edges, edges[1:], strict=False)]
+    split = [fitting.split(piece, recipe) if len(piece) else (piece, piece) for piece in pieces]
+    parts = [
+        tuple(np.concatenate(both) for both in zip(split[0], own, strict=True)) for own in split[1:]
+    ]
+    if any(len(part) == 0 for both in parts for part in both):
+        raise ValueError(
+            f"n_sims must leave each of {shared.n_members} members simulations to train on and to "
+            f"hold out, but {shared.n_own} of its own and {shared.n_shared} of all do not. Make "
+            "more, or share more."
+        )
+    return parts
 
 
 def _compare(problem: Problem, columns: Mapping[str, NDArray]) -> None:
@@ -111,19 +170,21 @@ class Run:
         """Return a model of each recipe, and z (n, D) and data that none of them was trained on.
 
         ``n_sims`` are of each; they share ``reuse`` of these. Simulations that the setup brings are
-        laid out so, all of them. A model that is trained is not trained again where the run is
-        resumed before all are.
+        laid out so, in an order of our own, for theirs may mean something. A model that is trained
+        is not trained again where the run is resumed before all are.
         """
         n, first = len(recipes), recipes[0]
         if problem.columns is not None:
             rows = np.arange(len(problem.columns["z"]))
-            n_each = int(len(rows) / (reuse + n * (1 - reuse)))
-            own = fitting.shared_out(rows, n_each, n, reuse, first)
+            chance = keyed_uniform(first.seed, "members", torch.as_tensor(rows), ())
+            shared = Shared.of_all(len(rows), n, reuse)
+            own = shared_out(rows, chance.argsort().argsort().numpy(), shared, first)
             return self._trained(partial(fitting.from_arrays, problem.columns), recipes, own)
-        n_shared = round(reuse * self.n_sims)
-        total = n_shared + n * (self.n_sims - n_shared)
+        shared = Shared.of_each(self.n_sims, n, reuse)
+        total = shared.n_total
         with self._filled(problem, first, total) as store:
-            own = fitting.shared_out(store.good_rows(total), self.n_sims, n, reuse, first)
+            good = store.good_rows(total)
+            own = shared_out(good, good, shared, first)
             return self._trained(partial(fitting.from_store, store, total), recipes, own)
 
     def _trained(

@@ -19,7 +19,8 @@ class Reliability:
     probability, share : ndarray, shape (B,)
         Mean probability of a bin, and how often models of such a probability were the right ones.
     error : ndarray, shape (B,)
-        Standard error of the share, if the probabilities are right.
+        Standard error of the share, if the probabilities are right. Of the models of one object
+        that share a bin one at most is right, so that they do not count as chances of their own.
     count : ndarray of int, shape (B,)
         Pairs of objects and models in the bin, none of which is empty.
     log_score : float
@@ -37,10 +38,12 @@ class Reliability:
         """Return that of log-probabilities (n, M) of objects whose models (n,) are known."""
         p = np.exp(log_shares)
         right = labels[:, None] == np.arange(p.shape[1])
-        bins = np.minimum((p * _N_BINS).astype(int), _N_BINS - 1).ravel()
-        sums = [np.bincount(bins, v.ravel(), _N_BINS) for v in (p, right, p * (1 - p))]
-        count = np.bincount(bins, minlength=_N_BINS)
+        bins = np.minimum((p * _N_BINS).astype(int), _N_BINS - 1)
+        inside = bins[..., None] == np.arange(_N_BINS)
+        chance = (p[..., None] * inside).sum(1)  # (n, B), that the right model is in the bin
+        count, spread = inside.sum((0, 1)), (chance * (1 - chance)).clip(0).sum(0)
         seen = count > 0
-        mean, share, spread = (v[seen] / count[seen] for v in sums)
-        error = np.sqrt(spread / count[seen])
-        return cls(mean, share, error, count[seen], float(log_shares[right].mean()))
+        count, hits = count[seen], (right[..., None] & inside).sum((0, 1))[seen]
+        error = np.sqrt(spread[seen]) / count
+        own = float(log_shares[right].mean())
+        return cls(chance.sum(0)[seen] / count, hits / count, error, count, own)

@@ -1,7 +1,7 @@
 """Estimates: a network of what proper scoring rules are of, and the loss that trains it.
 
-What is equivariant is learned in the latent space, where no estimate can leave the prior; what is
-not, in parameters on a scale of their own.
+Points, and of independent parameters what is equivariant, are learned in the latent space, where
+no estimate can leave the prior; all else in parameters on a scale of their own.
 """
 
 from __future__ import annotations
