@@ -151,6 +151,7 @@ def figures(answered):
         "statuses": dict(Counter(r["status"] for r in rows).most_common()),
         "calls": float(np.mean([r["n_simulated"] for r in rows])),
         "gradients": float(np.mean([r["n_gradients"] for r in rows])),
+        "audit_calls": float(np.mean([sum(g["n_apart"] for g in r["rungs"]) for r in rows])),
         "cpu_seconds": answered.answering / len(rows),
         "training_cpu_seconds": answered.training,
     }
@@ -166,8 +167,9 @@ def report(name, found):
         f"and trusted {found['wrong_and_trusted']}, flagged MODE_MISSED {found['mode_missed']} "
         f"({found['mode_missed_and_wrong']} of them wrong), false alarms {found['false_alarms']}\n"
         f"statuses: {statuses}\n"
-        f"an object: {found['calls']:.0f} calls, {found['gradients']:.0f} gradients, "
-        f"{found['cpu_seconds']:.2f} CPU s; training: {found['training_cpu_seconds']:.0f} CPU s"
+        f"an object: {found['calls']:.0f} calls, {found['gradients']:.0f} gradients, and "
+        f"{found['audit_calls']:.0f} of the audit; {found['cpu_seconds']:.2f} CPU s; training: "
+        f"{found['training_cpu_seconds']:.0f} CPU s"
     )
 
 
