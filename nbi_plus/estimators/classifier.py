@@ -21,6 +21,7 @@ from nbi_plus.estimators.class_fit import ClassFit
 from nbi_plus.estimators.compare import weights_of
 from nbi_plus.estimators.mixed import MixedModels, MixedSimulator
 from nbi_plus.fitted import Fitted
+from nbi_plus.io.fingerprint import fingerprint
 from nbi_plus.learn import fitting
 from nbi_plus.learn.heads.classes import ClassesConfig
 from nbi_plus.learn.learned_noise import noise_of
@@ -30,6 +31,7 @@ from nbi_plus.problem import binding
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs
 from nbi_plus.problem.simulator.cadence import Cadences
+from nbi_plus.survey.mixin import engine_hash
 from nbi_plus.torch_state import doors
 
 _MEMORY = 4.0  # gigabytes of simulations held on the device
@@ -187,6 +189,27 @@ class ModelClassifier(BaseEstimator):
         of the data: a fit must have known one of them.
         """
         return self._fitted("unlike_any").p_values(observations)
+
+    def catalogue_columns(self) -> dict[str, str]:
+        """Return names and meanings of what is said of an object; see `Engine.predict_survey`."""
+        fit = self._fitted("catalogue_columns")
+        told = {f"probability_{name}": f"Of model {name}, learned." for name in fit.models}
+        none = {"unlike_any": "Share of simulations of the models that are no less strange."}
+        return told | (none if len(fit.strangeness) else {})
+
+    def catalogue_values(self, observations: Observations) -> dict[str, NDArray[np.float64]]:
+        """Return these numbers, (N,) each."""
+        found = list(self.predict_proba(observations).T)
+        if len(self._fitted("catalogue_values").strangeness):
+            found.append(self.unlike_any(observations))
+        return dict(zip(self.catalogue_columns(), found, strict=True))
+
+    def catalogue_hash(self) -> str:
+        """Return a fingerprint of the network, its problem and the weights of the models."""
+        fit = self._fitted("catalogue_hash")
+        weights = weights_of(self.model_prior, fit.models).tolist()
+        own = {"fit": engine_hash(fit.fitted), "temperature": fit.temperature, "prior": weights}
+        return fingerprint(own)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier to a file of JSON and numbers; code is not in it."""

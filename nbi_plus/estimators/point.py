@@ -31,6 +31,7 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.cadence import Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
+from nbi_plus.survey.mixin import engine_hash
 from nbi_plus.torch_state import doors
 
 _KIND = "point engine"
@@ -155,6 +156,29 @@ class PointEngine(BaseEstimator):
             parameter: {name: values[..., d] for name, values in found.items()}
             for d, parameter in enumerate(fitted.prior.names)
         }
+
+    def catalogue_columns(self) -> dict[str, str]:
+        """Return names and meanings of the estimates of one object; see `Engine.predict_survey`."""
+        fitted = self._fitted("catalogue_columns")
+        rules = fitted.model.network.flow.rules
+        return {
+            f"{parameter}_{name}{part}": f"{parameter}: {rule.kind}{part.replace('_', ' ')}, by a "
+            "network alone."
+            for parameter in fitted.prior.names
+            for name, rule in rules.items()
+            for part in rule.parts()
+        }
+
+    def catalogue_values(self, observations: Observations) -> dict[str, NDArray[np.float64]]:
+        """Return the estimates (N,) under these names."""
+        names, found = list(self.catalogue_columns()), self.estimate(observations)
+        each = [values for own in found.values() for values in own.values()]
+        every = np.concatenate([np.reshape(v, (len(v), -1, v.shape[-1])) for v in each], 1)
+        return dict(zip(names, every.transpose(2, 1, 0).reshape(len(names), -1), strict=True))
+
+    def catalogue_hash(self) -> str:
+        """Return a fingerprint of the network and its problem."""
+        return engine_hash(self._fitted("catalogue_hash"))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted engine to a file of JSON and numbers; code is not in it."""

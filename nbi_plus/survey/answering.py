@@ -15,6 +15,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.infer.ladder.escalation import Answered
 from nbi_plus.infer.ladder.waiting import Begun, Waiting
 from nbi_plus.infer.posterior.status import Flag
+from nbi_plus.survey.beside import Beside
 from nbi_plus.survey.catalogue import Catalogue
 from nbi_plus.survey.chunks import Chunk
 from nbi_plus.survey.parts import SurveyError
@@ -100,10 +101,13 @@ class Answering:
     ----------
     model : SurveyModel
     catalogue : Catalogue
+    beside : Beside
+        Whose columns are among those that the catalogue carries.
     """
 
     model: SurveyModel
     catalogue: Catalogue
+    beside: Beside = Beside()
 
     def __call__(self, chunk: Chunk) -> Rows:
         """Return one row for each object of a chunk."""
@@ -125,6 +129,7 @@ class Answering:
     def _begun(self, chunk: Chunk) -> tuple[list[Rows], list[Pending]]:
         rows: list[Rows] = []
         pending: list[Pending] = []
+        chunk = self.beside.joined(chunk)
         if chunk.refused:
             places = np.array(sorted(chunk.refused))
             reasons = [chunk.refused[i] for i in places]

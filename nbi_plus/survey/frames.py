@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbi_plus.survey.answering import Answering, SurveyModel
+from nbi_plus.survey.beside import Beside, Tells
 from nbi_plus.survey.catalogue import Catalogue, Provenance, carried_fields
 from nbi_plus.survey.chunks import Reading, chunks, none_done
 from nbi_plus.survey.sources import arrow_of_frame, open_source
@@ -39,12 +40,15 @@ class FrameFunction:
     reading : Reading
     carried : tuple of pyarrow.Field
         What goes through.
+    beside : Beside
+        Other estimators that are asked about the same objects.
     """
 
     model: SurveyModel
     made_by: Provenance
     reading: Reading
     carried: tuple[pyarrow.Field, ...]
+    beside: Beside = Beside()
 
     @cached_property
     def meta(self) -> pandas.DataFrame:
@@ -53,7 +57,7 @@ class FrameFunction:
 
     @property
     def _catalogue(self) -> Catalogue:
-        return Catalogue(self.made_by, self.carried)
+        return Catalogue(self.made_by, self.carried + self.beside.fields)
 
     def __call__(self, frame: Any) -> Any:  # noqa: ANN401 - a frame, or a catalogue of LSDB
         """Return the answers about a frame; of a catalogue, the catalogue of the answers."""
@@ -64,7 +68,8 @@ class FrameFunction:
             return self.meta.set_axis(frame.index)  # whose name joined partitions are to keep
         # no more objects than rows: all are one chunk
         chunk = next(chunks(open_source(frame), self.reading, len(frame), none_done))
-        answers = Answering(self.model, self._catalogue)(chunk).table.to_pandas()
+        answering = Answering(self.model, self._catalogue, self.beside)
+        answers = answering(chunk).table.to_pandas()
         if len(answers) == len(frame):
             answers.index = frame.index
         return answers
@@ -100,6 +105,7 @@ def frame_function(
     carry: Sequence[str] = (),
     *,
     like: Any = None,  # noqa: ANN401 - a frame
+    beside: Mapping[str, Tells] | None = None,
     **options: Any,  # noqa: ANN401 - passed on
 ) -> FrameFunction:
     """Return a function of a frame for ``map_partitions``, with attribute ``meta``.
@@ -114,6 +120,8 @@ def frame_function(
         Columns that go through; floats, unless ``like`` tells otherwise.
     like : frame or catalogue, optional
         With the columns to carry, for their types; it may be empty.
+    beside : mapping of name to PointEngine or ModelClassifier, optional
+        As for `Engine.predict_survey`.
     **options
         ``n_samples``, ``ladder``, ``seed`` and ``modes`` as for `Engine.predict_survey`.
     """
@@ -127,4 +135,5 @@ def frame_function(
     else:
         schema = arrow_of_frame(like).schema
         fields = [schema.field(name) for name in reading.carry]
-    return FrameFunction(model, made_by, reading, carried_fields(fields))
+    others = Beside.of(beside)
+    return FrameFunction(model, made_by, reading, carried_fields(fields), others)

@@ -17,6 +17,7 @@ from nbi_plus.infer.ladder.escalation import Answered
 from nbi_plus.infer.ladder.waiting import Begun, Waiting
 from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.io.fingerprint import content, fingerprint
+from nbi_plus.survey.beside import Beside, Tells
 from nbi_plus.survey.catalogue import Provenance
 from nbi_plus.survey.chunks import Reading
 from nbi_plus.survey.ingesting import open_survey
@@ -133,6 +134,7 @@ class SurveyMixin:
         ladder: Ladder | None = None,
         seed: int | None = None,
         modes: Callable | None = None,
+        beside: Mapping[str, Tells] | None = None,
         progress: bool | None = None,
     ) -> SurveySummary:
         """Answer every object of a source, and write a catalogue of one row each.
@@ -180,6 +182,9 @@ class SurveyMixin:
             Default: the engine's. The draws of an object depend on the seed and its id alone.
         modes : callable, optional
             ``modes(observations)``: places worth a look, as for `predict_many`.
+        beside : mapping of name to PointEngine or ModelClassifier, optional
+            Fitted for the same data. Their numbers stand in the catalogue, too:
+            ``{name}_{parameter}_{rule}``, ``{name}_probability_{model}``, ``{name}_unlike_any``.
         progress : bool, optional
             Whether it tells how far it is: False never, True always. Default: a bar on terminals
             and in notebooks, elsewhere lines on stderr, where it takes long.
@@ -196,8 +201,9 @@ class SurveyMixin:
         said = {"n_samples": model.n_samples, "keep_draws": model.keep,
                 "ladder": repr(model.how.ladder)}  # fmt: skip
         request = SurveyRequest(
-            Path(out), reading, said, chunk_size, client, resume, append, progress
-        )
+            Path(out), reading, said, chunk_size, client, resume, append, progress,
+            Beside.of(beside),
+        )  # fmt: skip
         return run_survey(model, made_by, open_survey(source, kind, ingest), request)
 
     def retry_survey(  # noqa: PLR0913 - as predict_survey
@@ -211,6 +217,7 @@ class SurveyMixin:
         chunk_size: int | None = None,
         n_jobs: int | None = None,
         resume: bool = True,
+        beside: Mapping[str, Tells] | None = None,
         progress: bool | None = None,
     ) -> SurveySummary:
         """Answer those objects of a finished catalogue again that nothing certified.
@@ -224,7 +231,7 @@ class SurveyMixin:
             The same as for `predict_survey`: of a catalogue of several nights, one of these.
         out : path
             The catalogue. It says which columns, draws and seed there were.
-        kind, ingest
+        kind, ingest, beside
             As for `predict_survey`, and the same.
         ladder : Ladder, optional
             With other rungs or budgets; default: the engine's.
@@ -248,11 +255,18 @@ class SurveyMixin:
                 f"{out} must be of this engine, but was made by {said['engine']}. Load that one."
             )
         every = {f.name: getattr(model, f.name) for f in fields(model)}
+        others = Beside.of(beside)
+        if others.said != said.get("beside", {}):
+            raise SurveyError(
+                f"beside must be the same as in {out}, which has {list(said.get('beside', {}))}, "
+                f"but is {list(others.tellers)} or was fitted anew."
+            )
         again = RetryingSurvey(**every, unfinished=known.unfinished)
         settings = {"ladder": repr(model.how.ladder)}
         request = SurveyRequest(
-            Path(out), reading, settings, chunk_size, resume=resume, progress=progress
-        )
+            Path(out), reading, settings, chunk_size, resume=resume, progress=progress,
+            beside=others,
+        )  # fmt: skip
         return run_retry(again, made_by, known, request)
 
     def surveyed(

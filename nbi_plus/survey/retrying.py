@@ -108,9 +108,9 @@ def run_retry(
     manifest = {"survey": dict(known.survey) | request.settings, "source": known.source.said}
     parts = Parts.open(folder, manifest, append=False, anew=not request.resume)
     try:
-        catalogue = Catalogue(made_by, carried(known.source, request.reading))
+        catalogue = Catalogue(made_by, carried(known.source, request))
         wanted = known.unfinished["position"].to_numpy()
-        answering, tally = Answering(model, catalogue), SurveyTally()
+        answering, tally = Answering(model, catalogue, request.beside), SurveyTally()
         answer_all(answering, known.source, parts, tally, request, wanted)
         _put(known, parts, catalogue.schema)
         parts.remove()

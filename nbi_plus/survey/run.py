@@ -19,6 +19,7 @@ from nbi_plus.infer.ladder.waiting import MOST_BYTES
 from nbi_plus.io.memory import give_back
 from nbi_plus.progress import progress as shown
 from nbi_plus.survey.answering import Answering, Pending, Rows, SurveyModel
+from nbi_plus.survey.beside import Beside
 from nbi_plus.survey.catalogue import Catalogue, Provenance, carried_fields
 from nbi_plus.survey.chunks import Chunk, Reading, chunks
 from nbi_plus.survey.parts import Parts, following
@@ -56,6 +57,8 @@ class SurveyRequest:
     resume, append : bool
     progress : bool or None
         See `nbi_plus.progress.progress`.
+    beside : Beside
+        Other estimators that are asked about the same objects.
     """
 
     out: Path
@@ -66,6 +69,7 @@ class SurveyRequest:
     resume: bool = True
     append: bool = False
     progress: bool | None = None
+    beside: Beside = Beside()
 
 
 def run_survey(
@@ -100,7 +104,7 @@ def _survey(made_by: Provenance, request: SurveyRequest) -> dict[str, object]:
     return {
         "engine": made_by.engine, "version": made_by.version, "seed": made_by.seed,
         "columns": dict(reading.columns), "carry": list(reading.carry), **request.settings,
-    }  # fmt: skip
+    } | ({"beside": request.beside.said} if request.beside.tellers else {})  # fmt: skip
 
 
 def _into_parts(
@@ -109,7 +113,7 @@ def _into_parts(
 ) -> SurveySummary:  # fmt: skip
     """Answer a source part by part, and join these where one file is wanted."""
     out, tally = request.out, SurveyTally()
-    catalogue = Catalogue(made_by, carried(source, request.reading))
+    catalogue = Catalogue(made_by, carried(source, request))
     check_columns(out, catalogue.schema)
     parts = Parts.open(
         folder, manifest, known, append=request.append, anew=not request.resume
@@ -117,7 +121,7 @@ def _into_parts(
     try:
         for table in parts.tables():
             tally.add(table, new=False)
-        answer_all(Answering(model, catalogue), source, parts, tally, request)
+        answer_all(Answering(model, catalogue, request.beside), source, parts, tally, request)
         parts.finish(in_order=folder == out)
         if folder == out:
             return tally.summary(out)
@@ -145,14 +149,17 @@ def counted(out: Path, tables: Iterable[pyarrow.Table]) -> SurveySummary:
     return tally.summary(out)
 
 
-def carried(source: SurveySource, reading: Reading) -> tuple[pyarrow.Field, ...]:
-    """Return the columns that go through."""
+def carried(source: SurveySource, request: SurveyRequest) -> tuple[pyarrow.Field, ...]:
+    """Return the columns that go through, and those of other estimators."""
     import pyarrow as pa
 
+    reading = request.reading
     if source.sets is not None:
-        return carried_fields([pa.field(name, pa.float64()) for name in reading.carry])
-    reading.check_carried(source.schema.names)
-    return carried_fields([source.schema.field(name) for name in reading.carry])
+        own = [pa.field(name, pa.float64()) for name in reading.carry]
+    else:
+        reading.check_carried(source.schema.names)
+        own = [source.schema.field(name) for name in reading.carry]
+    return carried_fields(own) + request.beside.fields
 
 
 def answer_all(

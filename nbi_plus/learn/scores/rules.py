@@ -43,6 +43,10 @@ class Score(ABC):
     single: ClassVar[bool] = False
     n_values: int
 
+    def parts(self) -> list[str]:
+        """Return what each of its values is called after the name of the rule."""
+        return [""] if self.single else [f"_{i}" for i in range(self.n_values)]
+
     def shaped(self, raw: Tensor) -> Tensor:
         """Return estimates (n, K, D) of what a network gives (n, K, D)."""
         return raw
@@ -90,6 +94,10 @@ class QuantileScore(Score):
         """One for each level."""
         return len(self.levels)
 
+    def parts(self) -> list[str]:
+        """Return the digits of the levels, as those of q16 and q025."""
+        return digits(self.levels)
+
     def shaped(self, raw: Tensor) -> Tensor:
         """Return rising values: the middle one, and steps that are not negative."""
         return rising(raw)
@@ -134,6 +142,10 @@ class ExpectileScore(Score):
     def n_values(self) -> int:
         """One for each level."""
         return len(self.levels)
+
+    def parts(self) -> list[str]:
+        """Return the digits of the levels."""
+        return digits(self.levels)
 
     def shaped(self, raw: Tensor) -> Tensor:
         """Return rising values, as of quantiles."""
@@ -209,6 +221,17 @@ def levels_of(levels: Sequence[float]) -> tuple[float, ...]:
     if not (len(found) and (np.diff(edges) > 0).all()):
         raise ValueError(f"levels must rise within (0, 1), but are {list(found)}.")
     return found
+
+
+def digits(levels: Sequence[float]) -> list[str]:
+    """Return what levels are called.
+
+    Examples
+    --------
+    >>> digits((0.025, 0.1, 0.16))
+    ['_025', '_10', '_16']
+    """
+    return [f"_{f'{level:.12f}'[2:].rstrip('0').ljust(2, '0')}" for level in levels]
 
 
 def _distance(off: Tensor) -> Tensor:
