@@ -40,6 +40,7 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Cadences, Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
+from nbi_plus.problem.target import Target
 from nbi_plus.survey.mixin import SurveyMixin
 from nbi_plus.torch_state import doors
 from nbi_plus.trust.mixin import TellingMixin
@@ -574,19 +575,29 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         real: ArrayLike | None, inputs: Mapping[str, ArrayLike],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
         """Return log prior and log likelihood of theta (n, D) for one object, fitted or not."""
+        with preserved_random_state():
+            target = self._target(caller, x_obs, x_err, real, inputs)
+            return target.densities(target.prior.check(theta, one=True))
+
+    def _target(
+        self, caller: str, x_obs: ArrayLike, x_err: ArrayLike | None, real: ArrayLike | None,
+        inputs: Mapping[str, ArrayLike],
+    ) -> Target:  # fmt: skip
+        """Return what is believed of one object, fitted or not, or of Observations of many."""
         if self.simulator is None:
             raise ValueError(f"{caller} must have a simulator, but the engine has none.")
         binding.check_inputs(inputs, self.simulator, caller)
-        how = self._how()
-        with preserved_random_state():
-            fitted = getattr(self, "fitted_", None)
-            if fitted is not None:
-                target = fitted.target(self._one(caller, x_obs, x_err, real, inputs), how)
-            else:
-                given = FitInputs(x_obs=x_obs, x_err=x_err, inputs=inputs, mask=real)
-                believed = self._prior(), self.simulator, noise_of(self.noise, self.likelihood)
-                target = set_up(*believed, given, how.n_jobs).target(how.n_jobs, how.client)
-            return target.densities(target.prior.check(theta, one=True))
+        how, many = self._how(), isinstance(x_obs, Observations) and len(x_obs) > 1
+        fitted = getattr(self, "fitted_", None)
+        if fitted is not None:
+            if many:
+                fitted.network(caller)
+                return fitted.target(fitted.like_training(x_obs), how)
+            return fitted.target(self._one(caller, x_obs, x_err, real, inputs), how)
+        data = {"observations" if many else "x_obs": x_obs}
+        given = FitInputs(**data, x_err=x_err, inputs=inputs, mask=real)
+        believed = self._prior(), self.simulator, noise_of(self.noise, self.likelihood)
+        return set_up(*believed, given, how.n_jobs).target(how.n_jobs, how.client)
 
     def _keep(self, fitted: Fitted) -> Engine:
         """Keep what was fitted, and its parts under names of their own."""

@@ -204,6 +204,12 @@ def _check_noise_shapes(noise, model, data, theta):
         for s in range(3)
     ]
     np.testing.assert_allclose(many.ravel(), np.concatenate(loop), rtol=1e-12)
+    terms = noise.log_densities(thetas, models, data)
+    n, *shape = model.shape
+    assert terms.shape in ((n, 3, *shape), (n, 3, 1, 1))  # of each point, or of all together
+    np.testing.assert_allclose(terms.sum((2, 3)), many, rtol=1e-10, atol=1e-10)
+    if terms.shape[2:] == tuple(shape):
+        assert not terms[~np.repeat(data.mask.numpy()[:, None], 3, 1)].any()
 
 
 def _check_noise_masks(noise, model, data, theta):

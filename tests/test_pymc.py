@@ -66,6 +66,27 @@ def test_density_of_a_likelihood_is_its_own(likelihood, x):
     np.testing.assert_allclose(each, likelihood.log_likelihood([[1.5, 1.2]], x), rtol=1e-10)
 
 
+def test_trials_of_several_numbers_are_drawn_together(x):
+    def pair(theta):
+        noise = torch.randn((len(theta), 2), dtype=theta.dtype)
+        return theta[:, :1] + theta[:, 1:] * noise * torch.tensor([1.0, 2.0])
+
+    engine = nbi.LikelihoodEngine(pair, PRIOR).fit(n_sims=500, n_epochs=1)
+    trials = np.stack([x, x], 1)
+    with pm.Model() as model:
+        v = NeuralDistribution(engine)("x", mu=1.5, sigma=1.2, observed=trials)
+        whole = NeuralDistribution(engine, exchangeable=False)("y", mu=1.5, sigma=1.2,
+                                                               observed=trials[0])  # fmt: skip
+    each, one = model.compile_logp(sum=False)({})
+    exact = engine.log_likelihood([[1.5, 1.2]], trials)
+    np.testing.assert_allclose(each, exact, rtol=1e-10)
+    assert one == pytest.approx(exact[0], rel=1e-10)
+    drawn = pm.draw(v, 40, random_seed=0)
+    assert drawn.shape == (40, 50, 2)
+    assert drawn.std((0, 1)) == pytest.approx([1.2, 2.4], rel=4 / 4000**0.5)
+    assert pm.draw(whole, random_seed=0).shape == (2,)
+
+
 @pytest.mark.parametrize("name", ["engine", "likelihood"])
 def test_gradient_is_that_of_differences(name, x, request):
     model = model_of(request.getfixturevalue(name), x)
@@ -100,7 +121,7 @@ def test_names_may_be_ones_own_and_wrong_ones_are_refused(engine, x):
 
 
 def test_operations_go_into_other_processes(engine, x):
-    op = NeuralDistribution(engine)._op
+    op = NeuralDistribution(engine)._trials.op
     again = pickle.loads(pickle.dumps(op))  # noqa: S301
     theta = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     found = (own.fit.log_prob(theta, own.fit.statistics("x", x)) for own in (op, again))

@@ -257,6 +257,33 @@ def test_densities_of_failed_and_nan_rows_are_zero():
     assert (log_like[1:] == -np.inf).all()
 
 
+@pytest.mark.parametrize("kind", LINES)
+def test_terms_and_draws_are_of_theta_wherever_it_is(kind):
+    target, obs = make_target(LINES[kind])
+    theta = torch.tensor([[[0.5, 0.2]], [[1.0, 7.0]]], dtype=torch.float64)  # beyond the prior, too
+    found = target.terms(theta.requires_grad_(), torch.tensor([2, 0]))
+    assert found.requires_grad == (kind == "torch")
+    rows = theta.detach().numpy()
+    model = rows[..., :1] + 3.0 * rows[..., 1:] * T
+    each = stats.norm.logpdf(obs.x[[2, 0]], model, obs.x_err[[2, 0]]) * obs.mask[[2, 0]]
+    np.testing.assert_allclose(found[:, 0].detach(), each, rtol=1e-11)
+    many, owner = theta.detach()[[1] * 2000, 0], torch.zeros(2000, dtype=torch.int64)
+    drawn = target.draw(many, owner, torch.Generator().manual_seed(0))[:, 0].numpy()
+    valid = obs.mask[0, 0]
+    assert np.isnan(drawn[:, ~valid]).all()
+    off = (drawn[:, valid] - model[1, 0][valid]) / obs.x_err[0, 0][valid]
+    assert (abs(off.mean(0)) < 4 / 2000**0.5).all()
+    assert (abs(off.std(0) - 1) < 4 / 4000**0.5).all()
+
+
+def test_terms_of_failed_and_nan_rows_are_none():
+    target, _ = make_target(breaking("numpy"))
+    theta = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [-4.0, 0.0]]], dtype=torch.float64)
+    found = target.terms(theta, torch.zeros(1, dtype=torch.int64)).sum((2, 3))[0]
+    assert found.isfinite().tolist() == [True, False, False]
+    assert (found[1:] == -math.inf).all()
+
+
 def test_no_gradient_is_built_unasked():
     target, _ = make_target(torch_line)
     assert not target.log_prob(latent(), torch.arange(3)).requires_grad

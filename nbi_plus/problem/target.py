@@ -233,6 +233,33 @@ class Target:
             log_like = self._likelihood(full, first, inside)[0][0].cpu().numpy()
         return log_prior, np.where(np.isnan(log_like), -np.inf, log_like)
 
+    def terms(self, theta: Tensor, index: Tensor) -> Tensor:
+        """Return what adds up to the log-likelihood, (b, n, C, L) or (b, n, 1, 1), with a graph.
+
+        Of theta (b, n, D), inside the prior or not, and of all at once; see `Noise.log_densities`.
+        It is -inf where a simulation failed or is not finite.
+        """
+        full = self.prior.complete(theta)
+        everywhere = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
+        models = self._models if self.noise.reads_model else self._no_models
+        model, failed, _ = models(full, index, everywhere)
+        found = self.noise.log_densities(full, model, self.data.select(index))
+        return found.masked_fill(failed[..., None, None] | found.isnan(), -math.inf)
+
+    def draw(self, theta: Tensor, index: Tensor, rng: torch.Generator) -> Tensor:
+        """Return data (b, C, L) of theta (b, D), as the objects ``index`` (b,) could have been.
+
+        NaN where they are masked, and where the simulator failed.
+        """
+        full, data = self.prior.complete(theta), self.data.select(index)
+        if self.simulator.stochastic:  # what it draws for a row is seeded by the row
+            digits = torch.randint(2**16, (len(full), 1), generator=rng, device=rng.device)
+            full = full + digits * (full.nextafter(full.new_tensor(math.inf)) - full)
+        everywhere = torch.ones(len(theta), 1, dtype=torch.bool, device=theta.device)
+        model, failed, _ = self._models(full[:, None], index, everywhere)
+        x = self.noise.augment(model[:, 0], data, full, rng)
+        return x.masked_fill(failed[..., None] | ~data.mask, math.nan)
+
     def simulate(self, z: Tensor, index: Tensor) -> Tensor:
         """Return noise-free models, shape (b, n, C, L), NaN where the simulator failed."""
         theta = self.prior.complete(self.prior.from_latent(z))

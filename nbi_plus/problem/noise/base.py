@@ -106,6 +106,24 @@ class Noise(ABC):
         data = add_draw_axis(data, f)
         return like(self._log_prob(fill_masked(f, data), data, t).to(f.dtype), model)
 
+    def log_densities(self, theta: Array, model: Array, obs: Data) -> Array:
+        """Return what adds up to `log_likelihood`.
+
+        Parameters
+        ----------
+        theta, model, obs
+            As for `log_likelihood`.
+
+        Returns
+        -------
+        Tensor or ndarray, shape (n, C, L) or (n, S, C, L)
+            A term for each point, 0 where it is masked, if points are independent; else one term
+            for all of an object, with C and L of 1.
+        """
+        f, data, t = _alike(model, obs, theta)
+        data = add_draw_axis(data, f)
+        return like(self._terms(fill_masked(f, data), data, t).to(f.dtype), model)
+
     def p_value(self, theta: Tensor, model: Tensor, obs: Batch, rng: torch.Generator) -> Tensor:
         """Return the probability that other data of a model would be no likelier than these.
 
@@ -195,6 +213,10 @@ class Noise(ABC):
         are masked, the model is finite.
         """
 
+    def _terms(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        """Return the terms of `log_densities`; arguments as `_log_prob`."""
+        return self._log_prob(model, obs, theta)[..., None, None]
+
     def _report(self, x: Tensor, obs: Batch) -> Batch:
         """Return what a survey would tell of measurements x (n, C, L)."""
         return obs.with_data(x)
@@ -207,10 +229,11 @@ class PointNoise(Noise):
     """
 
     def _log_prob(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
+        return self._terms(model, obs, theta).sum((-2, -1))
+
+    def _terms(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
         density = self._log_density(model, obs, theta)
-        if not has_all_points(obs):
-            density = torch.where(obs.mask, density, 0.0)
-        return density.sum((-2, -1))
+        return density if has_all_points(obs) else torch.where(obs.mask, density, 0.0)
 
     @abstractmethod
     def _log_density(self, model: Tensor, obs: Batch, theta: Tensor) -> Tensor:
