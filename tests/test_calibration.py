@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import nbi_plus as nbi
 from nbi_plus import Posterior, Posteriors, Status, sbc
 from nbi_plus.infer.posterior.posterior import Parameters
-from nbi_plus.trust.calibration import LEVELS, ecdf_band, holm, weighted_share_below
+from nbi_plus.trust.calibration import weighted_share_below
+from nbi_plus.trust.recovery import Recovery, groups, moments_about
+from nbi_plus.trust.uniformity import LEVELS, ecdf_band, holm
 
 SD = np.sqrt(0.5)  # of the posterior of theta ~ N(0, 1) given one datum of unit noise
 
@@ -232,3 +235,125 @@ def test_p_values_equal_scipys_before_their_adjustment():
 def test_report_of_few_objects_says_how_little_they_show():
     assert "Fewer than 300 objects" in calibrate(50, seed=1).report
     assert "Fewer than" not in calibrate(300, seed=1, n_draws=20).report
+
+
+# --- recovery ------------------------------------------------------------------------------------
+
+
+ONLY_NETWORK = nbi.Ladder(escalate="never", audit=None)
+
+
+def line(theta, t):
+    return theta[:, :1] + theta[:, 1:] * t
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Return an engine of lines at five times, whose posteriors have a closed form."""
+    prior = {"a": stats.norm(0, 1), "b": stats.norm(1, 2)}
+    engine = nbi.Engine(line, prior, noise=nbi.GaussianNoise(), ladder=ONLY_NETWORK)
+    t, how = np.linspace(0, 1, 5), {"progress": False, "truth_test": False}
+    return engine.fit(2000, n_epochs=8, t=t, x_err=np.full(5, 0.5), **how)
+
+
+def closed_form_sd(t):
+    design = np.stack([np.ones_like(t), t], 1) / 0.5
+    return np.sqrt(np.diag(np.linalg.inv(design.T @ design + np.diag([1.0, 0.25]))))
+
+
+def test_recovery_of_a_line_is_that_of_its_closed_form(fitted):
+    found = fitted.calibrate(400, progress=False)
+    sd = closed_form_sd(np.linspace(0, 1, 5))
+    own, figures = found.recovery, found.recovery.figures()
+    np.testing.assert_allclose(np.median(own.sd, 0), sd, rtol=0.05)
+    expected = 1 - sd**2 / np.array([1.0, 4.0])
+    np.testing.assert_allclose(figures["contraction"], expected, atol=0.05)  # of 400 truths
+    np.testing.assert_allclose(figures["r2"], expected, atol=0.08)
+    assert (np.abs(figures["bias"]) < 4 * 1.25 / 400**0.5).all()  # the median of normals
+    assert (np.abs(figures["scatter"] - 1) < 4 * 1.17 / 400**0.5).all()
+    assert (figures["outliers"] == 0).all()
+    np.testing.assert_allclose(figures["nrmse"] ** 2, 1 - figures["r2"])
+
+
+def test_circles_are_compared_the_short_way_round():
+    own = Recovery(np.array([[0.1], [0.2], [6.2]]), np.array([[6.2], [0.3], [0.1]]),
+                   np.full((3, 1), 0.1), (2 * np.pi,))  # fmt: skip
+    np.testing.assert_allclose(own.error[:, 0], [6.1 - 2 * np.pi, 0.1, 2 * np.pi - 6.1])
+    spread = np.array([0.1, 0.2, 6.2 - 2 * np.pi])
+    np.testing.assert_allclose(own.contraction, 1 - 0.01 / spread.var(ddof=1), rtol=1e-6)
+
+
+def test_moments_of_circles_are_of_draws_near_the_truth():
+    rng = np.random.default_rng(5)
+    draws = rng.normal(0.1, 0.2, (400, 1)) % (2 * np.pi)
+    mean, sd = moments_about([posterior_of(draws)], np.array([[6.2]]), (2 * np.pi,))
+    about = (draws + np.pi) % (2 * np.pi) - np.pi
+    np.testing.assert_allclose(mean - 2 * np.pi, [about.mean(0)])
+    np.testing.assert_allclose(sd, [about.std(0)])
+
+
+def test_a_frame_tells_bins_apart_and_all_together(fitted):
+    rng = np.random.default_rng(3)
+    t, x_err = np.linspace(0, 1, 5), rng.uniform(0.2, 1.0, (200, 1)) * np.ones(5)
+    mask = np.arange(5) < rng.integers(2, 6, (200, 1))
+    seen = nbi.Observations.from_arrays(rng.normal(size=(200, 5)), x_err, t=t, mask=mask)
+    engine = nbi.Engine(line, fitted.prior, noise=nbi.GaussianNoise(), featurizer="resnet",
+                        ladder=ONLY_NETWORK)  # fmt: skip
+    engine.fit(1000, n_epochs=6, observations=seen, progress=False, truth_test=False)
+    sizes = {"n_draws": lambda own, truths: [len(p) for p in own]}  # noqa: ARG005
+    bins = {"n_points": [2, 4, 5]}
+    found = engine.calibrate(60, bins, observations=seen, custom=sizes, progress=False)
+    frame = found.to_frame()
+    assert frame.group.unique().tolist() == ["n_points 2 to 4", "n_points 4 to 5", "all"]
+    assert frame.parameter.tolist() == ["a", "b"] * 3
+    assert frame.n.iloc[0] + frame.n.iloc[2] == frame.n.iloc[4] == len(found)
+    np.testing.assert_allclose(frame.p_value[4:], found.p_values)
+    np.testing.assert_allclose(frame.coverage_90[4:], found.coverage[:, 2])
+    np.testing.assert_allclose(frame.r2[4:], found.recovery.figures()["r2"])
+    assert found.custom["n_draws"].shape == (len(found),)
+    by_snr = engine.calibrate(60, 3, observations=seen, progress=False).to_frame()
+    assert (by_snr.n.iloc[:6] <= 20).all()
+
+
+def test_a_calibration_with_moments_survives_its_file(fitted, tmp_path):
+    found = fitted.calibrate(40, 2, progress=False, custom={"a/b": lambda own, truths: 3.0})
+    found.save(tmp_path / "c.h5")
+    again = nbi.Calibration.load(tmp_path / "c.h5")
+    assert again.to_frame().equals(found.to_frame())
+    assert again.custom["a/b"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("bins", "message"),
+    [({"a": 3}, "bins must be of .* but are of 'a'. Parameters are not known"),
+     ({"snr": [3, 1]}, "bins must have rising edges"),
+     ({"snr": 2, "n_points": 2}, "bins must be of one name"),
+     (0, "bins must be a whole number of at least 1")],
+)  # fmt: skip
+def test_bins_of_what_nobody_knows_are_refused(bins, message, fitted):
+    with pytest.raises(ValueError, match=message):
+        fitted.calibrate(10, bins, progress=False)
+
+
+def test_without_errors_nothing_has_a_signal_to_noise():
+    with pytest.raises(ValueError, match="bins of snr must have errors"):
+        groups(3, nbi.Observations.from_arrays(np.ones((4, 3))))
+
+
+def test_point_estimates_are_judged_by_the_truths_below_them(fitted):
+    rules = {"mean": nbi.MeanScore(), "middle": nbi.MedianScore(),
+             "q": nbi.QuantileScore([0.1, 0.9]), "joint": nbi.EnergyScore(2)}  # fmt: skip
+    points = nbi.PointEngine(line, fitted.prior, nbi.GaussianNoise(), rules)
+    points.fit(4000, n_epochs=10, t=np.linspace(0, 1, 5), x_err=np.full(5, 0.5), progress=False)
+    found = points.calibrate(1000, {"n_points": 1}, progress=False)
+    frame = found.to_frame()
+    every = frame[frame.group == "all"].set_index(["rule", "level"])
+    assert every.index.get_level_values(0).unique().tolist() == ["mean", "middle", "q"]
+    for rule, level in (("q", 0.1), ("q", 0.9), ("middle", 0.5)):
+        assert (np.abs(every.loc[rule, level].share_below - level) < 0.05).all()
+    mean = frame[(frame.group == "all") & (frame.rule == "mean")]
+    sd = closed_form_sd(np.linspace(0, 1, 5))
+    np.testing.assert_allclose(mean.nrmse, sd / [1.0, 2.0], rtol=0.15)
+    assert (np.abs(mean.bias) < 5 * mean.bias_err).all()
+    assert mean.share_below.isna().all()
+    assert "PointCalibration(1000 objects)" in repr(found)

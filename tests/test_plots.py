@@ -74,6 +74,7 @@ def all_figures():
         plots.weights(p),
         plots.predictive(p, line, T, T),
         plots.ranks(sbc(posteriors, rng.standard_normal((20, 2)))),
+        plots.calibration(sbc(posteriors, rng.standard_normal((20, 2)))),
         plots.rounds(ROUNDS),
     ]
 

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from nbi_plus import files, options
-from nbi_plus.arguments import new_file, of_kind, one_of, path_of
+from nbi_plus.arguments import new_file, of_kind, one_of, path_of, seed_of, whole
 from nbi_plus.data.observations import Observations
 from nbi_plus.engine import Engine
 from nbi_plus.estimators.prepared import prepare
@@ -33,6 +33,9 @@ from nbi_plus.problem.simulator.cadence import Perturbation
 from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.survey.mixin import engine_hash
 from nbi_plus.torch_state import doors
+from nbi_plus.trust.point_calibration import PointCalibration
+from nbi_plus.trust.recovery import Bins, groups
+from nbi_plus.trust.simulated import objects_of
 
 _KIND = "point engine"
 _BY = ("rule", "parameter")
@@ -156,6 +159,28 @@ class PointEngine(BaseEstimator):
             parameter: {name: values[..., d] for name, values in found.items()}
             for d, parameter in enumerate(fitted.prior.names)
         }
+
+    def calibrate(
+        self, n: int = 1000, bins: Bins | None = None, *,
+        observations: Observations | None = None, seed: int | None = None,
+        progress: bool | None = None,
+    ) -> PointCalibration:  # fmt: skip
+        """Return how the estimates for simulated objects lie beside their truths.
+
+        Parameters
+        ----------
+        n, bins, observations, seed, progress
+            As for `Engine.calibrate`.
+        """
+        whole("n", n, 2)
+        fitted = self._fitted("calibrate")
+        own = seed_of("seed", self.seed if seed is None else seed)
+        objects, truths = objects_of(fitted, fitted.model, n, observations, own, progress)
+        rules, found = fitted.model.network.flow.rules, self._estimates(fitted, objects)
+        levels = {name: rule.chances for name, rule in rules.items() if rule.chances}
+        judged = {name: found[name].reshape(len(truths), -1, truths.shape[1]) for name in levels}
+        names = tuple(fitted.prior.names)
+        return PointCalibration(names, truths, judged, levels, groups(bins, objects))
 
     def catalogue_columns(self) -> dict[str, str]:
         """Return names and meanings of the estimates of one object; see `Engine.predict_survey`."""

@@ -34,7 +34,7 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
 from nbi_plus.torch_state import doors
-from nbi_plus.trust.calibration import Calibration, sbc
+from nbi_plus.trust.calibration import Calibration, Custom, sbc
 
 _MEMORY = 4.0  # gigabytes of simulations held on the device
 _Own = TypeVar("_Own", bound="TrialEngine")
@@ -175,8 +175,9 @@ class TrialEngine(BaseEstimator, ABC):
         return torch.where(inside, found, -torch.inf).cpu().numpy()
 
     def calibrate(
-        self, n: int = 200, n_trials: int = 100, *, n_samples: int = 1000, seed: int | None = None
-    ) -> Calibration:
+        self, n: int = 200, n_trials: int = 100, *, n_samples: int = 1000,
+        custom: Mapping[str, Custom] | None = None, seed: int | None = None,
+    ) -> Calibration:  # fmt: skip
         """Return how the truths of simulated sets of trials rank among the draws of their answers.
 
         Parameters
@@ -188,6 +189,8 @@ class TrialEngine(BaseEstimator, ABC):
             nothing of many.
         n_samples : int
             Draws wanted of each set.
+        custom
+            As for `Engine.calibrate`.
         seed : int, optional
             Default: the engine's.
         """
@@ -196,7 +199,7 @@ class TrialEngine(BaseEstimator, ABC):
         truths = fit.prior.sample(whole("n", n, 2), np.random.default_rng(own))
         x = self.simulate(np.repeat(truths, whole("n_trials", n_trials), 0), seed=own)
         good = [rows[np.isfinite(rows).all(1)] for rows in np.split(x, n)]
-        return sbc(self.predict_many(good, n_samples, seed=own), truths, seed=own)
+        return sbc(self.predict_many(good, n_samples, seed=own), truths, seed=own, custom=custom)
 
     def simulate(self, theta: ArrayLike, *, seed: int | None = None) -> NDArray[np.float64]:
         """Return one trial (L,) for each row of theta (n, D); NaN where the simulator failed.

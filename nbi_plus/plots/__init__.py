@@ -6,7 +6,7 @@ shows itself where it is the value of a cell.
 """
 
 from nbi_plus.plots.corners import corner
-from nbi_plus.plots.diagnostics import loss, ranks, reliability, weights
+from nbi_plus.plots.diagnostics import calibration, loss, ranks, reliability, weights
 from nbi_plus.plots.escalation import before_after, efficiency_by_rung, rank, trace
 from nbi_plus.plots.landscapes import ratio_landscape
 from nbi_plus.plots.light_curves import light_curve, observed
@@ -19,6 +19,7 @@ __all__ = [
     "STYLE",
     "against",
     "before_after",
+    "calibration",
     "corner",
     "efficiency_by_rung",
     "light_curve",

@@ -156,6 +156,50 @@ def ranks(calibration: Calibration, n_bins: int = 20) -> Figure:
     return figure
 
 
+def calibration(calibration: Calibration) -> Figure:
+    """Draw the means of answers against their truths, z-scores against contractions, and ranks.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Of `Engine.calibrate`.
+
+    Returns
+    -------
+    Figure
+        For each parameter means with their standard deviations against truths, where a line stands
+        for equality, and how far answers are off against how much the data say: z-scores within
+        the grey band are ordinary, a contraction near 0 is an answer like the prior. Below, the
+        differences of all ranks from uniform ones.
+    """
+    c, own = calibration, calibration.recovery
+    n_dim, figures = len(c.names), own.figures()
+    with house_style("calibration") as figure_class:
+        figure = figure_class(figsize=(max(2.9 * n_dim, 6.6), 8.4), layout="tight")
+        places = figure.add_gridspec(3, n_dim, height_ratios=[1.2, 1, 1.1])
+        for i, color in enumerate(colors(n_dim)):
+            truth, near = own.truth[:, i], own.truth[:, i] + own.error[:, i]
+            axes = figure.add_subplot(places[0, i])
+            axes.errorbar(truth, near, own.sd[:, i], fmt="o", ms=2, color=color, alpha=0.4, lw=0.7)
+            ends = [truth.min(), truth.max()]
+            axes.plot(ends, ends, **GUIDE)
+            axes.set_title(rf"{c.labels[i]}:  $R^2$ = {figures['r2'][i]:.3f}")
+            axes.set_xlabel("truth")
+            below = figure.add_subplot(places[1, i])
+            below.axhspan(-2, 2, color=PALE, alpha=0.5, linewidth=0)
+            z = own.z_score[:, i]
+            below.plot(own.contraction[:, i], z, "o", ms=2, color=color, alpha=0.5)
+            reach = 1.1 * max(4.0, np.abs(z).max())
+            below.set_ylim(-reach, reach)
+            below.set_xlabel("contraction")
+            if i == 0:
+                axes.set_ylabel("posterior mean")
+                below.set_ylabel("z-score")
+        _differences(figure.add_subplot(places[2, :]), c)
+        figure.suptitle(f"Calibration of {c.scope}", fontsize=11)
+    return figure
+
+
 def reliability(found: Reliability) -> Figure:
     """Draw how often models were right against the probability that they were given.
 

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from nbi_plus.arguments import new_file, path_of, seed_of, whole
+from nbi_plus.arguments import new_file, of_kind, path_of, seed_of, whole
 from nbi_plus.data.ingest import numbers
+from nbi_plus.data.tables.tables import frame_of
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.io.archive import Archive, fitting_parts, read_archive, write_archive
+from nbi_plus.io.parts import joined, split
+from nbi_plus.trust.recovery import Recovery, moments_about
+from nbi_plus.trust.uniformity import GRID, ecdf_band, figures_of
+
+if TYPE_CHECKING:
+    import pandas
 
 Array = NDArray[np.float64]
+Custom = Callable[[list[Posterior], Array], ArrayLike]
 
-LEVELS = (0.5, 0.68, 0.9, 0.95)
 DOUBTED = 0.01  # p-values below this are evidence against a calibration
-_GRID = np.linspace(0.0, 1.0, 101)
-_N_SETS = 1000  # uniform sets behind the band
-_CONFIDENCE = 0.95
 _FEW = 300  # fewer objects than these test little
 _ARRAYS = (
     "ranks", "p_values", "max_deviation", "grid", "ecdf_difference", "band", "coverage",
     "coverage_low", "coverage_high",
 )  # fmt: skip
+_CUSTOM = "custom"
+_MOMENTS = ("truths", "means", "sds")  # not in files that were written before there were any
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,14 @@ class Calibration:
         Objects left out, for their posteriors are not certified.
     n_amortized : int
         Objects among the N whose posteriors are the network's own, not corrected.
+    truths, means, sds : ndarray, shape (N, D), or None
+        What `recovery` is of.
+    periods : tuple of float or None, shape (D,)
+        Of circular parameters.
+    groups : ndarray of str, shape (N,), or None
+        In which bin each object is.
+    custom : dict of ndarray
+        What functions of the user say.
     """
 
     names: tuple[str, ...]
@@ -86,6 +99,12 @@ class Calibration:
     coverage_high: Array
     n_excluded: int
     n_amortized: int
+    truths: Array | None = None
+    means: Array | None = None
+    sds: Array | None = None
+    periods: tuple[float | None, ...] = ()
+    groups: NDArray[np.str_] | None = None
+    custom: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -93,8 +112,11 @@ class Calibration:
     def save(self, path: str | Path) -> None:
         """Write the calibration to an HDF5 file of JSON and numbers, with checksums."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        arrays = {k: v for k, v in own.items() if k in _ARRAYS}
-        meta = {k: v for k, v in own.items() if k not in _ARRAYS} | {"ids": self.ids.tolist()}
+        numbers_of = {k: own.pop(k) for k in (*_ARRAYS, *_MOMENTS)}
+        arrays = {k: v for k, v in numbers_of.items() if v is not None}
+        arrays |= joined({_CUSTOM: own.pop("custom")})
+        groups = None if self.groups is None else self.groups.tolist()
+        meta = own | {"ids": self.ids.tolist(), "groups": groups}
         write_archive(new_file("path", path), "calibration", meta, arrays)
 
     @classmethod
@@ -108,8 +130,13 @@ class Calibration:
         with fitting_parts(name, "calibration"):
             meta = dict(archive.meta)
             told = {k: tuple(meta.pop(k)) for k in ("names", "labels", "levels")}
-            ids = np.array(meta.pop("ids"), np.str_)
-            found = cls(**told, ids=ids, **meta, **{k: archive.arrays[k] for k in _ARRAYS})
+            told["periods"] = tuple(meta.pop("periods", ()))
+            ids, groups = np.array(meta.pop("ids"), np.str_), meta.pop("groups", None)
+            groups = None if groups is None else np.array(groups, np.str_)
+            custom = split(archive.arrays).get(_CUSTOM, {})
+            moments = {k: archive.arrays.get(k) for k in _MOMENTS}
+            own = {k: archive.arrays[k] for k in _ARRAYS}
+            found = cls(**told, ids=ids, groups=groups, custom=custom, **meta, **own, **moments)
             found._check()
         return found
 
@@ -123,9 +150,15 @@ class Calibration:
             "n_ranks": self.n_ranks >= 1,
             "n_excluded": self.n_excluded >= 0,
             "n_amortized": 0 <= self.n_amortized <= n,
-            "band": low.shape == _GRID.shape and bool((low <= high).all()),
+            "band": low.shape == GRID.shape and bool((low <= high).all()),
             "ranks": bool(((self.ranks > 0) & (self.ranks < 1)).all()),
+            "groups": self.groups is None or self.groups.shape == (n,),
+            "periods": self.truths is None or len(self.periods) == n_dim,
         }
+        for name in _MOMENTS:
+            own = getattr(self, name)
+            same = (own is None) == (self.truths is None)
+            sound[name] = same and (own is None or own.shape == (n, n_dim))
         for name, value in figures_of(self.ranks).items():
             own = np.asarray(getattr(self, name))
             sound[name] = own.shape == np.shape(value) and np.allclose(own, value, 1e-6, 1e-9)
@@ -136,6 +169,38 @@ class Calibration:
     def __repr__(self) -> str:
         values = ", ".join(f"{n}: {p:.3g}" for n, p in zip(self.names, self.p_values, strict=True))
         return f"Calibration({len(self)} objects, {self.n_excluded} excluded; p-values {values})"
+
+    @property
+    def recovery(self) -> Recovery:
+        """How near the posteriors come to the truths."""
+        if self.truths is None:
+            raise ValueError("This calibration was saved without truths. Calibrate anew.")
+        return Recovery(self.truths, self.means, self.sds, self.periods)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a row for each parameter, of each group where there are `bins`, then of all.
+
+        Columns: ``group``, ``parameter``, ``n``, ``p_value``, ``max_deviation``, ``coverage_50``
+        and others, and those of `Recovery.figures`. Of a few objects p-values and coverages say
+        little; those of a row are adjusted for its own group's parameters alone.
+        """
+        every = np.full(len(self), True)
+        names = [] if self.groups is None else list(np.unique(self.groups))
+        rows = [(name, self.groups == name) for name in names] + [("all", every)]
+        parts = [self._columns(*row) for row in rows if row[1].sum() > 1]
+        return frame_of({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def _columns(self, group: str, rows: NDArray[np.bool_]) -> dict[str, NDArray]:
+        """Return the columns (D,) of one group."""
+        own, n_dim = figures_of(self.ranks[rows]), len(self.names)
+        shares = zip(self.levels, own["coverage"].T, strict=True)
+        columns = {
+            "group": np.full(n_dim, group), "parameter": np.array(self.names),
+            "n": np.full(n_dim, rows.sum()), "p_value": own["p_values"],
+            "max_deviation": own["max_deviation"],
+            **{f"coverage_{100 * level:.0f}": share for level, share in shares},
+        }  # fmt: skip
+        return columns | ({} if self.truths is None else self.recovery.of(rows).figures())
 
     @property
     def scope(self) -> str:
@@ -170,6 +235,9 @@ def sbc(
     theta_true: ArrayLike,
     n_ranks: int = 200,
     seed: int = 0,
+    *,
+    groups: Sequence[str] | None = None,
+    custom: Mapping[str, Custom] | None = None,
 ) -> Calibration:
     r"""Return how the truths rank among the draws: simulation-based calibration.
 
@@ -191,6 +259,12 @@ def sbc(
         Draws that each truth is ranked among.
     seed : int
         Of the resampling and the dither.
+    groups : sequence of str, shape (N,), optional
+        A word for each object, by which `Calibration.to_frame` tells them apart. It must not
+        depend on the truths.
+    custom : mapping of name to callable, optional
+        ``f(posteriors, truths)`` of those n that enter, a list of Posterior and truths (n, D),
+        gives numbers: ``Calibration.custom``.
 
     Returns
     -------
@@ -198,12 +272,18 @@ def sbc(
     """
     n_ranks = whole("n_ranks", n_ranks)
     truths = _checked(posteriors, theta_true)
-    entered, truths = _entered(posteriors, truths)
+    entered, truths, rows = _entered(posteriors, truths)
+    groups = None if groups is None else np.asarray(groups, np.str_)
+    if groups is not None and groups.shape != (len(posteriors),):
+        raise ValueError(f"groups must be a word for each object, but have shape {groups.shape}.")
+    custom = {} if custom is None else of_kind("custom", custom, Mapping, "Name functions.")
     n, n_dim = truths.shape
     rng = np.random.default_rng(seed_of("seed", seed))
     below = rng.binomial(n_ranks, weighted_share_below(entered, truths))
     ranks = (below + rng.random((n, n_dim))) / (n_ranks + 1)
     first = entered[0].parameters
+    periods = first.periods or (None,) * n_dim
+    means, sds = moments_about(entered, truths, periods)
     return Calibration(
         names=first.names,
         labels=first.labels,
@@ -213,19 +293,17 @@ def sbc(
         band=ecdf_band(n),
         n_excluded=len(posteriors) - n,
         n_amortized=sum(p.status is Status.AMORTIZED for p in entered),
+        truths=truths,
+        means=means,
+        sds=sds,
+        periods=periods,
+        groups=None if groups is None else groups[rows],
+        custom={
+            k: np.atleast_1d(numbers(f"custom[{k!r}]", f(entered, truths)))
+            for k, f in custom.items()
+        },  # fmt: skip
         **figures_of(ranks),
     )
-
-
-def figures_of(ranks: Array) -> dict[str, Any]:
-    """Return what follows from ranks (N, D) alone."""
-    deviation, p_values = _kolmogorov_smirnov(ranks)
-    coverage, low, high = _coverage(ranks)
-    return {
-        "p_values": holm(p_values), "max_deviation": deviation, "grid": _GRID,
-        "ecdf_difference": _ecdf(ranks) - _GRID, "levels": LEVELS,
-        "coverage": coverage, "coverage_low": low, "coverage_high": high,
-    }  # fmt: skip
 
 
 def weighted_share_below(posteriors: Sequence[Posterior], truths: Array) -> Array:
@@ -240,48 +318,6 @@ def weighted_share_below(posteriors: Sequence[Posterior], truths: Array) -> Arra
     below = weights[:, None] * (draws < np.repeat(truths, sizes, axis=0))
     total = np.add.reduceat(weights, starts)[:, None]
     return np.clip(np.add.reduceat(below, starts) / total, 0.0, 1.0)
-
-
-def holm(p_values: ArrayLike) -> Array:
-    """Return p-values adjusted for their number (Holm's step-down), shape (D,).
-
-    Examples
-    --------
-    >>> holm([0.01, 0.5, 0.04]).tolist()
-    [0.03, 0.5, 0.08]
-    """
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
-
-
-def ecdf_band(n: int, seed: int = 0) -> Array:
-    """Return the simultaneous 95 % band of ECDF(u) - u for n uniform values, shape (2, G).
-
-    The band is made of pointwise binomial quantiles, at the level at which 95 % of simulated
-    uniform sets lie inside everywhere on the grid.
-
-    Parameters
-    ----------
-    n : int
-    seed : int
-        Of the 1000 simulated sets.
-    """
-    inner = _GRID[1:-1]
-    rng = np.random.default_rng(seed)
-    # counts in the cells of the grid: all that an ECDF on it knows of n uniform values
-    cells = rng.multinomial(n, np.full(len(_GRID) - 1, 1 / (len(_GRID) - 1)), size=_N_SETS)
-    counts = np.cumsum(cells, 1)[:, :-1]
-    least = counts.min(0)
-    seen = least + np.arange((counts - least).max() + 1)[:, None]
-    table = np.minimum(stats.binom.cdf(seen, n, inner), stats.binom.sf(seen - 1, n, inner))
-    tails = np.take_along_axis(table, counts - least, 0)
-    tail = np.quantile(tails.min(1), 1 - _CONFIDENCE)
-    low, high = stats.binom.ppf(tail, n, inner), stats.binom.isf(tail, n, inner)
-    return np.pad(np.stack([low, high]) / n - inner, ((0, 0), (1, 1)))
 
 
 def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike) -> Array:
@@ -309,8 +345,10 @@ def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike
     return truths
 
 
-def _entered(posteriors: Iterable[Posterior], truths: Array) -> tuple[list[Posterior], Array]:
-    """Return the posteriors whose ranks mean something, and their truths."""
+def _entered(
+    posteriors: Iterable[Posterior], truths: Array
+) -> tuple[list[Posterior], Array, NDArray[np.bool_]]:
+    """Return the posteriors whose ranks mean something, their truths, and which these are."""
     everyone = list(posteriors)
     uncorrected = (Status.AMORTIZED, Status.LEARNED)  # whether they should be is what ranks say
     valid = np.array([p.certified or p.status in uncorrected for p in everyone])
@@ -319,31 +357,4 @@ def _entered(posteriors: Iterable[Posterior], truths: Array) -> tuple[list[Poste
             f"posteriors must hold at least 2 that are certified, AMORTIZED or LEARNED, but "
             f"{valid.sum()} of {len(valid)} are. Train longer, or look at posterior.report."
         )
-    return [p for p, v in zip(everyone, valid, strict=True) if v], truths[valid]
-
-
-def _kolmogorov_smirnov(ranks: Array) -> tuple[Array, Array]:
-    """Return the distance from uniform and its p-value for each column of (N, D)."""
-    n = len(ranks)
-    ordered = np.sort(ranks, 0)
-    step = np.arange(n)[:, None] / n
-    distance = np.maximum(ordered - step, step + 1 / n - ordered).max(0)
-    return distance, stats.kstwo.sf(distance, n)
-
-
-def _ecdf(ranks: Array) -> Array:
-    """Return the distribution function of each column of (N, D) on the grid, shape (D, G)."""
-    return np.stack([np.searchsorted(c, _GRID, side="right") for c in np.sort(ranks, 0).T]) / len(
-        ranks
-    )
-
-
-def _coverage(ranks: Array) -> tuple[Array, Array, Array]:
-    """Return the share of ranks in each central interval, with its 95 % interval, each (D, 4)."""
-    n = len(ranks)
-    inside = np.stack([(np.abs(ranks - 0.5) <= 0.5 * level).sum(0) for level in LEVELS], -1)
-    tail = 0.5 * (1 - _CONFIDENCE)
-    # Clopper-Pearson: none inside has the lower end 0, all inside the upper end 1
-    low = np.where(inside == 0, 0.0, stats.beta.ppf(tail, np.maximum(inside, 1), n - inside + 1))
-    high = np.where(inside == n, 1.0, stats.beta.isf(tail, inside + 1, np.maximum(n - inside, 1)))
-    return inside / n, low, high
+    return [p for p, v in zip(everyone, valid, strict=True) if v], truths[valid], valid

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nbi_plus.arguments import whole
 from nbi_plus.data.observations import Observations
 from nbi_plus.markup import Shown, facts
-from nbi_plus.progress import progress as shown
 from nbi_plus.torch_state import doors
-from nbi_plus.trust.calibration import Calibration, sbc
-from nbi_plus.trust.simulated import simulated_objects
+from nbi_plus.trust.calibration import Calibration, Custom, sbc
+from nbi_plus.trust.recovery import Bins, groups
+from nbi_plus.trust.simulated import objects_of
 
 
 @doors
@@ -16,8 +18,10 @@ class TellingMixin(Shown):
     """For an engine that knows its ``_fitted``, ``_seed``, ``get_params`` and ``predict_many``."""
 
     def calibrate(
-        self, n: int = 1000, *, observations: Observations | None = None, n_samples: int = 2000,
-        seed: int | None = None, progress: bool | None = None,
+        self, n: int = 1000, bins: Bins | None = None, *,
+        observations: Observations | None = None, n_samples: int = 2000,
+        custom: Mapping[str, Custom] | None = None, seed: int | None = None,
+        progress: bool | None = None,
     ) -> Calibration:  # fmt: skip
         """Return how the truths of simulated objects rank among the draws of their posteriors.
 
@@ -25,10 +29,16 @@ class TellingMixin(Shown):
         ----------
         n : int
             Draws of the prior, simulated as the objects of the training were seen.
+        bins : int or mapping of one name to int or edges, optional
+            Groups of objects that ``to_frame()`` tells apart: by ``"snr"``, ``"n_points"`` or a
+            scalar, as ``{"n_points": [5, 20, 100]}``; an integer is so many bins of S/N, of the
+            same number of objects each.
         observations : Observations, optional
             Whose cadences and errors they have instead.
         n_samples : int
             Draws wanted of each object.
+        custom : mapping of name to callable, optional
+            ``f(posteriors, truths)`` gives numbers, of a list of n Posterior and truths (n, D).
         seed : int, optional
             Default: the engine's.
         progress : bool, optional
@@ -36,21 +46,12 @@ class TellingMixin(Shown):
         """
         whole("n", n, 2)
         fitted, own = self._fitted("calibrate"), self._seed(seed)
-        model = fitted.network("calibrate")
-        if fitted.simulator is None:
-            raise ValueError(
-                "calibrate must have a simulator, but the engine has none. Load it with one, or "
-                "give sbc the truths that you know."
-            )
-        if observations is None:
-            bank = model.conditions
-        else:
-            bank = fitted.like_training(observations).batch()
-        units = dict(fitted.conventions.units)
-        with shown("simulating objects", show=progress):
-            objects, truths = simulated_objects(fitted, bank, n, own, units)
+        objects, truths = objects_of(fitted, fitted.network("calibrate"), n, observations, own,
+                                     progress)  # fmt: skip
+        own_groups = None if bins is None else groups(bins, objects)
         how = {"n_samples": n_samples, "seed": own, "progress": progress}
-        return sbc(self.predict_many(objects, **how), truths, seed=own)
+        answers = self.predict_many(objects, **how)
+        return sbc(answers, truths, seed=own, groups=own_groups, custom=custom)
 
     def _repr_html_(self) -> str:
         chosen = {k: getattr(v, "__name__", v) for k, v in self.get_params(deep=False).items()}

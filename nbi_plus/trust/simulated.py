@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import as_given
+from nbi_plus.learn.model import Trained
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import generator, keyed_normal, keyed_uniform
 from nbi_plus.problem.simulator.simulator import BoundSimulator
 from nbi_plus.problem.target import Target
+from nbi_plus.progress import progress as shown
 
 
 class Believed(Protocol):
@@ -96,3 +98,20 @@ def simulated_objects(
     ids = [f"simulated {i:06d}" for i in good.nonzero()[:, 0].tolist()]
     truths = believed.prior.from_latent(made.truth)[:, 0]
     return observations_of(made.data.select(good), units, ids), truths[good].cpu().numpy()
+
+
+def objects_of(
+    fitted: Any,  # noqa: ANN401 - a Fitted, which stands above
+    model: Trained, n: int, observations: Observations | None, seed: int, progress: bool | None,
+) -> tuple[Observations, NDArray[np.float64]]:  # fmt: skip
+    """Return n objects as those of the training, or of others, were seen, and their truths."""
+    if fitted.simulator is None:
+        raise ValueError(
+            "calibrate must have a simulator, but the engine has none. Load it with one, or "
+            "give sbc the truths that you know."
+        )
+    bank = model.conditions
+    if observations is not None:
+        bank = fitted.like_training(observations).batch()
+    with shown("simulating objects", show=progress):
+        return simulated_objects(fitted, bank, n, seed, dict(fitted.conventions.units))

@@ -142,6 +142,17 @@ def _of_nested(frame: pandas.DataFrame) -> Table:
     return of_arrow(arrow_of_frame(frame))
 
 
+def frame_of(columns: Mapping[str, Sequence]) -> pandas.DataFrame:
+    """Return a frame of columns by name."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            'frames need pandas. Install it with: pip install "pandas>=2.0"'
+        ) from error
+    return pd.DataFrame(columns)
+
+
 def arrow_of_frame(data: object) -> pyarrow.Table | None:
     """Return a frame of pandas, nested-pandas or pyarrow as a table of arrow; None for others."""
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(data).__mro__}

@@ -7,6 +7,7 @@ its expectation under the posterior: the mean for a square, quantiles for the pi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Score(ABC):
         Whether it is one number for each parameter.
     n_values : int
         How many it is.
+    chances : tuple of float
+        With which a truth lies below each value; NaN where errors have the mean zero instead, and
+        none where neither holds.
     """
 
     kind: ClassVar[str]
@@ -42,6 +46,7 @@ class Score(ABC):
     joint: ClassVar[bool] = False  # whether its values are vectors of all parameters
     single: ClassVar[bool] = False
     n_values: int
+    chances: tuple[float, ...] = ()
 
     def parts(self) -> list[str]:
         """Return what each of its values is called after the name of the rule."""
@@ -66,6 +71,7 @@ class MeanScore(Score):
     kind = "mean"
     single = True
     n_values = 1
+    chances = (math.nan,)
 
     def loss(self, estimates: Tensor, truth: Tensor, growth: Tensor) -> Tensor:
         """Return the square; see `squares`."""
@@ -94,6 +100,11 @@ class QuantileScore(Score):
         """One for each level."""
         return len(self.levels)
 
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """The levels."""
+        return self.levels
+
     def parts(self) -> list[str]:
         """Return the digits of the levels, as those of q16 and q025."""
         return digits(self.levels)
@@ -116,6 +127,7 @@ class MedianScore(Score):
     equivariant = True
     single = True
     n_values = 1
+    chances = (0.5,)
 
     def loss(self, estimates: Tensor, truth: Tensor, growth: Tensor) -> Tensor:  # noqa: ARG002
         """Return half of the distance."""
