@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
-from torch import nn
+from torch import Tensor, nn
 
 from nbi_plus import files, options
 from nbi_plus.arguments import new_folder, seed_of
@@ -193,6 +193,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         batch_size: int | None = None,
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
+        augment: Callable[..., Tensor] | None = None,
         max_failed: float | None = None,
         truth_test: bool | int | None = None,
         callback: Callable[[History], None] | None = None,
@@ -247,6 +248,12 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             For an expensive simulator: it is run at these times ``t`` (or values of the coordinate
             named) instead of at those of an object, and its curves are interpolated for other
             objects at each epoch. Weights always use the simulator itself.
+        augment : callable, optional
+            What is done to the noisy data of training batches, and to nothing else: the held-out
+            loss, the outlier test and every answer are of plain data. ``augment(x, rng)`` returns
+            ``x`` (n, C, L), a tensor in the device's memory, changed as it likes; it draws from
+            ``rng`` and asks by name for ``theta``, ``x_err``, ``mask``, coordinates or scalars. Not
+            in a sequential fit.
         max_failed : float, optional
             Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
         truth_test : bool or int, optional
@@ -268,24 +275,23 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         """
         n_sims, theta = options.positional(n_sims, theta, x)
         binding.check_inputs(inputs, self.simulator, "fit")
-        sequential = options.is_sequential(n_rounds, method, observations, x_obs)
-        before = getattr(self, "fitted_", None)
-        network = self._network(before, warm_start)
-        known = before.conventions if network and (sequential or warm_start) else binding.NONE_KNOWN
+        in_rounds = options.is_sequential(n_rounds, method, observations, x_obs)
+        before, network = self._before(warm_start)
+        known = before.conventions if network and (in_rounds or warm_start) else binding.NONE_KNOWN
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
-        options.check_start(sequential, n_sims, online, given)
+        options.check_start(in_rounds, n_sims, online, given, augment)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
-        config = options.train_config(train, chosen, _LOCATE if sequential else {})
-        run = self._run(n_sims, online, max_failed, sequential, callback, progress)
-        how = self._how()
+        config = options.train_config(train, chosen, _LOCATE if in_rounds else {})
+        run, how = self._run(n_sims, online, max_failed, in_rounds, callback, progress), self._how()
         with preserved_random_state():
-            believed = noise_of(self.noise if noise is None else noise, self.likelihood, sequential)
+            believed = noise_of(self.noise if noise is None else noise, self.likelihood, in_rounds)
             problem = set_up(self._prior(), self.simulator, believed, given, how.n_jobs)
             start = options.goes_on_from(network if warm_start else None, problem.conditions)
-            recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
+            varied = options.perturbation(perturb, observations)
+            recipe = self._recipe(problem, config, varied).augmented(augment)
             check_noise_of(problem, recipe.device)
-            if not sequential:
+            if not in_rounds:
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds, locate)
             fit = SequentialRun(rounds, options.method_for(method, problem), how.ladder, run, modes)
@@ -535,11 +541,12 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             raise NotFittedError(f"This Engine is not fitted yet. Call fit before {caller}.")
         return self.fitted_
 
-    def _network(self, before: Fitted | None, warm_start: bool) -> TrainedModel | None:
-        """Return the network that a fit may go on with, which a warm start must have."""
-        if not warm_start:
-            return None if before is None else before.model
-        return self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
+    def _before(self, warm_start: bool) -> tuple[Fitted | None, TrainedModel | None]:
+        """Return what was fitted, and its network, which a warm start must have."""
+        if warm_start:
+            self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
+        before = getattr(self, "fitted_", None)
+        return before, None if before is None else before.model
 
     def _how(self, ladder: Ladder | None = None, progress: bool | None = None) -> Computing:
         device, own = options.device_of(self.device), self.ladder if ladder is None else ladder

@@ -319,8 +319,15 @@ def is_sequential(
     return True
 
 
-def check_start(sequential: bool, n_sims: int | None, online: bool, given: FitInputs) -> None:
+def check_start(
+    sequential: bool, n_sims: int | None, online: bool, given: FitInputs, augment: object = None
+) -> None:
     """Refuse a fit that has nothing to start from, or too much."""
+    if sequential and augment is not None:
+        raise ValueError(
+            "augment must be None for a sequential fit, whose networks only find the place of one "
+            "object as it is. Give it with n_rounds=1."
+        )
     if sequential and n_sims is None:
         raise ValueError("fit must have n_sims, the simulations of each round.")
     if sequential and online:

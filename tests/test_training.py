@@ -34,6 +34,7 @@ from nbi_plus import (
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting, sources, training
 from nbi_plus.learn.adamw import FlatAdamW
+from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
@@ -653,8 +654,18 @@ def test_streamed_simulations_refuse_per_item_noise(tmp_path):
             fitting.fit(material, parts, progress=False)
 
 
-def test_fit_resumes_its_own_run_alone(tmp_path):
-    parts = recipe()
+def mirrored(x, rng):
+    sign = torch.randint(0, 2, (len(x), 1, 1), generator=rng, device=x.device) * 2 - 1
+    return x * sign
+
+
+def jittered(x, rng):
+    return x.add_(0.1 * torch.randn(x.shape, generator=rng, dtype=x.dtype))  # in place
+
+
+@pytest.mark.parametrize("augment", [None, jittered])
+def test_fit_resumes_its_own_run_alone(augment, tmp_path):
+    parts = recipe().augmented(augment)
     material = fitting.from_arrays(columns(), parts)
     whole = fitting.fit(material, parts, progress=False)
 
@@ -684,7 +695,9 @@ def test_fingerprint_names_all_that_a_run_depends_on():
         {"cadences": Cadences(parts.conditions, perturbation=Perturbation())}, {"seed": 1},
         {"flow": FlowConfig()},
         {"train": TrainConfig()}, {"custom": without_global_rng(1, lambda: Flat(3))},
-        {"custom": nn.Flatten()}, {"prior": nbi.Prior({"a": stats.norm(), "c": stats.norm()})},
+        {"custom": nn.Flatten()}, {"augment": Augmentation.of(mirrored, parts.conditions)},
+        {"augment": Augmentation.of(jittered, parts.conditions)},
+        {"prior": nbi.Prior({"a": stats.norm(), "c": stats.norm()})},
     ]  # fmt: skip
     names = [fitting._fingerprint(replace(parts, **change), material) for change in changes]
     assert len(set(names)) == len(names)

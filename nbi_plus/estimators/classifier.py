@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from torch import nn
+from torch import Tensor, nn
 
 from nbi_plus import options
 from nbi_plus.arguments import new_folder, of_kind, one_of, seed_of, whole
@@ -108,6 +108,7 @@ class ModelClassifier(BaseEstimator):
         batch_size: int | None = None,
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
+        augment: Callable[..., Tensor] | None = None,
         max_failed: float = 0.1,
         n_jobs: int | None = None,
         callback: Callable[[History], None] | None = None,
@@ -120,8 +121,8 @@ class ModelClassifier(BaseEstimator):
         ----------
         n_sims : int
             Simulations of all models together, and of none; a quarter more calibrate and judge.
-        n_epochs, observations, x_err, batch_size, lr, train, max_failed, callback, progress, \
-        **inputs
+        n_epochs, observations, x_err, batch_size, lr, train, augment, max_failed, callback, \
+        progress, **inputs
             As for `Engine.fit`.
         n_jobs : int, optional
             Processes that simulate, as for `Engine`.
@@ -156,7 +157,7 @@ class ModelClassifier(BaseEstimator):
                 featurizer=spec, custom=custom, flow=ClassesConfig(len(engines) + 1), train=config,
                 device=device, seed=seed, memory=options.bytes_of(_MEMORY), window=problem.window,
             )  # fmt: skip
-            model = run(problem, recipe)
+            model = run(problem, recipe.augmented(augment))
             fitted = Fitted.of(problem, given.defaults(), model)
             fit = ClassFit.calibrated(tuple(engines), fitted, problem, device, n_sims, seed)
             fit = fit if models.scaled else replace(fit, strangeness=fit.strangeness[:0])

@@ -117,8 +117,9 @@ class PointEngine(BaseEstimator):
             As for `Engine.fit`.
         **others
             ``theta``, ``n_epochs``, ``observations``, ``x_obs``, ``x_err``, ``mask``, ``bad``,
-            ``noise``, ``perturb``, ``grid``, ``batch_size``, ``lr``, ``train``, ``max_failed``,
-            ``callback``, ``progress``, coordinates and scalars, as for `Engine.fit`.
+            ``noise``, ``perturb``, ``grid``, ``batch_size``, ``lr``, ``train``, ``augment``,
+            ``max_failed``, ``callback``, ``progress``, coordinates and scalars, as for
+            `Engine.fit`.
 
         Returns
         -------

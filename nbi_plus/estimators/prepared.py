@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from nbi_plus import options
 from nbi_plus.data.ingest import point_mask
@@ -43,6 +44,7 @@ class Prepared:
     config : TrainConfig
     perturbation : Perturbation or None
     given : FitInputs
+    augment : callable or None
     """
 
     run: Run
@@ -50,10 +52,12 @@ class Prepared:
     config: TrainConfig
     perturbation: Perturbation | None
     given: FitInputs
+    augment: Callable[..., Tensor] | None = None
 
     def recipe(self, engine: Trains) -> Recipe:
         """Return what the training of an engine is a function of."""
-        return engine._recipe(self.problem, self.config, self.perturbation)
+        made = engine._recipe(self.problem, self.config, self.perturbation)
+        return made.augmented(self.augment)
 
 
 def prepare(  # noqa: PLR0913 - as Engine.fit
@@ -74,6 +78,7 @@ def prepare(  # noqa: PLR0913 - as Engine.fit
     batch_size: int | None = None,
     lr: float | None = None,
     train: TrainConfig | Mapping[str, Any] | None = None,
+    augment: Callable[..., Tensor] | None = None,
     max_failed: float | None = None,
     callback: Callable[[History], None] | None = None,
     progress: bool | None = None,
@@ -95,4 +100,4 @@ def prepare(  # noqa: PLR0913 - as Engine.fit
     problem = set_up(engine._prior(), engine.simulator, believed, given, engine.n_jobs)
     check_noise_of(problem, options.device_of(engine.device))
     varied = options.perturbation(perturb, observations)
-    return Prepared(run, problem, config, varied, given)
+    return Prepared(run, problem, config, varied, given, augment)

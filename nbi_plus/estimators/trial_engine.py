@@ -26,6 +26,7 @@ from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
 from nbi_plus.learn import fitting
+from nbi_plus.learn.model import PLAIN
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
@@ -71,6 +72,7 @@ class TrialEngine(BaseEstimator, ABC):
         batch_size: int | None = None,
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
+        augment: Callable[..., Tensor] | None = None,
         max_failed: float = 0.1,
         n_jobs: int | None = None,
         callback: Callable[[History], None] | None = None,
@@ -86,8 +88,8 @@ class TrialEngine(BaseEstimator, ABC):
             ``theta``: ``fit(theta, x)``.
         theta, x : array_like, optional
             Trials simulated elsewhere, (n, D) and (n, L) or (n,), or an HDF5 file as ``x``.
-        n_epochs, online, batch_size, lr, train, max_failed, callback, progress
-            As for `Engine.fit`.
+        n_epochs, online, batch_size, lr, train, augment, max_failed, callback, progress
+            As for `Engine.fit`; x of ``augment`` is (n, 1, L).
         n_jobs : int, optional
             Processes that simulate, as for `Engine`.
         **inputs : array_like
@@ -100,6 +102,11 @@ class TrialEngine(BaseEstimator, ABC):
         """
         n_sims, theta = options.positional(n_sims, theta, x)
         binding.check_inputs(inputs, self.simulator, "fit")
+        if augment is not None and self._reading == PLAIN:
+            raise ValueError(
+                "augment must be None where the density of the data themselves is learned, which "
+                "would be another one. Change the simulator, or take RatioEngine."
+            )
         theta, x = stored(theta, x, self._reading)
         given = FitInputs(theta=theta, x=x, inputs=inputs)
         options.check_start(False, n_sims, online, given)
@@ -109,7 +116,7 @@ class TrialEngine(BaseEstimator, ABC):
         run = Run(n_sims, online, max_failed, folder, n_jobs, None, callback, progress)
         with preserved_random_state():
             problem = self._problem(given, n_jobs)
-            recipe = self._recipe(problem, config)
+            recipe = self._recipe(problem, config).augmented(augment)
             model = run(problem, recipe)
         return self._keep(TrialFit(problem.prior, model, problem.simulator, recipe.device))
 

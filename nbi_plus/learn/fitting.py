@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nbi_plus.data.batch import Batch
 from nbi_plus.io.fingerprint import content, fingerprint
 from nbi_plus.io.store import SimulationStore
+from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
@@ -48,6 +49,7 @@ from nbi_plus.problem.simulator.campaign import Campaign, ResidentCampaign
 _LOG = logging.getLogger("nbi_plus")
 _MAX_VALIDATION = 5000
 _N_SIGMA = 256  # prior draws of a sigma that is a parameter, to know how small it gets
+_N_TRIED = 64  # simulations that an augmentation is tried on
 _N_ENCODER = 4096  # simulations that the encoder learns its scales from
 _N_HELD_OUT = 4096  # noisy held-out simulations that members are weighed by
 _ROWS_TOGETHER = 512  # of them, where there are few simulations
@@ -81,6 +83,8 @@ class Recipe:
         Bytes of simulations that may be held on the device; more are streamed from disk.
     loss : Loss
         What is minimised.
+    augment : Augmentation or None
+        What is done to noisy data, in training alone.
     """
 
     prior: Prior
@@ -96,11 +100,16 @@ class Recipe:
     memory: int
     window: tuple[float, float] | None = None
     loss: Loss = nll
+    augment: Augmentation | None = None
 
     @property
     def conditions(self) -> Batch:
         """Errors, masks, coordinates and scalars of the objects imitated."""
         return self.cadences.bank
+
+    def augmented(self, function: Callable[..., Tensor] | None) -> Recipe:
+        """Return the same with a user's augmentation of training data, or None."""
+        return replace(self, augment=Augmentation.of(function, self.conditions))
 
     def dtype(self, largest: float) -> torch.dtype:
         """Return float64 where rounding the largest value to float32 would show in the errors."""
@@ -216,6 +225,10 @@ def fit(
     Its checkpoint, in the folder, is deleted, or else added to the ``finished`` ones.
     """
     task = task_of(training_set, recipe)
+    if recipe.augment is not None:
+        some = training_set.sample.pick(slice(0, _N_TRIED))
+        rng = generator(recipe.seed, "augment", recipe.device)
+        recipe.augment.try_out(task.observe(some, rng), some.theta, rng)
     network = untrained(recipe, task, training_set.sample) if start is None else start.network
     checkpoint = None
     if folder is not None:
@@ -266,7 +279,7 @@ def task_of(training_set: TrainingSet, recipe: Recipe) -> TrainingTask:
     if noise is ALREADY_NOISY and cadences.perturbation is not None:
         unscaled = replace(cadences.perturbation, error_scale=1.0)  # the noise is there already
         cadences = replace(cadences, perturbation=unscaled)
-    return TrainingTask(source, validation, noise, cadences, recipe.loss)
+    return TrainingTask(source, validation, noise, cadences, recipe.loss, recipe.augment)
 
 
 def held_out_data(training_set: TrainingSet, recipe: Recipe) -> tuple[Tensor, Batch]:
@@ -330,6 +343,7 @@ def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
         "flow": asdict(recipe.flow),
         "train": asdict(recipe.train),
         "loss": getattr(recipe.loss, "__name__", repr(recipe.loss)),
+        "augment": None if recipe.augment is None else recipe.augment.fingerprint(),
         "fixed": recipe.cadences.fixed,
         "perturbation": asdict(recipe.cadences.perturbation or Perturbation(0.0, 0.0, 1.0, 0.0)),
         "custom": repr(recipe.custom),

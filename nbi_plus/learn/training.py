@@ -21,6 +21,7 @@ from torch import Tensor
 from nbi_plus.arguments import real, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.learn.adamw import FlatAdamW
+from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
@@ -126,6 +127,8 @@ class TrainingTask:
         Real or imagined objects whose errors, gaps and coordinates are imitated, on the device.
     loss : Loss
         What is minimised.
+    augment : Augmentation or None
+        What is done to noisy data, in training alone.
     """
 
     source: Source
@@ -133,11 +136,17 @@ class TrainingTask:
     noise: Noise
     cadences: Cadences
     loss: Loss = nll
+    augment: Augmentation | None = None
 
     def observe(self, rows: TrainingRows, rng: torch.Generator) -> Batch:
         """Return noisy data of simulations."""
         seen, model = self.cadences.imitate(rows.owner, rows.shift, rows.model, rng)
         return self.noise.observe(model, seen, rows.theta, rng)
+
+    def shown(self, rows: TrainingRows, rng: torch.Generator) -> Batch:
+        """Return the data that a network is trained on."""
+        batch = self.observe(rows, rng)
+        return batch if self.augment is None else self.augment(batch, rows.theta, rng)
 
 
 def train(
@@ -265,7 +274,7 @@ def _epoch(
     n_steps = 0
     for rows in task.source.batches(epoch, size, rng):
         rate = _rate(config, (epoch + min(n_steps / n_batches, 1.0)) / config.n_epochs)
-        loss, n_out = loss_of(rows.z, task.observe(rows, rng))
+        loss, n_out = loss_of(rows.z, task.shown(rows, rng))
         run.optimizer.backward(loss)
         good = run.optimizer.step(rate, loss)
         total, n_good = total + torch.where(good, loss.detach(), 0.0), n_good + good

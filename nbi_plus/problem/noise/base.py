@@ -333,6 +333,11 @@ def code_text(name: str, value: object) -> str:
     code = getattr(value, "__code__", None)
     if code is None:
         return told
-    constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
     captured = [cell.cell_contents for cell in value.__closure__ or ()]
-    return f"{told} {code.co_code.hex()} {(constants, captured, value.__defaults__)!r}"
+    return f"{told} {_code(code)} {(captured, value.__defaults__, value.__kwdefaults__)!r}"
+
+
+def _code(code: CodeType) -> str:
+    """Return what a function does: its byte code means little without the names in it."""
+    constants = [_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return f"{code.co_code.hex()} {(constants, code.co_names)!r}"
