@@ -34,6 +34,7 @@ from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
@@ -169,7 +170,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
     def fit(  # noqa: PLR0913 - the public door
         self,
         n_sims: int | ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
+        x: ArrayLike | Files | None = None,
         *,
         n_rounds: int = 1,
         n_epochs: int | None = None,
@@ -221,7 +222,10 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             True for one to leave out, as masks of numpy and astropy are.
         theta, x : array_like, optional
             Noise-free simulations made elsewhere, (n, D) and (n, L) or (n, C, L), instead of
-            ``n_sims``; or ``x`` is an HDF5 file that holds datasets ``theta`` and ``x``.
+            ``n_sims``; or ``x`` names HDF5 files that hold datasets ``x`` and, unless it is given,
+            ``theta``, or stores of simulations: a path, a pattern as ``"sims/*.h5"``, or a list of
+            these. More than ``memory`` of them are streamed. Rows are numbered through the files
+            in the order of their names, in whatever order these are given.
         noise : optional
             Overrides the constructor's.
         online : bool

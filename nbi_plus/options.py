@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.model import MULTI, FeaturizerSpec, TrainedModel
 from nbi_plus.learn.training import TrainConfig
 from nbi_plus.problem.binding import check_observations
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.setup import FitInputs, Problem
 from nbi_plus.problem.simulator.cadence import TIME, Perturbation
@@ -115,7 +115,7 @@ def train_config(
 
 
 def positional(
-    n_sims: int | ArrayLike | None, theta: ArrayLike | None, x: ArrayLike | str | Path | None
+    n_sims: int | ArrayLike | None, theta: ArrayLike | None, x: ArrayLike | Files | None
 ) -> tuple[int | None, ArrayLike | None]:
     """Return n_sims and theta of the first positional argument of `fit`, which may be either."""
     if isinstance(n_sims, Observations) or isinstance(x, Observations):

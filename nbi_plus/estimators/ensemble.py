@@ -30,6 +30,7 @@ from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.proposals.several import divergence
 from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
 from nbi_plus.learn.learned_noise import arguments_of, noise_of
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
@@ -90,7 +91,7 @@ class Ensemble(TellingMixin, SurveyMixin, BaseEstimator):
     def fit(
         self,
         n_sims: int | ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
+        x: ArrayLike | Files | None = None,
         *,
         data_reuse: float = 1.0,
         truth_test: bool | int | None = None,

@@ -25,6 +25,7 @@ from nbi_plus.learn.fitting import Recipe
 from nbi_plus.learn.scores.estimates import Scale, ScoreConfig, ScoreLoss, Scores
 from nbi_plus.learn.scores.rules import RULES, MeanScore, QuantileScore, Score
 from nbi_plus.learn.training import TrainConfig
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
@@ -106,7 +107,7 @@ class PointEngine(BaseEstimator):
     def fit(
         self,
         n_sims: int | ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
+        x: ArrayLike | Files | None = None,
         **others: Any,  # noqa: ANN401 - as Engine.fit, which checks them
     ) -> PointEngine:
         """Simulate and train.

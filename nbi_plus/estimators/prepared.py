@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import ArrayLike
@@ -19,6 +18,7 @@ from nbi_plus.learn.learned_noise import noise_of
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.setup import FitInputs, Problem, check_noise_of, set_up
 from nbi_plus.problem.simulator.cadence import Perturbation
@@ -63,7 +63,7 @@ class Prepared:
 def prepare(  # noqa: PLR0913 - as Engine.fit
     engine: Engine,
     n_sims: int | ArrayLike | None,
-    x: ArrayLike | str | Path | None,
+    x: ArrayLike | Files | None,
     *,
     theta: ArrayLike | None = None,
     n_epochs: int | None = None,

@@ -30,6 +30,7 @@ from nbi_plus.learn.model import PLAIN
 from nbi_plus.learn.run import Run
 from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
+from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.custom import without_likelihood
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
@@ -64,7 +65,7 @@ class TrialEngine(BaseEstimator, ABC):
     def fit(  # noqa: PLR0913 - the public door
         self: _Own,
         n_sims: int | ArrayLike | None = None,
-        x: ArrayLike | str | Path | None = None,
+        x: ArrayLike | Files | None = None,
         *,
         theta: ArrayLike | None = None,
         n_epochs: int | None = None,
@@ -87,7 +88,7 @@ class TrialEngine(BaseEstimator, ABC):
             Trials; with ``online`` as many fresh ones for each epoch. An array in this place is
             ``theta``: ``fit(theta, x)``.
         theta, x : array_like, optional
-            Trials simulated elsewhere, (n, D) and (n, L) or (n,), or an HDF5 file as ``x``.
+            Trials simulated elsewhere, (n, D) and (n, L) or (n,), or HDF5 files as ``x``.
         n_epochs, online, batch_size, lr, train, augment, max_failed, callback, progress
             As for `Engine.fit`; x of ``augment`` is (n, 1, L).
         n_jobs : int, optional

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from nbi_plus.data.batch import Batch
 from nbi_plus.data.ingest import numbers
-from nbi_plus.io.store import read_columns
 from nbi_plus.learn.likelihood import Discrete, refuse_other_labels
 from nbi_plus.learn.model import PLAIN
 from nbi_plus.options import AUTO, SERIES
+from nbi_plus.problem.gathered import Files, are_files, read_files
 from nbi_plus.problem.simulator.simulator import Simulator
 
 
@@ -49,11 +48,11 @@ def of_trials(
 
 
 def stored(
-    theta: ArrayLike | None, x: ArrayLike | str | Path | None, featurizer: object
+    theta: ArrayLike | None, x: ArrayLike | Files | None, featurizer: object
 ) -> tuple[ArrayLike | None, NDArray[np.float64] | None]:
     """Return trials made elsewhere, x (n, L) or (n,) or a file, as the network sees them."""
-    if isinstance(x, (str, Path)) and theta is None:
-        columns = read_columns(x, ("theta", "x"))
+    if are_files(x) and theta is None:
+        columns = read_files(x, ("theta", "x"))
         theta, x = columns["theta"], columns["x"]
     if x is None:
         return theta, None

@@ -31,7 +31,6 @@ from nbi_plus.io.archive import (
     hdf5_errors,
     native,
     open_hdf5,
-    read_plain,
     refusal,
 )
 from nbi_plus.io.blocks import gather, row_numbers, shuffled_pools
@@ -316,30 +315,62 @@ def read_columns(path: Path | str, names: Sequence[str]) -> dict[str, NDArray]:
     -------
     dict of str to ndarray, shape (n, ...)
     """
+    rows, _ = good_rows(path, names)
+    return read_rows(path, names, rows)
+
+
+def good_rows(
+    path: Path | str, names: Sequence[str]
+) -> tuple[NDArray[np.int64], dict[str, tuple[int, ...]]]:
+    """Return the rows of an HDF5 file that `read_columns` reads, and the shapes of its datasets."""
     with store_errors(path), hdf5_errors(path), open_hdf5(path) as file:
-        if {"header", "state"} <= set(file) and {"checksums", "done"} & set(file):
-            return _good_columns(file, names)
-        datasets = checked_datasets(file, names)
-        shapes = {name: data.shape for name, data in datasets.items()}
+        datasets = _datasets(file, names)
+        shapes = {name: datasets[name].shape for name in names}
+        if _is_store(file):
+            return _believed_rows(file), shapes
         if () in shapes.values() or len({shape[0] for shape in shapes.values()}) > 1:
             came = f"has the shapes {shapes}"
             raise refusal(file, "must have as many rows in each dataset", came, "Cut the longer.")
-        return {name: read_plain(data) for name, data in datasets.items()}
+        return np.arange(shapes[names[0]][0]), shapes
 
 
-def _good_columns(file: h5py.File, names: Sequence[str]) -> dict[str, NDArray]:
-    """Return columns of the good rows of a store that is open for reading."""
+def read_rows(
+    path: Path | str, names: Sequence[str], rows: NDArray[np.int64]
+) -> dict[str, NDArray]:
+    """Return some rows of datasets of an HDF5 file, in any order, in bounded memory."""
+    with store_errors(path), hdf5_errors(path), open_hdf5(path) as file:
+        datasets = _datasets(file, names)
+        least = min(len(datasets[name]) for name in names)
+        if len(rows) and rows.max() >= least:
+            came = f"has {least} rows now"
+            raise refusal(file, "must stay as it was while it is read", came, "Run again.")
+        return {name: native(gather(datasets[name], rows)) for name in names}
+
+
+def _is_store(file: h5py.File) -> bool:
+    return {"header", "state"} <= set(file) and bool({"checksums", "done"} & set(file))
+
+
+def _datasets(file: h5py.File, names: Sequence[str]) -> Mapping[str, h5py.Dataset]:
+    """Return the datasets of a store, or those of a file of others, if these are sound."""
+    if not _is_store(file):
+        return checked_datasets(file, names)
     layout, data = read_layout(file)
     if unknown := set(names) - set(layout.columns):
         came = f"has {tuple(layout.columns)}"
         raise refusal(file, f"must have columns {sorted(unknown)}", came, "Rename them.")
+    return data
+
+
+def _believed_rows(file: h5py.File) -> NDArray[np.int64]:
+    """Return the good rows of a store that is open for reading."""
+    layout, data = read_layout(file)
     name = Path(file.filename).name
     done, n_bad = believed(name, layout, data)
     if n_bad:
         warnings.warn(
             f"{n_bad} rows of {name} do not agree with their checksums, and are left out.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    good = np.flatnonzero(done & (data["state"][:] == 0))
-    return {name: native(gather(data[name], good)) for name in names}
+    return np.flatnonzero(done & (data["state"][:] == 0))

@@ -157,6 +157,9 @@ class Run:
             start = replace(start, network=copy.deepcopy(start.network))
         if problem.columns is not None:
             return self._train(fitting.from_arrays(problem.columns, recipe), recipe, start)
+        if problem.files is not None:
+            found = fitting.from_store(problem.files, problem.files.n_rows, recipe)
+            return self._train(found, recipe, start)
         if self.online:
             campaign = self._campaign_of(problem, recipe)
             training_set = fitting.online(campaign, self.n_sims, recipe, self.max_failed)
@@ -173,13 +176,15 @@ class Run:
         laid out so, in an order of our own, for theirs may mean something. A model that is trained
         is not trained again where the run is resumed before all are.
         """
-        n, first = len(recipes), recipes[0]
-        if problem.columns is not None:
-            rows = np.arange(len(problem.columns["z"]))
+        n, first, columns, files = len(recipes), recipes[0], problem.columns, problem.files
+        if columns is not None or files is not None:
+            rows = np.arange(len(columns["z"]) if files is None else files.n_rows)
             chance = keyed_uniform(first.seed, "members", torch.as_tensor(rows), ())
             shared = Shared.of_all(len(rows), n, reuse)
             own = shared_out(rows, chance.argsort().argsort().numpy(), shared, first)
-            return self._trained(partial(fitting.from_arrays, problem.columns), recipes, own)
+            made = (partial(fitting.from_arrays, columns) if files is None
+                    else partial(fitting.from_store, files, len(rows)))  # fmt: skip
+            return self._trained(made, recipes, own)
         shared = Shared.of_each(self.n_sims, n, reuse)
         total = shared.n_total
         with self._filled(problem, first, total) as store:

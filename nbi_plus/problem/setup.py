@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.ingest import numbers, unit_of
 from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import as_given, coordinate, scalar
-from nbi_plus.io.store import read_columns
 from nbi_plus.problem.binding import (
     COMMON,
     NONE_KNOWN,
@@ -29,6 +27,7 @@ from nbi_plus.problem.binding import (
     with_grid,
 )
 from nbi_plus.problem.checks.noise_check import checks_of, require, rows_of, simulated_rows
+from nbi_plus.problem.gathered import Files, GatheredFiles, are_files
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.cadence import TIME
@@ -50,7 +49,7 @@ class FitInputs:
     x_obs: ArrayLike | None = None
     x_err: ArrayLike | None = None
     theta: ArrayLike | None = None
-    x: ArrayLike | str | Path | None = None
+    x: ArrayLike | Files | None = None
     inputs: Mapping[str, ArrayLike] = field(default_factory=dict)
     grid: ArrayLike | Mapping[str, ArrayLike] | None = None
     known: Conventions = NONE_KNOWN
@@ -152,13 +151,15 @@ class FitInputs:
         """
         if self.theta is None and self.x is None:
             return None
-        theta, x = self.theta, self.x
-        if isinstance(x, (str, Path)) and theta is None:
-            stored = read_columns(x, ("theta", "x"))
-            theta, x = stored["theta"], stored["x"]
-        if theta is None or x is None:
+        if are_files(self.x):
+            return None
+        if self.theta is None or self.x is None:
             raise ValueError("theta and x must be given together, but one of them is missing.")
-        return _columns(prior, theta, numbers("x", x, self.unit))
+        return _columns(prior, self.theta, numbers("x", self.x, self.unit))
+
+    def files(self, prior: Prior) -> GatheredFiles | None:
+        """Return the files of simulations made elsewhere, looked through, or None."""
+        return GatheredFiles.open(self.x, prior, self.theta) if are_files(self.x) else None
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ class Problem:
         float64, on the CPU.
     columns : dict of ndarray or None
         Simulations made elsewhere.
+    files : GatheredFiles or None
+        Of these, where they are read from there.
     grid : DenseGrid or None
         Where simulations are made, if not at the objects' own points.
     units : dict of str
@@ -192,6 +195,13 @@ class Problem:
     grid: DenseGrid | None = None
     units: dict[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
+    files: GatheredFiles | None = None
+
+    def made(self, rows: slice = slice(None)) -> dict[str, NDArray] | None:
+        """Return simulations made elsewhere, in memory, or None where the simulator makes them."""
+        if self.files is not None:
+            return self.files.read(rows)
+        return None if self.columns is None else {k: v[rows] for k, v in self.columns.items()}
 
     @property
     def simulated_at(self) -> Batch:
@@ -226,19 +236,21 @@ def set_up(
             "Give Engine(simulator, prior), or fit(theta=..., x=...)."
         )
     seen, unit = given.objects, given.unit
-    columns = given.columns(prior)
+    columns, files = given.columns(prior), given.files(prior)
+    elsewhere = files is not None or columns is not None
     start = _bare(given.inputs) if seen is None else _bank(seen).batch()
     grid = given.dense_grid(start, asked_for(simulator, start))
     place = start if grid is None else grid.conditions(start)
     bound = None
     if simulator is not None:
         bound = bind_simulator(simulator, prior, place, unit, n_jobs)
-    shape = tuple(bound.shape if columns is None else columns["x"].shape[1:])
+    made = bound if files is None else files
+    shape = tuple(made.shape if columns is None else columns["x"].shape[1:])
     if seen is None:
         units = {} if unit is None else {"x": unit}
         seen = one_object(np.zeros(shape), given.x_err, None, given.inputs, Conventions({}, units))
         start = place = seen.batch()
-    _check_points(seen, bound, columns is not None and grid is None)
+    _check_points(seen, bound, elsewhere and grid is None)
     for came in (tuple(place.mask.shape[1:]), shape if bound is None else tuple(bound.shape)):
         if came != shape:
             raise ValueError(
@@ -254,7 +266,8 @@ def set_up(
             "weights would be silently wrong. Move its noise into noise=, or give a "
             "CustomNoise without a log_likelihood and read status AMORTIZED."
         )
-    return Problem(prior, bound, bound_noise, start, columns, grid, seen.units, window_of(seen))
+    window = window_of(seen)
+    return Problem(prior, bound, bound_noise, start, columns, grid, seen.units, window, files)
 
 
 def _check_new(inputs: Mapping[str, ArrayLike], observations: Observations) -> None:
@@ -283,12 +296,11 @@ def _is_each(name: str, value: NDArray, observations: Observations) -> bool:
 
 def check_noise_of(problem: Problem, device: torch.device) -> None:
     """Raise where the noise fails its checks, tried on a few rows on the device of the training."""
-    made = problem.columns
+    made = problem.made(slice(0, _N_TRIED))
     if made is None:
         rows = simulated_rows(problem.simulator, problem.prior, problem.conditions)
     else:
-        some = slice(0, _N_TRIED)
-        z, theta, x = (torch.as_tensor(made[k][some]) for k in ("z", "theta", "x"))
+        z, theta, x = (torch.as_tensor(made[k]) for k in ("z", "theta", "x"))
         owner = torch.arange(len(z)) % len(problem.conditions)
         obs = problem.conditions.select(owner)
         model = x if problem.grid is None else problem.grid.interpolate(x.to(torch.float64), obs)

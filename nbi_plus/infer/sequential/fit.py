@@ -238,8 +238,9 @@ class SequentialRun:
         look = self._look(problem, recipe.device)
         if start is not None:
             return RoundZero(network=start.network, look=look)
-        if problem.columns is not None:
-            z, x = problem.columns["z"], problem.columns["x"]
+        made = problem.made()
+        if made is not None:
+            z, x = made["z"], made["x"]
             failed = np.zeros(len(z), bool)
         else:
             z, x, failed = self._prior_draws(problem, recipe, n if look is None else max(n // 2, 2))
