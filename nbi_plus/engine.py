@@ -27,6 +27,7 @@ from nbi_plus.infer.posterior.status import UntrustedWarning, doubts
 from nbi_plus.infer.sequential.config import RoundsConfig
 from nbi_plus.infer.sequential.fit import SequentialRun
 from nbi_plus.infer.shared.mixin import SharedMixin
+from nbi_plus.infer.shared.restricted import restricted
 from nbi_plus.learn import fitting
 from nbi_plus.learn.flows import FlowConfig
 from nbi_plus.learn.learned_noise import LikelihoodSource, arguments_of, noise_of
@@ -195,6 +196,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         lr: float | None = None,
         train: TrainConfig | Mapping[str, Any] | None = None,
         augment: Callable[..., Tensor] | None = None,
+        restrict: Posteriors | Posterior | None = None,
         max_failed: float | None = None,
         truth_test: bool | int | None = None,
         callback: Callable[[History], None] | None = None,
@@ -258,6 +260,11 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             ``x`` (n, C, L), a tensor in the device's memory, changed as it likes; it draws from
             ``rng`` and asks by name for ``theta``, ``x_err``, ``mask``, coordinates or scalars. Not
             in a sequential fit.
+        restrict : Posteriors or Posterior, optional
+            Answers, with their draws, where simulations shall lie: four fifths of them come from a
+            mixture that is wider than these draws together, a fifth from the prior. The loss is
+            corrected for it, so that the network learns posteriors under the prior as ever, and
+            objects elsewhere are answered, too. Not in a sequential fit.
         max_failed : float, optional
             Largest share of simulations that may fail. Default: 0.1, in a sequential fit 0.5.
         truth_test : bool or int, optional
@@ -280,11 +287,10 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         n_sims, theta = options.positional(n_sims, theta, x)
         binding.check_inputs(inputs, self.simulator, "fit")
         in_rounds = options.is_sequential(n_rounds, method, observations, x_obs)
-        before, network = self._before(warm_start)
-        known = before.conventions if network and (in_rounds or warm_start) else binding.NONE_KNOWN
+        before, network, known = self._before(warm_start, in_rounds)
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
-        options.check_start(in_rounds, n_sims, online, given, augment)
+        options.check_start(in_rounds, n_sims, online, given, augment, restrict)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
         config = options.train_config(train, chosen, _LOCATE if in_rounds else {})
         run, how = self._run(n_sims, online, max_failed, in_rounds, callback, progress), self._how()
@@ -294,6 +300,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             start = options.goes_on_from(network if warm_start else None, problem.conditions)
             varied = options.perturbation(perturb, observations)
             recipe = self._recipe(problem, config, varied).augmented(augment)
+            run, recipe = restricted(run, recipe, restrict)
             check_noise_of(problem, recipe.device)
             if not in_rounds:
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
@@ -545,12 +552,16 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             raise NotFittedError(f"This Engine is not fitted yet. Call fit before {caller}.")
         return self.fitted_
 
-    def _before(self, warm_start: bool) -> tuple[Fitted | None, TrainedModel | None]:
-        """Return what was fitted, and its network, which a warm start must have."""
+    def _before(
+        self, warm_start: bool, in_rounds: bool
+    ) -> tuple[Fitted | None, TrainedModel | None, binding.Conventions]:
+        """Return what was fitted, its network, which a warm start must have, and what it knows."""
         if warm_start:
             self._fitted("fit(warm_start=True)").network("fit(warm_start=True)")
         before = getattr(self, "fitted_", None)
-        return before, None if before is None else before.model
+        network = None if before is None else before.model
+        goes_on = network is not None and (in_rounds or warm_start)
+        return before, network, before.conventions if goes_on else binding.NONE_KNOWN
 
     def _how(self, ladder: Ladder | None = None, progress: bool | None = None) -> Computing:
         device, own = options.device_of(self.device), self.ladder if ladder is None else ladder

@@ -320,9 +320,15 @@ def is_sequential(
 
 
 def check_start(
-    sequential: bool, n_sims: int | None, online: bool, given: FitInputs, augment: object = None
-) -> None:
+    sequential: bool, n_sims: int | None, online: bool, given: FitInputs,
+    augment: object = None, restrict: object = None,
+) -> None:  # fmt: skip
     """Refuse a fit that has nothing to start from, or too much."""
+    if restrict is not None and (sequential or n_sims is None):
+        raise ValueError(
+            "restrict must be None for a sequential fit, which finds the place of its object "
+            "itself, and for simulations made elsewhere. Give it with n_sims and n_rounds=1."
+        )
     if sequential and augment is not None:
         raise ValueError(
             "augment must be None for a sequential fit, whose networks only find the place of one "

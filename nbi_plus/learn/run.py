@@ -24,7 +24,7 @@ from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.training import History
 from nbi_plus.problem.random import keyed_uniform
 from nbi_plus.problem.setup import Problem
-from nbi_plus.problem.simulator.campaign import Campaign
+from nbi_plus.problem.simulator.campaign import Campaign, LatentDraws
 from nbi_plus.problem.simulator.parallel import simulated
 
 _LOG = logging.getLogger("nbi_plus")
@@ -132,6 +132,8 @@ class Run:
         How the simulator is run.
     callback, progress
         See `nbi_plus.learn.training.train`.
+    restriction : LatentDraws or None
+        What simulations are drawn from instead of the prior.
     """
 
     n_sims: int | None
@@ -142,6 +144,7 @@ class Run:
     client: object | None = None
     callback: Callable[[History], None] | None = None
     progress: bool | None = None
+    restriction: LatentDraws | None = None
 
     def __post_init__(self) -> None:
         if self.n_sims is not None:
@@ -237,6 +240,7 @@ class Run:
             n_jobs=self.n_jobs,
             client=self.client,
             progress=self.progress,
+            restriction=self.restriction,
         )
 
     def _train(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,16 @@ _UNKNOWN = "failed in an earlier run"
 _NOT_FINITE = "the output is not finite"
 
 
+class LatentDraws(Protocol):
+    """What parameters are drawn from, where it is not the prior."""
+
+    def draw(self, seed: int, rows: Tensor) -> Tensor:
+        """Return latent draws (n, D) of numbered rows (n,), on their device."""
+
+    def manifest(self) -> str:
+        """Return a text that changes with what is drawn."""
+
+
 @dataclass(frozen=True)
 class Campaign:
     """What is simulated: rows of prior draws, under conditions that the row number decides.
@@ -47,6 +58,8 @@ class Campaign:
         Largest share of its owner's time span that a row's times are shifted by.
     n_jobs, client, progress
         How the simulator is run.
+    restriction : LatentDraws or None
+        What is drawn from instead of the prior.
     """
 
     prior: Prior
@@ -57,11 +70,16 @@ class Campaign:
     n_jobs: int | None = None
     client: object | None = None
     progress: bool | None = None
+    restriction: LatentDraws | None = None
 
     def latent(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the latent prior draws z (n, D) of numbered rows."""
-        keys = torch.as_tensor(rows, dtype=torch.int64)
-        return keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,)).numpy()
+        return self._latent(torch.as_tensor(rows, dtype=torch.int64)).numpy()
+
+    def _latent(self, keys: Tensor) -> Tensor:
+        if self.restriction is not None:
+            return self.restriction.draw(self.seed, keys)
+        return keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,))
 
     def owner(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the object whose coordinates each row is simulated at."""
@@ -76,7 +94,8 @@ class Campaign:
 
     def manifest(self) -> dict[str, object]:
         """Return what must agree before stored simulations are used again."""
-        return {
+        own = {} if self.restriction is None else {"restricted": self.restriction.manifest()}
+        return own | {
             "parameters": list(self.prior.full_names),
             "prior": self.prior.manifest(),
             "coordinates": {k: _digest(v.numpy()) for k, v in self._coords().items()},
@@ -173,7 +192,7 @@ class Campaign:
 
         The keys say where they are made, and the conditions must be there.
         """
-        z = keyed_normal(self.seed, "prior", keys, (self.prior.n_dim,))
+        z = self._latent(keys)
         owner = keys % len(conditions)
         shift = torch.zeros_like(z[:, 0])
         if self.shift:
