@@ -298,9 +298,8 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             believed = noise_of(self.noise if noise is None else noise, self.likelihood, in_rounds)
             problem = set_up(self._prior(), self.simulator, believed, given, how.n_jobs)
             start = options.goes_on_from(network if warm_start else None, problem.conditions)
-            varied = options.perturbation(perturb, observations)
-            recipe = self._recipe(problem, config, varied).augmented(augment)
-            run, recipe = restricted(run, recipe, restrict)
+            recipe = self._recipe(problem, config, options.perturbation(perturb, observations))
+            run, recipe = restricted(run, recipe.augmented(augment), restrict)
             check_noise_of(problem, recipe.device)
             if not in_rounds:
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
@@ -647,19 +646,11 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
     ) -> fitting.Recipe:
         prior = problem.prior
         spec, custom = options.featurizer_spec(self.featurizer, problem.conditions, prior.n_dim)
+        own = custom is None
         return fitting.Recipe(
-            prior=prior,
-            noise=problem.noise,
-            cadences=Cadences(
-                problem.conditions, problem.fixed, perturbation, problem.grid, custom is None
-            ),
-            units=problem.units,
-            window=problem.window,
-            featurizer=spec,
-            custom=custom,
-            flow=options.flow_config(self.flow, prior.n_dim),
-            train=config,
-            device=options.device_of(self.device),
-            seed=self._seed(None),
+            prior=prior, noise=problem.noise, units=problem.units, window=problem.window,
+            cadences=Cadences(problem.conditions, problem.fixed, perturbation, problem.grid, own),
+            featurizer=spec, custom=custom, flow=options.flow_config(self.flow, prior.n_dim),
+            train=config, device=options.device_of(self.device), seed=self._seed(None),
             memory=options.bytes_of(self.memory),
-        )
+        )  # fmt: skip
