@@ -17,7 +17,7 @@ from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
 from nbi_plus.io.sizes import refuse_larger
-from nbi_plus.learn.flows import Flow
+from nbi_plus.learn.heads.density import Density
 from nbi_plus.learn.learned_noise import LearnedNoise
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.scores.estimates import Scores
@@ -84,7 +84,7 @@ def rebuilt(
     prior: Prior | None = None,
     noise: Noise | None = None,
     featurizer: nn.Module | None = None,
-    kind: type[Flow] | type[Scores] = Flow,
+    kind: type[Density] | type[Scores] = Density,
 ) -> tuple[Fitted, int]:
     """Return what `contents` described, with a network of some kind: see `read`."""
     meta = archive.meta

@@ -7,9 +7,7 @@ what depends on the context alone is computed once for each object.
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
 
 import torch
 from nflows.transforms.autoregressive import AutoregressiveTransform
@@ -17,49 +15,16 @@ from nflows.transforms.splines import unconstrained_rational_quadratic_spline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from nbi_plus.arguments import seed_of, whole
 from nbi_plus.batched import filled
+from nbi_plus.learn.heads.config import FlowConfig
+from nbi_plus.learn.heads.density import Density, NormalBase
+from nbi_plus.learn.heads.normals import MixtureDensity
 
 # One block may narrow the prior by e^-12; the bound is smooth, so that the gradient never dies.
 LOG_SCALE_BOUND = 12.0
 _TAIL_BOUND = 6.0
 _UNIT_SLOPE = math.log(math.expm1(1 - 1e-3))  # makes an untrained spline the identity
 _LOG_2PI = math.log(2 * math.pi)
-_WIDEST = 2**16  # hidden units, blocks or bins: more is a slip
-
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """Chosen state of a flow.
-
-    Attributes
-    ----------
-    kind : {"maf", "nsf"}
-        Masked affine blocks, or masked rational-quadratic splines.
-    n_blocks, hidden, n_layers : int
-        Blocks, width and hidden layers of each block's conditioner.
-    n_mog : int
-        Components of the base, a conditional mixture of Gaussians; 1 is a standard normal.
-    n_bins : int
-        Bins of a spline.
-    perm_seed : int
-        Seed of the order of parameters in each block.
-    """
-
-    kind: str = "maf"
-    n_blocks: int = 5
-    hidden: int = 64
-    n_layers: int = 2
-    n_mog: int = 4
-    n_bins: int = 8
-    perm_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("maf", "nsf"):
-            raise ValueError(f"flow must be 'maf' or 'nsf', but is {self.kind!r}.")
-        for name in ("n_blocks", "hidden", "n_layers", "n_mog", "n_bins"):
-            whole(name, getattr(self, name), 2 if name == "n_bins" else 1, _WIDEST)
-        seed_of("perm_seed", self.perm_seed)
 
 
 class Conditioner(nn.Module):
@@ -211,25 +176,6 @@ class SplineBlock(AffineBlock):
         )
 
 
-class NormalBase(nn.Module):
-    """The standard normal."""
-
-    def log_probs(
-        self, u: Tensor, context: Tensor, scales: tuple[float, ...]  # noqa: ARG002
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Return log N(u; 0, scale^2), shape (B, S), of u (B, S, D) for each scale."""
-        n, square = u.shape[-1], u.square().sum(-1)
-        return tuple(
-            -0.5 * square / scale**2 - n * (math.log(scale) + 0.5 * _LOG_2PI) for scale in scales
-        )
-
-    def draw(
-        self, noise: Tensor, choice: Tensor | None, context: Tensor, scales: tuple[float, ...]  # noqa: ARG002
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        """Return the noise (B, S, D), already scaled, itself, and its log-densities."""
-        return noise, self.log_probs(noise, context, scales)
-
-
 class MixtureBase(nn.Module):
     """An autoregressive mixture of Gaussians given the context; wide means wider components."""
 
@@ -283,8 +229,8 @@ class MixtureBase(nn.Module):
         ]
 
 
-class Flow(nn.Module):
-    """A conditional density q(z | context) of D latent parameters, after an affine whitening.
+class Flow(Density):
+    """A conditional density q(z | context) of D latent parameters by blocks, after a whitening.
 
     Parameters
     ----------
@@ -294,39 +240,16 @@ class Flow(nn.Module):
     """
 
     def __init__(self, n_dims: int, n_context: int, config: FlowConfig) -> None:
-        super().__init__()
-        self.n_dims, self.config = n_dims, config
+        super().__init__(n_dims, config)
         block = AffineBlock if config.kind == "maf" else SplineBlock
         orders = _orders(n_dims, config.n_blocks, config.perm_seed)
         self.blocks = nn.ModuleList(block(n_dims, n_context, config, order) for order in orders)
         self.base = NormalBase() if config.n_mog == 1 else MixtureBase(n_dims, n_context, config)
-        self.register_buffer("mean", torch.zeros(n_dims, dtype=torch.float64))
-        self.register_buffer("chol", torch.eye(n_dims, dtype=torch.float64))
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the blocks compute in; whitening is always float64."""
         return self.blocks[0].autoregressive_net.first.weight.dtype
-
-    @torch.no_grad()
-    def whiten(self, z: Tensor, weights: Tensor | None = None) -> None:
-        """Set the affine map so that draws z (n, D) get mean 0 and covariance 1."""
-        z = z.to(torch.float64)
-        w = (
-            torch.full((len(z),), 1.0 / len(z), dtype=z.dtype, device=z.device)
-            if weights is None
-            else weights
-        )
-        mean = w @ z
-        cov = (z - mean).T @ ((z - mean) * w[:, None])
-        # relative to each variance, since some parameters may be known far better than others
-        ridge = 1e-10 * cov.diagonal().clamp(min=1e-30)
-        self.mean.copy_(mean)
-        self.chol.copy_(torch.linalg.cholesky(cov + ridge.diag()))
-
-    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
-        """Return log q(z | context), shape (B, S), of z (B, S, D) given context (B, F)."""
-        return self.log_probs(z, context, (1.0,))[0]
 
     def log_probs(
         self, z: Tensor, context: Tensor, scales: tuple[float, ...]
@@ -336,48 +259,35 @@ class Flow(nn.Module):
         u, log_det = self._to_base(z, context)
         return tuple(log_base + log_det for log_base in self.base.log_probs(u, context, scales))
 
-    def sample(self, noise: Tensor, context: Tensor, choice: Tensor | None = None) -> Tensor:
-        """Return the draws of `draw` alone."""
-        return self.draw(noise, context, choice, (1.0,))[0]
-
     def draw(
         self, noise: Tensor, context: Tensor, choice: Tensor | None, scales: tuple[float, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return draws z (B, S, D), float64, of base noise (B, S, D), and their log q (B, S).
 
-        The densities, one for each scale of the base, cost nothing beside the draws. They are in
-        the flow's own precision: exact for the unrounded draw.
-
-        Parameters
-        ----------
-        noise : Tensor, shape (B, S, D)
-            Standard normal, or scaled for a wider base.
-        context : Tensor, shape (B, F)
-        choice : Tensor or None, shape (B, S, D)
-            Uniform noise, which a mixture base needs.
-        scales : tuple of float
+        The densities cost nothing beside the draws, and are exact for those before rounding.
         """
         context = context.to(self.dtype)
         u, heights = self.base.draw(noise.to(self.dtype), choice, context, scales)
-        total = self.chol.diagonal().log().sum().to(self.dtype)
+        total = self._log_volume()
         for block in reversed(self.blocks):
             u, log_det = block.inverse(u, context)
             total = total + log_det
-        z = u.to(torch.float64) @ self.chol.T + self.mean
-        return z, tuple(height - total for height in heights)
-
-    def exact(self) -> Flow:
-        """Return a float64 copy, for densities that become weights."""
-        return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
+        return self.coloured(u), tuple(height - total for height in heights)
 
     def _to_base(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        centred = (z.to(torch.float64) - self.mean).transpose(-1, -2)
-        white = torch.linalg.solve_triangular(self.chol, centred, upper=False).transpose(-1, -2)
-        u, total = white.to(self.dtype), -self.chol.diagonal().log().sum().to(self.dtype)
+        u, total = self.white(z), -self._log_volume()
         for block in self.blocks:
             u, log_det = block(u, context)
             total = total + log_det
         return u, total
+
+
+DENSITIES: dict[str, type[Density]] = {"maf": Flow, "nsf": Flow, "mdn": MixtureDensity}
+
+
+def density(n_dims: int, n_context: int, config: FlowConfig) -> Density:
+    """Return an untrained density of the kind that ``config`` names."""
+    return DENSITIES[config.kind](n_dims, n_context, config)
 
 
 def _activate(h: Tensor, term: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from nbi_plus import launch
 from nbi_plus.arguments import of_kind
 from nbi_plus.data.ingest import numbers
-from nbi_plus.learn.flows import Flow, FlowConfig
+from nbi_plus.learn.flows import FlowConfig, density
 from nbi_plus.learn.heads.latent import LatentInput, perceptron
 
 _MOST_CLASSES = 1024
@@ -136,7 +136,7 @@ class Likelihood(LatentInput):
         size = config.flow.hidden, config.flow.n_layers
         self.table = perceptron(n_dims, *size, config.n_classes) if columns else None
         width = n_dims + codes.shape[1]
-        self.flow = Flow(len(self.continuous), width, config.flow) if self.continuous else None
+        self.flow = density(len(self.continuous), width, config.flow) if self.continuous else None
 
     @property
     def discrete(self) -> Discrete:

@@ -16,8 +16,9 @@ from nbi_plus.data.batch import Batch
 from nbi_plus.data.rearranging import buckets
 from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
-from nbi_plus.learn.flows import AffineBlock, Conditioner, Flow, FlowConfig
+from nbi_plus.learn.flows import DENSITIES, AffineBlock, Conditioner, FlowConfig
 from nbi_plus.learn.heads.classes import Classes, ClassesConfig
+from nbi_plus.learn.heads.density import Density
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
 from nbi_plus.learn.scores.estimates import ScoreConfig, Scores
@@ -40,7 +41,8 @@ class Estimator(Protocol):
 
 # of each kind: what it is trained as, and its chosen state of plain JSON
 ESTIMATORS: dict[str, tuple[type[Estimator], Callable[..., EstimatorConfig]]] = {
-    "maf": (Flow, FlowConfig), "nsf": (Flow, FlowConfig), "ratio": (Ratio, RatioConfig),
+    **{kind: (made, FlowConfig) for kind, made in DENSITIES.items()},
+    "ratio": (Ratio, RatioConfig),
     "likelihood": (Likelihood, LikelihoodConfig.of), "scores": (Scores, ScoreConfig),
     "classes": (Classes, ClassesConfig),
 }  # fmt: skip
@@ -178,6 +180,6 @@ class PosteriorNetwork(nn.Module):
         bad = [(~torch.isfinite(v)).sum() for v in self.state_dict().values()]
         return int(torch.stack(bad).sum())  # one wait for all, not one each
 
-    def exact_flow(self) -> Flow:
+    def exact_flow(self) -> Density:
         """Return a float64 copy of the flow, for densities that become weights."""
         return self.flow.exact()
