@@ -17,7 +17,7 @@ from nbi_plus.infer.sequential import archive as sequential_archive
 from nbi_plus.io.archive import Archive, ArchiveError, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
 from nbi_plus.io.sizes import refuse_larger
-from nbi_plus.learn.heads.density import Density
+from nbi_plus.learn.heads.density import LatentDensity
 from nbi_plus.learn.learned_noise import LearnedNoise
 from nbi_plus.learn.model import TrainedModel
 from nbi_plus.learn.scores.estimates import Scores
@@ -84,7 +84,7 @@ def rebuilt(
     prior: Prior | None = None,
     noise: Noise | None = None,
     featurizer: nn.Module | None = None,
-    kind: type[Density] | type[Scores] = Density,
+    kind: type[LatentDensity] | type[Scores] = LatentDensity,
 ) -> tuple[Fitted, int]:
     """Return what `contents` described, with a network of some kind: see `read`."""
     meta = archive.meta
@@ -100,8 +100,8 @@ def rebuilt(
         model = TrainedModel.from_archive(learned, device, featurizer)
         if not isinstance(model.network.flow, kind):
             raise ArchiveError(
-                f"the network must be a {kind.__name__.lower()}, but is another estimator. The "
-                "file is damaged or forged."
+                f"the network must be a {kind.__name__}, but is another estimator. The file is "
+                "damaged or forged."
             )
         has_errors = model.conditions.x_err is not None
         if model.network.flow.n_dims != prior.n_dim:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from nbi_plus.batched import filled
 from nbi_plus.learn.heads.config import FlowConfig
-from nbi_plus.learn.heads.density import Density, NormalBase
+from nbi_plus.learn.heads.density import LatentDensity, NormalBase
 from nbi_plus.learn.heads.normals import MixtureDensity
 
 # One block may narrow the prior by e^-12; the bound is smooth, so that the gradient never dies.
@@ -229,7 +229,7 @@ class MixtureBase(nn.Module):
         ]
 
 
-class Flow(Density):
+class Flow(LatentDensity):
     """A conditional density q(z | context) of D latent parameters by blocks, after a whitening.
 
     Parameters
@@ -282,10 +282,10 @@ class Flow(Density):
         return u, total
 
 
-DENSITIES: dict[str, type[Density]] = {"maf": Flow, "nsf": Flow, "mdn": MixtureDensity}
+DENSITIES: dict[str, type[LatentDensity]] = {"maf": Flow, "nsf": Flow, "mdn": MixtureDensity}
 
 
-def density(n_dims: int, n_context: int, config: FlowConfig) -> Density:
+def density(n_dims: int, n_context: int, config: FlowConfig) -> LatentDensity:
     """Return an untrained density of the kind that ``config`` names."""
     return DENSITIES[config.kind](n_dims, n_context, config)
 

@@ -18,7 +18,7 @@ from nbi_plus.io.header import ArchiveError
 from nbi_plus.learn.encode import Encoder, EncoderConfig
 from nbi_plus.learn.flows import DENSITIES, AffineBlock, Conditioner, FlowConfig
 from nbi_plus.learn.heads.classes import Classes, ClassesConfig
-from nbi_plus.learn.heads.density import Density
+from nbi_plus.learn.heads.density import LatentDensity
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig
 from nbi_plus.learn.ratio import Ratio, RatioConfig
 from nbi_plus.learn.scores.estimates import ScoreConfig, Scores
@@ -180,6 +180,6 @@ class PosteriorNetwork(nn.Module):
         bad = [(~torch.isfinite(v)).sum() for v in self.state_dict().values()]
         return int(torch.stack(bad).sum())  # one wait for all, not one each
 
-    def exact_flow(self) -> Density:
+    def exact_flow(self) -> LatentDensity:
         """Return a float64 copy of the flow, for densities that become weights."""
         return self.flow.exact()

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from nbi_plus.learn.heads.config import FlowConfig
 
 _LOG_2PI = math.log(2 * math.pi)
-_Own = TypeVar("_Own", bound="Density")
+_Own = TypeVar("_Own", bound="LatentDensity")
 
 
-class Density(nn.Module, ABC):
+class LatentDensity(nn.Module, ABC):
     """A conditional density q(z | context) of D latent parameters, after an affine whitening.
 
     Parameters

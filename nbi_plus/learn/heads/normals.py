@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nbi_plus.batched import filled
 from nbi_plus.learn.heads.config import FlowConfig
-from nbi_plus.learn.heads.density import Density
+from nbi_plus.learn.heads.density import LatentDensity
 from nbi_plus.learn.heads.latent import perceptron
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -24,7 +24,7 @@ _BOUND = 12.0  # of log-scales: smooth, so that the gradient never dies
 _SPREAD = 0.5  # of the means before training: components that start equal would stay equal
 
 
-class MixtureDensity(Density):
+class MixtureDensity(LatentDensity):
     """log q(z | context) of a mixture of normals.
 
     Parameters
