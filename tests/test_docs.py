@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import nbi_plus as nbi
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -52,3 +54,10 @@ def test_readme_names_the_test_command_that_ci_calls():
     commands = re.findall(r"^python -m venv .*-m pytest$", (ROOT / "README.md").read_text(), re.M)
     assert len(commands) == 1
     assert "constraints.txt" in commands[0]
+
+
+def test_every_public_name_has_a_line_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    table = text.split("## What you can hold")[1].split("\n## ")[0]
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|(.*?)\|", table, re.M)))
+    assert sorted(named) == sorted(name for name in nbi.__all__ if not name.startswith("_"))
