@@ -41,6 +41,7 @@ ENTRIES = {
     "nbi": Entry("benchmarks.peer_nbi", "nbi"),
     "sbi": Entry("benchmarks.peer_sbi", "sbi"),
     "sbi-cnn": Entry("benchmarks.peer_sbi", "sbi"),
+    "bayesflow": Entry("benchmarks.peer_bayesflow", "bayesflow"),
     "ours": Entry("benchmarks.ours"),
 }
 

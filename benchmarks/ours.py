@@ -34,7 +34,7 @@ class Ours(Contestant):
                 label: uniform(low, high - low)
                 for label, low, high in zip(problem.labels, problem.low, problem.high, strict=True)
             },
-            noise=nbi_plus.GaussianNoise(sigma=problem.sigma),
+            noise=nbi_plus.GaussianNoise(sigma=problem.sigma, jitter=problem.jitter),
             device="cpu",
             n_jobs=budget.threads,
             ladder=LADDER,

@@ -58,7 +58,7 @@ class Peer(Contestant):
         torch.manual_seed(0)
         problem, data = self.problem, self.data
         prior = BoxUniform(torch.tensor(problem.low), torch.tensor(problem.high))
-        x = problem.add_noise(data.x_train, stream("fixed noise"))
+        x = problem.add_noise(data.x_train, stream("fixed noise"), data.theta_train)
         self.folder = tempfile.TemporaryDirectory()  # else its logs go to the working directory
         trainer = ClockedNPE(
             prior,
