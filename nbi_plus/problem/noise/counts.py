@@ -16,7 +16,7 @@ from nbi_plus.problem.noise.hyper import NumberOrParameter
 from nbi_plus.problem.noise.points import beside, numbers_of_one, positive
 
 PerPoint = str | ArrayLike
-_BLOCK = 32  # terms of a sum over counts at once
+_SMALL_STEPS = 1e-4  # the fourth power of which is nothing
 
 
 class PoissonNoise(PointNoise):
@@ -125,9 +125,9 @@ class BetaBinomialNoise(BinomialNoise):
     r"""Successes in ``n`` trials, of a probability that scatters about the model.
 
     For each point it has the law Beta(c p, c (1 - p)), :math:`c = 1 / \nu^2 - 1`: of the variance
-    :math:`\nu^2 p (1 - p)`. Logarithms are summed over
-    trials, :math:`\sum_{j<k} \log(p + j d) + \dots` with :math:`d = 1 / c`: differences of lgamma
-    would lose all digits where the scatter is small.
+    :math:`\nu^2 p (1 - p)`. Its logarithms, :math:`\sum_{j<k} \log(p + j d) + \dots` with
+    :math:`d = 1 / c`, are summed by a series where the scatter is small: there differences of
+    lgamma would lose all digits.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class BetaBinomialNoise(BinomialNoise):
         :math:`\nu` in [0, 1), or the name of the parameter that holds it.
     """
 
-    n_copies = 64
+    n_copies = 16
 
     def __init__(self, n: PerPoint = "n", scatter: float | str = "nu") -> None:
         super().__init__(n)
@@ -167,19 +167,31 @@ class BetaBinomialNoise(BinomialNoise):
         return torch.where(inside, torch.sigmoid(ones - others).to(model.dtype), model)
 
     def _log_chances(self, k: Tensor, n: Tensor, p: Tensor, theta: Tensor) -> Tensor:
-        d = self._spread(p, theta)[..., None]
-        n, k = torch.broadcast_tensors(n, k)
-        total = torch.zeros((), dtype=p.dtype, device=p.device)
-        most = int(n.max()) if n.numel() else 0
-        for first in range(0, most, _BLOCK):
-            j = torch.arange(first, min(first + _BLOCK, most), dtype=p.dtype, device=p.device)
-            shares = p[..., None] + j * d, 1 - p[..., None] + j * d, 1 + j * d
-            counts = k, n - k, n
-            for sign, share, count in zip((1, 1, -1), shares, counts, strict=True):
-                counts_here = j < count[..., None]
-                terms = torch.where(counts_here, share, 1.0).log()
-                total = total + sign * terms.sum(-1)
-        return total
+        numbers = k, n - k, n, self._spread(p, theta)
+        right, wrong, every, d = (v.double() for v in numbers)
+        q = p.double()
+        total = _log_rising(q, right, d) + _log_rising(1 - q, wrong, d)
+        return (total - _log_rising(torch.ones_like(q), every, d)).to(p.dtype)
+
+
+def _log_rising(p: Tensor, k: Tensor, d: Tensor) -> Tensor:
+    """Return the sum of log(p + j d) over j < k, in double precision.
+
+    By gamma functions; where steps are small beside p, of which these would keep no digits, by the
+    series of log(1 + j d / p).
+    """
+    p, k, d = torch.broadcast_tensors(p, k, d)
+    impossible = (p <= 0) & (k > 0)
+    p, small = p.masked_fill(p <= 0, 1.0), k * d < _SMALL_STEPS * p
+    step, wide = torch.where(small, d / p, 0.0), d.masked_fill(small, 1.0)
+    series = k * p.log()
+    # of 1, 2, ... k - 1, their squares and cubes
+    sums = k * (k - 1) / 2, k * (k - 1) * (2 * k - 1) / 6, (k * (k - 1) / 2).square()
+    for power, total in enumerate(sums, 1):
+        series = series - total * (-step) ** power / power
+    start = p.masked_fill(small, 1.0) / wide
+    gammas = k * wide.log() + torch.lgamma(start + k) - torch.lgamma(start)
+    return torch.where(small, series, gammas).masked_fill(impossible, -math.inf)
 
 
 def _whole(values: Tensor) -> Tensor:
