@@ -77,7 +77,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         `featurizers.available`, nbi's dict, or your own. A list has one for each channel of the
         data.
     flow : str, dict or FlowConfig
-        A kind of `FlowConfig`, ``"maf"``, ``"nsf"`` or ``"mdn"``, or options of it.
+        A kind of `FlowConfig`, ``"maf"``, ``"nsf"``, ``"mdn"`` or ``"fm"``, or options of it.
     labels : sequence of str, optional
         Names of parameters, for a prior given as a list.
     priors : optional

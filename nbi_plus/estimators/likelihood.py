@@ -172,5 +172,10 @@ class LikelihoodEngine(TrialEngine, LikelihoodSource):
         own = labels(self.discrete)
         wish = _SMALL if self.flow is None else self.flow
         flow = options.flow_config(wish, n_columns - len(own))
+        if flow.kind == "fm":
+            raise ValueError(
+                "flow must be 'maf', 'nsf' or 'mdn' for LikelihoodEngine, whose trials ask for "
+                "many densities, but is 'fm'."
+            )
         spec = FeaturizerSpec(PLAIN, n_columns, 1, n_dim, {})
         return {"featurizer": spec, "custom": None, "flow": LikelihoodConfig(flow, own)}

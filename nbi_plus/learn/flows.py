@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from nbi_plus.batched import filled
 from nbi_plus.learn.heads.config import FlowConfig
 from nbi_plus.learn.heads.density import LatentDensity, NormalBase
+from nbi_plus.learn.heads.matching import FlowMatching
 from nbi_plus.learn.heads.normals import MixtureDensity
 
 # One block may narrow the prior by e^-12; the bound is smooth, so that the gradient never dies.
@@ -282,7 +283,12 @@ class Flow(LatentDensity):
         return u, total
 
 
-DENSITIES: dict[str, type[LatentDensity]] = {"maf": Flow, "nsf": Flow, "mdn": MixtureDensity}
+DENSITIES: dict[str, type[LatentDensity]] = {
+    "maf": Flow,
+    "nsf": Flow,
+    "mdn": MixtureDensity,
+    "fm": FlowMatching,
+}
 
 
 def density(n_dims: int, n_context: int, config: FlowConfig) -> LatentDensity:

@@ -23,6 +23,8 @@ def nll(
 ) -> Tensor:  # fmt: skip
     """Return -log q(z | features) of each row, or -log p(features | z) of a likelihood.
 
+    Or what a density has in its place: see `FlowMatching.loss`.
+
     The optimum of a flow is the posterior under the density that the parameters were drawn from:
     with draws of a proposal it is likelihood times proposal.
 
@@ -38,7 +40,7 @@ def nll(
     -------
     Tensor, shape (n,)
     """
-    return -flow.log_prob(z[:, None], features)[:, 0]
+    return flow.loss(z, features)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ class SequentialRun:
         start: TrainedModel | None = None,
     ) -> SequentialFit:
         """Return the fit of one object."""
+        if self.method == "apt" and recipe.flow.kind == "fm":
+            raise ValueError("flow must not be 'fm' for method 'apt', which trains by densities.")
         run = self.run
         target = problem.target(run.n_jobs, run.client, recipe.device)
         first = self._first(problem, recipe, start, self._n_first(target))

@@ -153,6 +153,11 @@ def restricted(
     """Return how to simulate and to train where posteriors lie; as given, where there are none."""
     if posteriors is None:
         return run, recipe
+    if recipe.flow.kind == "fm":
+        raise ValueError(
+            "restrict must be None for flow 'fm', whose loss is no log-density that could be "
+            "corrected. Take flow='maf', 'nsf' or 'mdn'."
+        )
     found = Restriction.of(posteriors, recipe.prior, recipe.seed)
     loss = RestrictedLoss.of(found, recipe.device)
     return replace(run, restriction=found), replace(recipe, loss=loss)

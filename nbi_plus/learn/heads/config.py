@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nbi_plus.arguments import seed_of, whole
 
-KINDS = ("maf", "nsf", "mdn")
+KINDS = ("maf", "nsf", "mdn", "fm")
 _WIDEST = 2**16  # hidden units, blocks or bins: more is a slip
 
 
@@ -16,9 +16,9 @@ class FlowConfig:
 
     Attributes
     ----------
-    kind : {"maf", "nsf", "mdn"}
-        Masked affine blocks; masked rational-quadratic splines; or a mixture of ``n_mog`` normals,
-        which has no blocks.
+    kind : {"maf", "nsf", "mdn", "fm"}
+        Masked affine blocks; masked rational-quadratic splines; a mixture of ``n_mog`` normals; or
+        a continuous flow by flow matching. The last two have no blocks.
     n_blocks, hidden, n_layers : int
         Blocks, width and hidden layers of each block's network.
     n_mog : int
