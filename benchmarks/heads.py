@@ -96,10 +96,11 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=8.0)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
+    options.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     given = options.parse_args()
     print("| problem | " + " | ".join(given.heads) + " |")
     print("|---" * (1 + len(given.heads)) + "|")
-    for problem in PROBLEMS:
+    for problem in given.problems:
         found = [score(problem, head, given.seconds, given.seed) for head in given.heads]
         cells = " | ".join(f"{-value:.2f} ({n})" for value, n in found)
         print(f"| {problem} | {cells} |", flush=True)

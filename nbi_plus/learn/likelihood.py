@@ -163,10 +163,6 @@ class Likelihood(LatentInput):
         """Return log p(x | z), shape (B, S), of z (B, S, D) and trials (B, L)."""
         return self.of_trials(z, context[:, None])
 
-    def loss(self, z: Tensor, context: Tensor) -> Tensor:
-        """Return -log p(x | z), (n,), of one z (n, D) for each trial (n, L)."""
-        return -self.log_prob(z[:, None], context)[:, 0]
-
     def of_trials(self, z: Tensor, statistics: Tensor) -> Tensor:
         """Return log p(x | z), shape (...), of z (..., D) and trials (..., L)."""
         shape = torch.broadcast_shapes(z.shape[:-1], statistics.shape[:-1])

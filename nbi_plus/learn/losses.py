@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nbi_plus.arguments import real, whole
 from nbi_plus.learn.flows import Flow
+from nbi_plus.learn.heads.matching import FlowMatching
 from nbi_plus.learn.likelihood import Likelihood
 from nbi_plus.learn.ratio import Ratio
 
@@ -23,7 +24,7 @@ def nll(
 ) -> Tensor:  # fmt: skip
     """Return -log q(z | features) of each row, or -log p(features | z) of a likelihood.
 
-    Or what a density has in its place: see `FlowMatching.loss`.
+    Or what a continuous flow has in its place: see `FlowMatching.loss`.
 
     The optimum of a flow is the posterior under the density that the parameters were drawn from:
     with draws of a proposal it is likelihood times proposal.
@@ -40,7 +41,9 @@ def nll(
     -------
     Tensor, shape (n,)
     """
-    return flow.loss(z, features)
+    if isinstance(flow, FlowMatching):  # whose density is a way through all times
+        return flow.loss(z, features)
+    return -flow.log_prob(z[:, None], features)[:, 0]
 
 
 @dataclass(frozen=True)

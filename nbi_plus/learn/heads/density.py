@@ -85,10 +85,6 @@ class LatentDensity(nn.Module, ABC):
         """Return the draws of `draw` alone."""
         return self.draw(noise, context, choice, (1.0,))[0]
 
-    def loss(self, z: Tensor, context: Tensor) -> Tensor:
-        """Return what training minimises, (n,), of one z (n, D) for each context (n, F)."""
-        return -self.log_prob(z[:, None], context)[:, 0]
-
     def exact(self: _Own) -> _Own:
         """Return a float64 copy, for densities that become weights."""
         return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
