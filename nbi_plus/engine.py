@@ -285,7 +285,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
             Itself.
         """
         n_sims, theta = options.positional(n_sims, theta, x)
-        binding.check_inputs(inputs, self.simulator, "fit")
+        binding.check_inputs(inputs, self.simulator, "fit", noise, self.noise)
         in_rounds = options.is_sequential(n_rounds, method, observations, x_obs)
         before, network, known = self._before(warm_start, in_rounds)
         real = point_mask(mask, bad)
@@ -470,7 +470,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         **inputs : array_like
             Coordinates (L,) and scalars; default: those given to `fit`.
         """
-        binding.check_inputs(inputs, self.simulator, "simulate")
+        binding.check_inputs(inputs, self.simulator, "simulate", self.noise)
         return self._fitted("simulate").simulate(theta, inputs)
 
     def log_likelihood(
@@ -575,7 +575,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         inputs: Mapping[str, ArrayLike], make: Callable[..., Observations] = binding.one_object,
     ) -> Observations:  # fmt: skip
         """Return one object, with what was given to `fit` where nothing is given here."""
-        binding.check_inputs(inputs, self.simulator, caller)
+        binding.check_inputs(inputs, self.simulator, caller, self.noise)
         fitted = self._fitted(caller)
         return make(x, x_err, real, inputs, fitted.conventions, fitted.defaults)
 
@@ -607,7 +607,7 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         """Return what is believed of one object, fitted or not, or of Observations of many."""
         if self.simulator is None:
             raise ValueError(f"{caller} must have a simulator, but the engine has none.")
-        binding.check_inputs(inputs, self.simulator, caller)
+        binding.check_inputs(inputs, self.simulator, caller, self.noise)
         how, many = self._how(), isinstance(x_obs, Observations) and len(x_obs) > 1
         fitted = getattr(self, "fitted_", None)
         if fitted is not None:

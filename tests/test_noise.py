@@ -446,3 +446,18 @@ def test_numbers_of_each_object_are_its_own():
     rates = PoissonNoise("shots").log_likelihood(np.zeros((2, 1)), np.full((2, 1, 2), 0.4), data)
     exact = stats.poisson.logpmf([[1, 2], [3, 0]], np.array([[0.8], [2.0]])).sum(1)
     np.testing.assert_allclose(rates, exact, rtol=1e-12)
+
+
+def test_what_a_noise_alone_asks_for_is_given_by_name_at_every_door():
+    """Of a uniform prior on p the posterior is a Beta distribution, its evidence 1 / (n + 1)."""
+    engine = nbi.Engine(lambda theta: theta, {"p": stats.uniform(0, 1)}, noise=BinomialNoise("n"))
+    engine.fit(1000, n_epochs=3, n=[20.0], truth_test=False, progress=False)
+    found = engine.predict([7.0], n=[20.0])
+    exact = stats.beta(8, 14)
+    assert abs(found.mean()[0] - exact.mean()) < 5 * exact.std() / found.ess**0.5
+    assert abs(found.log_evidence + np.log(21)) < 5 * found.log_evidence_err
+    p = np.array([[0.2], [0.6]])
+    expected = stats.binom(20, p[:, 0]).logpmf(7)
+    np.testing.assert_allclose(engine.log_likelihood(p, [7.0], n=[20.0]), expected)
+    with pytest.raises(TypeError, match="got unexpected keywords .'m'."):
+        engine.predict([7.0], m=[20.0])

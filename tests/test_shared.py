@@ -15,6 +15,7 @@ import nbi_plus as nbi
 from nbi_plus.infer.posterior.predictive import _mean_tails, _together
 from nbi_plus.infer.shared.layout import SharedLayout
 from nbi_plus.infer.shared.product import product
+from nbi_plus.models.radial_velocity import Orbits
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.target import DataSets, Target
 
@@ -366,3 +367,38 @@ def test_learned_likelihoods_add_up(shared):
     np.testing.assert_allclose(found.log_likelihood[:20], wanted)
     far = nbi.Observations.from_arrays(np.concatenate([x, x[:1] + 30.0]))
     assert nbi.Flag.EXTRAPOLATED in engine.predict_shared(far, 500, shared=shared).flags
+
+
+# --- three curves of one orbit -------------------------------------------------------------------
+
+ORBIT = {
+    "period": norm(10, 0.5), "t_conj": norm(3, 0.8), "sqrt_e_cos_w": uniform(-0.6, 1.2),
+    "sqrt_e_sin_w": uniform(-0.6, 1.2), "K": uniform(5, 40), "gamma": norm(0, 10),
+}  # fmt: skip
+
+
+@pytest.mark.statistics
+def test_three_curves_of_one_orbit_are_what_nested_sampling_says():
+    """The reference is of nautilus 1.0.6, on the sum of the three log-likelihoods.
+
+    ``Sampler(prior, likelihood, n_live=2000, vectorized=True, seed=1).run(n_eff=20000,
+    discard_exploration=True)``: 83 700 calls; its own errors are 0.7 % of an sd, and 0.01 of log Z.
+    """
+    star, rng = Orbits(n_trend=1), np.random.default_rng(7)
+    t = np.sort(rng.uniform(0, 25, (3, 12)), 1) + np.array([[0.0], [30.0], [61.0]])
+    error = np.array([2.0, 4.0, 6.0])[:, None] * np.ones(12)
+    truth = np.array([[10.1, 2.8, 0.35, 0.3, 20.0, 4.0]])
+    v = star(np.tile(truth, (3, 1)), t) + error * rng.normal(size=t.shape)
+    curves = nbi.Observations.from_arrays(v, error, t=t)
+    engine = nbi.Engine(star, ORBIT, noise=nbi.GaussianNoise())
+    engine.fit(20_000, n_epochs=15, observations=curves, progress=False)
+    found = engine.predict_shared(curves, 24_000, progress=False)
+    assert found.trusted
+    assert found.ess >= 4000
+    mean = np.array([10.110413, 2.927754, 0.347147, 0.199967, 19.041363, 4.300768])
+    sd = np.array([0.035750, 0.194632, 0.074722, 0.084625, 0.714675, 0.610654])
+    off = (found.mean() - mean) / sd
+    assert np.abs(off).max() < 3.5 * (1 / found.ess + 1 / 20_000) ** 0.5
+    # a standard deviation of normals is off by 1 / sqrt(2 n); these have tails
+    np.testing.assert_allclose(found.std(), sd, rtol=3.5 * (0.75 / found.ess) ** 0.5)
+    assert abs(found.log_evidence + 105.374) < 3 * np.hypot(found.log_evidence_err, 0.01)

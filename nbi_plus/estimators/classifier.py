@@ -144,7 +144,8 @@ class ModelClassifier(BaseEstimator):
             believed = {k: (e._prior(), e.simulator, noise_of(e.noise, e.likelihood))
                         for k, e in engines.items()}  # fmt: skip
             models = MixedModels.of(believed, given, n_jobs)
-            binding.check_inputs(inputs, MixedSimulator(models), "fit")
+            noises = (engine.noise for engine in engines.values())
+            binding.check_inputs(inputs, MixedSimulator(models), "fit", *noises)
             problem = models.problem(given, n_jobs)
             folder = None if folder is None else folder / models.folder_name()
             run = Run(n_sims, False, max_failed, folder, n_jobs, None, callback, progress)

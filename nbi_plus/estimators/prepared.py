@@ -89,7 +89,7 @@ def prepare(  # noqa: PLR0913 - as Engine.fit
     To be called within `preserved_random_state`; the arguments are those of `Engine.fit`.
     """
     n_sims, theta = options.positional(n_sims, theta, x)
-    binding.check_inputs(inputs, engine.simulator, "fit")
+    binding.check_inputs(inputs, engine.simulator, "fit", noise, engine.noise)
     real = point_mask(mask, bad)
     given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, mask=real)
     options.check_start(False, n_sims, False, given)

@@ -102,7 +102,7 @@ class TrialEngine(BaseEstimator, ABC):
             Itself.
         """
         n_sims, theta = options.positional(n_sims, theta, x)
-        binding.check_inputs(inputs, self.simulator, "fit")
+        binding.check_inputs(inputs, self.simulator, "fit", self.noise)
         if augment is not None and self._reading == PLAIN:
             raise ValueError(
                 "augment must be None where the density of the data themselves is learned, which "

@@ -19,6 +19,7 @@ from nbi_plus.data.observations import Observations
 from nbi_plus.data.packing import Categories, coordinate, scalar
 from nbi_plus.data.tables.tables import is_table
 from nbi_plus.data.units import factor
+from nbi_plus.problem.noise.base import Noise
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.simulator.calling import arguments_of
 from nbi_plus.problem.simulator.parallel import simulated, workers_for
@@ -299,9 +300,10 @@ def asked_for(simulator: Simulator | Callable | None, conditions: Batch) -> set[
 
 
 def check_inputs(
-    inputs: Mapping[str, ArrayLike], simulator: Simulator | Callable | None, caller: str
-) -> None:
-    """Refuse a keyword that no simulator asks for: it is most likely a misspelt option."""
+    inputs: Mapping[str, ArrayLike], simulator: Simulator | Callable | None, caller: str,
+    *noises: object,
+) -> None:  # fmt: skip
+    """Refuse a keyword that neither simulator nor noise asks for: most likely a misspelt option."""
     if simulator is None:
         return
     function = simulator.f if isinstance(simulator, Simulator) else simulator
@@ -311,7 +313,8 @@ def check_inputs(
         return
     names = [p.name for p in parameters][1:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = [k for k in inputs if k not in names and k not in COMMON]
+    words = {word for noise in noises if isinstance(noise, Noise) for word in noise.words()}
+    unknown = [k for k in inputs if k not in names and k not in COMMON and k not in words]
     if unknown and not takes_any:
         raise TypeError(
             f"{caller} got unexpected keywords {unknown}: they are no option of {caller}, and the "

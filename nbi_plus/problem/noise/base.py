@@ -183,6 +183,13 @@ class Noise(ABC):
         """Return this noise ready for such data and parameters, or raise a ValueError."""
         return self
 
+    def words(self) -> set[str]:
+        """Return the texts among the arguments: names of parameters, coordinates and scalars."""
+        held = [v for k, v in vars(self).items() if not k.startswith("_")]
+        return {v for v in held if isinstance(v, str)}.union(
+            *(v.words() for v in held if isinstance(v, Noise))
+        )
+
     def meta(self) -> dict[str, object] | None:
         """Return the arguments as plain JSON, or None when they hold the user's code."""
         return None
