@@ -63,7 +63,7 @@ def joint_run(x, seed=0):
 
     starts = torch.randn(1, 8, 2 + len(x), generator=torch.Generator().manual_seed(seed))
     starts = 0.1 * starts.double().repeat_interleave(8, 1)
-    found = hmc.sample(log_prob, starts, seed=seed, ess_target=2000.0, rows=64)
+    found = hmc.sample(log_prob, starts, seed=seed, rows=64)
     if not bool(found.converged):
         raise RuntimeError("the joint run has not converged")
     v = found.samples[0].flatten(0, 1)

@@ -238,7 +238,7 @@ def row(certified, wrong, flagged=False, status="REWEIGHTED"):
     return {
         "certified": certified, "trusted": certified and not flagged, "wrong": wrong,
         "wrong_in": ["mode"] if wrong else [], "mode_missed": flagged, "status": status,
-        "n_simulated": 2048.0, "n_gradients": 10.0,
+        "n_simulated": 2048.0, "n_gradients": 10.0, "rungs": [{"n_apart": 30}, {"n_apart": 70}],
     }  # fmt: skip
 
 
@@ -253,6 +253,7 @@ def test_figures_count_what_was_trusted_and_what_was_not():
     assert (found["mode_missed"], found["mode_missed_and_wrong"]) == (2, 1)
     assert found["false_alarms"] == 2
     assert (found["calls"], found["cpu_seconds"]) == (2048.0, 2.0)
+    assert found["audit_calls"] == 100.0
     assert "UNCERTIFIED 1" in hard_families.report("a set", found)
     assert [b.met for b in hard_families.bounds(Needle(), found)] == [False]
 

@@ -47,18 +47,21 @@ def files_of(x: Files) -> list[Path]:
                     f"{Path.cwd()}. Give another pattern, or a list of paths."
                 )
             found += map(Path, matches)
+        elif not path.exists():
+            raise FileNotFoundError(
+                f"x must name files of simulations, but there is no file {path}. Give its path."
+            )
         else:
             found.append(path)
     seen: dict[tuple[int, int], Path] = {}
     for path in found:
-        if path.exists():
-            about = path.stat()
-            before = seen.setdefault((about.st_dev, about.st_ino), path)
-            if before is not path:
-                raise ValueError(
-                    f"x must name each file once, but {str(before)!r} and {str(path)!r} are the "
-                    "same. Leave one out: its simulations would be trained on and held out."
-                )
+        about = path.stat()
+        before = seen.setdefault((about.st_dev, about.st_ino), path)
+        if before is not path:
+            raise ValueError(
+                f"x must name each file once, but {str(before)!r} and {str(path)!r} are the "
+                "same. Leave one out: its simulations would be trained on and held out."
+            )
     return sorted(found, key=os.fspath)
 
 

@@ -29,7 +29,7 @@ from nbi_plus.infer.weights.summary import Gate, gate_of, summarise
 from nbi_plus.problem.target import Target
 
 _SHARE = 0.5  # of the time that is left, for one step: it may take twice as long as it should
-_OVER = 0.1  # of a budget of time: so little is not begun with
+_OVER = 0.2  # of a budget of time: so little is not begun with, as a step has a cost of its own
 _GROWS = 1.5  # times what the last round took: the next has more draws to learn from
 _AFTER = 10.0  # times what the first rung took: the draws of a round, and a certificate
 

@@ -36,17 +36,25 @@ _COLUMNS = ("z", "log_prior", "log_likelihood", "failed")
 def evidence_of(pair: Pair, fresh: Stream | None) -> Evidence | None:
     """Return the evidence from draws that no proposal they are weighted with was fitted to.
 
-    Those are the cross-fitted streams, fresh draws among them; or the fresh draws alone; or none.
+    Those are the cross-fitted streams, fresh draws among them; the fresh draws alone, where there
+    are no others or these are not reliable; or none.
     """
+    found = None if fresh is None else _evidence(fresh.log_weights, fresh.failed)
     if pair.n_shared < len(pair.a.proposals):
         source = pair.unbiased()
-        weights, failed = source.log_weights, torch.cat([source.a.failed, source.b.failed], 1)
-    elif fresh is not None:
-        weights, failed = fresh.log_weights, fresh.failed
-    else:
-        return None
+        failed = torch.cat([source.a.failed, source.b.failed], 1)
+        both, alone = _evidence(source.log_weights, failed), found
+        if alone is None:
+            return both
+        good = both.evidence_reliable | ~alone.evidence_reliable
+        pairs = ((getattr(both, f.name), getattr(alone, f.name)) for f in fields(Evidence))
+        found = Evidence(*(torch.where(good, one, other) for one, other in pairs))
+    return found
+
+
+def _evidence(log_weights: Tensor, failed: Tensor) -> Evidence:
     n_draws = (~failed).sum(1)
-    return log_evidence(weights, psis(weights, n_draws)[1], n_draws)
+    return log_evidence(log_weights, psis(log_weights, n_draws)[1], n_draws)
 
 
 def outcome_of(

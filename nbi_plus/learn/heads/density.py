@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from typing import TypeVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbi_plus.learn.heads.config import FlowConfig
+from nbi_plus.learn.heads.frozen import frozen
 
 _LOG_2PI = math.log(2 * math.pi)
 _Own = TypeVar("_Own", bound="LatentDensity")
@@ -87,7 +87,7 @@ class LatentDensity(nn.Module, ABC):
 
     def exact(self: _Own) -> _Own:
         """Return a float64 copy, for densities that become weights."""
-        return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
+        return frozen(self)
 
     def white(self, z: Tensor) -> Tensor:
         """Return whitened z (B, S, D), in the network's precision."""

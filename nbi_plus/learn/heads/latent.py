@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from nbi_plus.learn.heads.frozen import frozen
 
 _Own = TypeVar("_Own", bound="LatentInput")
 
@@ -46,7 +47,7 @@ class LatentInput(nn.Module):
 
     def exact(self: _Own) -> _Own:
         """Return a float64 copy, for sums over many trials."""
-        return copy.deepcopy(self).to(torch.float64).requires_grad_(False)
+        return frozen(self)
 
 
 def perceptron(n_in: int, hidden: int, n_layers: int, n_out: int) -> nn.Sequential:
