@@ -125,7 +125,8 @@ class Normals:
         ]
         inside = ndtr(edges[1]) - ndtr(edges[0])
         log_one = -0.5 * rest / width**2 - (n - 1) * np.log(width * np.sqrt(2 * np.pi))
-        log_one += np.log(weights * inside / np.sqrt(n))
+        with np.errstate(divide="ignore"):  # far from the data there may be nothing inside
+            log_one += np.log(weights * inside / np.sqrt(n))
         volume = np.prod(np.array(self.high) - np.array(self.low))
         top = log_one.max(1)
         return top + np.log(np.exp(log_one - top[:, None]).sum(1)) - np.log(volume)
