@@ -183,7 +183,7 @@ def _judge(contestant):
         "nll_test": -float(np.mean(log_q)),
         "nll_test_error": float(np.std(log_q) / np.sqrt(len(log_q))),
         # The same density, cut at the edge of the prior and normalised again.
-        "nll_test_inside_prior": -float(np.mean(log_q[:n] - np.log(inside))),
+        "nll_test_inside_prior": float(np.mean(np.log(inside)) - np.mean(log_q)),
         "draws_outside_prior": 1 - float(inside.mean()),
         "ess_median": float(np.median(ess)),
         "ess_quantile_05": float(np.quantile(ess, 0.05)),

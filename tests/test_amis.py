@@ -113,6 +113,26 @@ def test_crossfit_unbiased():
     check_crossfit(n_objects=96, n_dim=10, n_start=4000, n_each=1000, n_rounds=4)
 
 
+def test_where_the_tail_of_all_draws_says_nothing_fresh_ones_give_the_evidence():
+    keys, target = torch.arange(4), Normal.standard(4, 2)
+    good, narrow = defended(Normal.standard(4, 2)), Normal.standard(4, 2).scaled(0.3)
+    pair = adapted(begun(target, good, keys, 400), target, FOUR, keys, 500, 1)
+    z = narrow.draw(keys, 400, 0, "narrow")
+    spoiled = begun(target, good, keys, 400).extend((narrow, narrow), z, evaluation(target, z))
+    z = good.draw(keys, 1000, 0, "fresh")
+    fresh = Stream.start(good, z, evaluation(target, z))
+    by_fresh = evidence_of(begun(target, good, keys, 400), fresh)  # there are no other streams
+    assert by_fresh.evidence_reliable.all()
+    for known, n_bad in ((pair, 0), (spoiled, 3)):
+        alone, found = evidence_of(known, None), evidence_of(known, fresh)
+        bad = ~alone.evidence_reliable
+        assert bad.sum() >= n_bad
+        for name in ("log_evidence", "log_evidence_err"):
+            own, other, taken = (getattr(e, name) for e in (alone, by_fresh, found))
+            assert torch.equal(taken, torch.where(bad, other, own))
+    assert evidence_of(pair, None).evidence_reliable.all()
+
+
 def test_shared_draws_never_reach_the_evidence():
     keys, target = torch.arange(4), Normal.standard(4, 2)
     pair = begun(target, defended(mismatched(4, 2)), keys, 400)

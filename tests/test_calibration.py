@@ -8,7 +8,7 @@ import nbi_plus as nbi
 from nbi_plus import Posterior, Posteriors, Status, sbc
 from nbi_plus.infer.posterior.posterior import Parameters
 from nbi_plus.trust.calibration import weighted_share_below
-from nbi_plus.trust.recovery import Recovery, groups, moments_about
+from nbi_plus.trust.recovery import AllDraws, Recovery, groups, moments_about
 from nbi_plus.trust.uniformity import LEVELS, ecdf_band, holm
 
 SD = np.sqrt(0.5)  # of the posterior of theta ~ N(0, 1) given one datum of unit noise
@@ -286,7 +286,7 @@ def test_circles_are_compared_the_short_way_round():
 def test_moments_of_circles_are_of_draws_near_the_truth():
     rng = np.random.default_rng(5)
     draws = rng.normal(0.1, 0.2, (400, 1)) % (2 * np.pi)
-    mean, sd = moments_about([posterior_of(draws)], np.array([[6.2]]), (2 * np.pi,))
+    mean, sd = moments_about(AllDraws.of([posterior_of(draws)]), np.array([[6.2]]), (2 * np.pi,))
     about = (draws + np.pi) % (2 * np.pi) - np.pi
     np.testing.assert_allclose(mean - 2 * np.pi, [about.mean(0)])
     np.testing.assert_allclose(sd, [about.std(0)])

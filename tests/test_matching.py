@@ -111,7 +111,6 @@ def test_the_held_out_loss_is_the_same_at_every_call_and_that_of_training_is_not
 
 
 DESIGN = np.random.default_rng(1).normal(size=(2, 8))
-COV = np.linalg.inv(np.eye(2) + DESIGN @ DESIGN.T / 0.5**2)
 
 
 def engine(**changes):
@@ -120,34 +119,9 @@ def engine(**changes):
     return nbi.Engine(lambda theta: theta @ DESIGN, prior, **given)
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    return engine().fit(2000, n_epochs=40, truth_test=False, progress=False)
-
-
-def test_a_fit_is_close_to_the_posterior_and_its_answers_are_right(fitted):
-    rng = np.random.default_rng(2)
-    theta = rng.normal(size=(400, 2))
-    x = theta @ DESIGN + 0.5 * rng.normal(size=(400, 8))
-    centred = theta - x @ DESIGN.T @ COV / 0.5**2
-    square = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(COV), centred)
-    exact = -0.5 * (square + np.linalg.slogdet(2 * np.pi * COV)[1])
-    assert (exact - fitted.log_prob(theta, x)).mean() < 0.5
-    found = fitted.predict_many(Observations.from_arrays(x[:3]))
-    assert found.certified.all()
-    error = np.sqrt(COV.diagonal() / found.ess[:, None])
-    assert (np.abs(found.mean - x[:3] @ DESIGN.T @ COV / 0.5**2) < 5 * error).all()
-
-
-def test_files_bring_it_back(fitted, tmp_path):
-    fitted.save(tmp_path / "m.nbi")
-    again = nbi.Engine.load(tmp_path / "m.nbi")
-    x, theta = np.linspace(-1, 1, 8), np.array([[0.1, 0.2], [0.3, -0.4]])
-    np.testing.assert_array_equal(again.log_prob(theta, x), fitted.log_prob(theta, x))
-
-
-def test_what_trains_by_its_density_refuses_it(fitted):
-    answer = fitted.predict_many(Observations.from_arrays(np.ones((1, 8))))
+def test_what_trains_by_its_density_refuses_it():
+    short = engine(flow="maf").fit(100, n_epochs=1, truth_test=False, progress=False)
+    answer = short.predict_many(Observations.from_arrays(np.ones((1, 8))))
     with pytest.raises(ValueError, match="restrict must be None for flow 'fm'"):
         engine().fit(100, restrict=answer)
     with pytest.raises(ValueError, match="flow must not be 'fm' for method 'apt'"):

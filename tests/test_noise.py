@@ -461,3 +461,14 @@ def test_what_a_noise_alone_asks_for_is_given_by_name_at_every_door():
     np.testing.assert_allclose(engine.log_likelihood(p, [7.0], n=[20.0]), expected)
     with pytest.raises(TypeError, match="got unexpected keywords .'m'."):
         engine.predict([7.0], m=[20.0])
+
+
+@pytest.mark.parametrize(("noise", "names"), [
+    (BinomialNoise("n"), "n"), (BinomialNoise(7), ""),
+    (BetaBinomialNoise("tries", "nu"), "tries"),
+    (nbi.PoissonNoise("seconds"), "seconds"), (nbi.GaussianNoise(0.1, jitter="jit"), "band"),
+    (nbi.UpperLimits(nbi.GaussianNoise(jitter={"a": "s"}, along="chip")), "chip"),
+    (nbi.LinearNuisance(nbi.GaussianNoise(), "offset", sd="s", along="night"), "band night"),
+])  # fmt: skip
+def test_coordinates_that_a_noise_reads_are_known_and_parameters_are_none(noise, names):
+    assert sorted(noise.asked_for()) == names.split()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -73,13 +75,13 @@ def check(found, curves, points, classes):
         assert np.isnan(found[name][found.id == str(BAD)]).all()
 
 
-@pytest.mark.parametrize("name", ["out.parquet", "out.fits", "folder"])
+@pytest.mark.parametrize("name", ["out.parquet", "out.fits", "out.h5", "folder"])
 def test_catalogues_hold_what_others_say_of_the_same_objects(
     name, engine, curves, points, classes, tmp_path
 ):
     out, beside = tmp_path / name, {"points": points, "kind": classes}
     engine.predict_survey(curves, out, columns=COLUMNS, chunk_size=7, beside=beside, progress=False)
-    if out.suffix == ".fits":
+    if out.suffix in (".fits", ".h5"):
         table = Table.read(out)
         table.convert_bytestring_to_unicode()
         found = table.to_pandas()
@@ -98,8 +100,9 @@ def test_catalogues_hold_what_others_say_of_the_same_objects(
         engine.predict_survey(curves, out, columns=COLUMNS, beside={"points": points})
 
 
-def test_frames_have_the_same_columns(engine, curves, points, classes):
+def test_frames_have_the_same_columns_wherever_they_are_sent(engine, curves, points, classes):
     answers = frame_function(engine, COLUMNS, beside={"points": points, "kind": classes})
+    answers = pickle.loads(pickle.dumps(answers))  # noqa: S301 - as Dask does
     found = answers(curves)
     assert list(found) == list(answers.meta)
     check(found, curves, points, classes)

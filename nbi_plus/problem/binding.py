@@ -313,8 +313,8 @@ def check_inputs(
         return
     names = [p.name for p in parameters][1:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    words = {word for noise in noises if isinstance(noise, Noise) for word in noise.words()}
-    unknown = [k for k in inputs if k not in names and k not in COMMON and k not in words]
+    known = {*names, *COMMON}.union(*(n.asked_for() for n in noises if isinstance(n, Noise)))
+    unknown = [k for k in inputs if k not in known]
     if unknown and not takes_any:
         raise TypeError(
             f"{caller} got unexpected keywords {unknown}: they are no option of {caller}, and the "

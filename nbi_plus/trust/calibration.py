@@ -18,7 +18,7 @@ from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Status
 from nbi_plus.io.archive import Archive, fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
-from nbi_plus.trust.recovery import Recovery, moments_about
+from nbi_plus.trust.recovery import ALL, AllDraws, Recovery, grouped, moments_about
 from nbi_plus.trust.uniformity import GRID, ecdf_band, figures_of
 
 if TYPE_CHECKING:
@@ -184,10 +184,8 @@ class Calibration:
         and others, and those of `Recovery.figures`. Of a few objects p-values and coverages say
         little; those of a row are adjusted for its own group's parameters alone.
         """
-        every = np.full(len(self), True)
-        names = [] if self.groups is None else list(np.unique(self.groups))
-        rows = [(name, self.groups == name) for name in names] + [("all", every)]
-        parts = [self._columns(*row) for row in rows if row[1].sum() > 1]
+        words = np.full(len(self), ALL) if self.groups is None else self.groups
+        parts = [self._columns(*own) for own in grouped(words) if own[1].sum() > 1]
         return frame_of({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def _columns(self, group: str, rows: NDArray[np.bool_]) -> dict[str, NDArray]:
@@ -279,11 +277,12 @@ def sbc(
     custom = {} if custom is None else of_kind("custom", custom, Mapping, "Name functions.")
     n, n_dim = truths.shape
     rng = np.random.default_rng(seed_of("seed", seed))
-    below = rng.binomial(n_ranks, weighted_share_below(entered, truths))
+    draws = AllDraws.of(entered)
+    below = rng.binomial(n_ranks, share_below(draws, truths))
     ranks = (below + rng.random((n, n_dim))) / (n_ranks + 1)
     first = entered[0].parameters
     periods = first.periods or (None,) * n_dim
-    means, sds = moments_about(entered, truths, periods)
+    means, sds = moments_about(draws, truths, periods)
     return Calibration(
         names=first.names,
         labels=first.labels,
@@ -307,17 +306,13 @@ def sbc(
 
 
 def weighted_share_below(posteriors: Sequence[Posterior], truths: Array) -> Array:
-    """Return the weight of each posterior's draws below its truth, shape (N, D).
+    """Return the weight of each posterior's draws below its truth, shape (N, D)."""
+    return share_below(AllDraws.of(posteriors), truths)
 
-    Objects may have different numbers of draws: all draws lie in one array, object after object.
-    """
-    sizes = np.array([len(p) for p in posteriors])
-    draws = np.concatenate([p.samples for p in posteriors])
-    weights = np.concatenate([p.weights for p in posteriors])
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    below = weights[:, None] * (draws < np.repeat(truths, sizes, axis=0))
-    total = np.add.reduceat(weights, starts)[:, None]
-    return np.clip(np.add.reduceat(below, starts) / total, 0.0, 1.0)
+
+def share_below(draws: AllDraws, truths: Array) -> Array:
+    """Return the same of draws that are together."""
+    return np.clip(draws.mean(draws.samples < draws.spread(truths)), 0.0, 1.0)
 
 
 def _checked(posteriors: Posteriors | Sequence[Posterior], theta_true: ArrayLike) -> Array:

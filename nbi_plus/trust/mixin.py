@@ -48,10 +48,10 @@ class TellingMixin(Shown):
         fitted, own = self._fitted("calibrate"), self._seed(seed)
         objects, truths = objects_of(fitted, fitted.network("calibrate"), n, observations, own,
                                      progress)  # fmt: skip
-        own_groups = None if bins is None else groups(bins, objects)
+        words = groups(bins, objects)
         how = {"n_samples": n_samples, "seed": own, "progress": progress}
         answers = self.predict_many(objects, **how)
-        return sbc(answers, truths, seed=own, groups=own_groups, custom=custom)
+        return sbc(answers, truths, seed=own, groups=words, custom=custom)
 
     def _repr_html_(self) -> str:
         chosen = {k: getattr(v, "__name__", v) for k, v in self.get_params(deep=False).items()}

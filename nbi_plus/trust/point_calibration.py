@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbi_plus.data.tables.tables import frame_of
+from nbi_plus.trust.recovery import grouped
 from nbi_plus.trust.uniformity import clopper_pearson
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ class PointCalibration:
         error ``bias_err`` and ``nrmse``, the root mean square error, in standard deviations of the
         truths. Levels have no bias, and means no share, that they ought to have: there is NaN.
         """
-        named = [name for name in np.unique(self.groups) if name != "all"]
-        rows = [(name, self.groups == name) for name in named]
-        rows.append(("all", np.full(len(self), True)))
-        lines = [line for group, own in rows for line in self._lines(group, own)]
+        lines = [line for own in grouped(self.groups) for line in self._lines(*own)]
         return frame_of({name: [line[name] for line in lines] for name in lines[0]})
 
     def _lines(self, group: str, rows: NDArray[np.bool_]) -> Iterator[dict[str, object]]:

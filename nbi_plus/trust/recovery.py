@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,7 @@ Array = NDArray[np.float64]
 _FAR = 4.0  # standard deviations: 6 of 100 000 normal truths lie further out
 _NORMAL = 1.4826  # by which a median absolute deviation is the sd of normals
 _OF_OBJECTS = ("snr", "n_points")
+ALL = "all"  # objects, told as a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +92,38 @@ class Recovery:
         return _short_way(self.truth - np.array(about), self.periods)
 
 
+class AllDraws(NamedTuple):
+    """The draws of N posteriors in one array, object after object; their numbers may differ."""
+
+    samples: Array  # (S, D)
+    weights: Array  # (S,)
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, posteriors: Sequence[Posterior]) -> AllDraws:
+        """Return those of posteriors."""
+        samples = np.concatenate([p.samples for p in posteriors])
+        weights = np.concatenate([p.weights for p in posteriors])
+        return cls(samples, weights, np.array([len(p) for p in posteriors]))
+
+    def spread(self, values: Array) -> Array:
+        """Return values (N, D) of objects for each of their draws."""
+        return np.repeat(values, self.sizes, axis=0)
+
+    def mean(self, values: Array) -> Array:
+        """Return the weighted means (N, D) of values (S, D) of the draws of each object."""
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        total = np.add.reduceat(self.weights, starts)[:, None]
+        return np.add.reduceat(self.weights[:, None] * values, starts) / total
+
+
 def moments_about(
-    posteriors: Sequence[Posterior], truths: Array, periods: Sequence[float | None]
+    draws: AllDraws, truths: Array, periods: Sequence[float | None]
 ) -> tuple[Array, Array]:
     """Return means and standard deviations (N, D), on circles of what is nearest to the truths."""
-    off = [_short_way(p.samples - own, periods) for p, own in zip(posteriors, truths, strict=True)]
-    weights = [p.weights for p in posteriors]
-    means = np.stack([w @ own for w, own in zip(weights, off, strict=True)])
-    each = zip(weights, off, means, strict=True)
-    return truths + means, np.sqrt(np.stack([w @ (own - mean) ** 2 for w, own, mean in each]))
+    off = _short_way(draws.samples - draws.spread(truths), periods)
+    mean = draws.mean(off)
+    return truths + mean, np.sqrt(draws.mean((off - draws.spread(mean)) ** 2))
 
 
 Bins = int | Mapping[str, int | ArrayLike]
@@ -115,7 +140,7 @@ def groups(bins: Bins | None, observations: Observations) -> NDArray[np.str_]:
     observations : Observations
     """
     if bins is None:
-        return np.full(len(observations), "all")
+        return np.full(len(observations), ALL)
     wish = bins if isinstance(bins, Mapping) else {"snr": bins}
     if len(wish) != 1:
         raise ValueError(f"bins must be of one name, but are of {list(wish)}. Ask for one by one.")
@@ -133,6 +158,12 @@ def groups(bins: Bins | None, observations: Observations) -> NDArray[np.str_]:
     words = [f"{name} {low} to {high}" for low, high in zip(ends, ends[1:], strict=False)]
     inside = (values >= edges[0]) & (values <= edges[-1])
     return np.where(inside, np.array(words)[place], f"other {name}")
+
+
+def grouped(words: NDArray[np.str_]) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Return each group of objects by its word (N,), which rows are of it, and then all."""
+    some = [(str(word), words == word) for word in np.unique(words) if word != ALL]
+    return [*some, (ALL, np.full(len(words), True))]
 
 
 def _known(name: str, observations: Observations) -> Array:

@@ -21,6 +21,7 @@ from nbi_plus.arguments import of_kind
 from nbi_plus.infer.posterior.posterior import Posterior
 from nbi_plus.infer.posterior.posteriors import Posteriors
 from nbi_plus.infer.posterior.status import Status
+from nbi_plus.infer.proposals.base import Blend, PriorProposal
 from nbi_plus.infer.proposals.mixture import MixtureConfig, StudentMixture, fit_mixture
 from nbi_plus.io.fingerprint import content, digest
 from nbi_plus.learn.fitting import Recipe
@@ -33,7 +34,6 @@ SHARE = 0.2  # of simulations, from the prior itself: no weight is larger than 1
 _WIDER = 1.5  # than the draws, in each direction: what a first network says is not exact
 _N_DRAWS = 16_384  # of all posteriors together, that the mixture is fitted to
 _N_LOOKED = 16  # draws of the flow that say how a row's weight compares with others of such data
-_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +89,9 @@ class Restriction:
     def log_weights(self, z: Tensor) -> Tensor:
         """Return log w (n,) of latent z (n, D), at most ``-log share``."""
         z = z.to(torch.float64)
-        log_prior = -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
-        log_mixture = self.mixture.log_prob(z[None])[0]
-        both = torch.logaddexp(
-            log_prior + math.log(self.share), log_mixture + math.log1p(-self.share)
-        )
-        return log_prior - both
+        parts = PriorProposal(z.shape[-1]), self.mixture
+        both = Blend(parts, (self.share, 1 - self.share))
+        return (parts[0].log_prob(z[None]) - both.log_prob(z[None]))[0]
 
     def manifest(self) -> str:
         """Return a text that changes with the mixture."""

@@ -45,6 +45,8 @@ class Noise(ABC):
         Where its likelihood was learned, if it was.
     n_copies : int
         Tensors of the size of the simulations that `log_likelihood` holds at once, beyond a few.
+    named_by : tuple of str
+        Arguments of which a text names a coordinate or a scalar.
     """
 
     exact_p_value = False
@@ -52,6 +54,7 @@ class Noise(ABC):
     reads_model = True
     learned_at: LearnedRange | None = None
     n_copies = 0
+    named_by: tuple[str, ...] = ("along",)
 
     def augment(self, model: Array, obs: Data, theta: Array, rng: torch.Generator) -> Array:
         """Return noisy data of noise-free ``model``, before a survey's limits.
@@ -183,12 +186,14 @@ class Noise(ABC):
         """Return this noise ready for such data and parameters, or raise a ValueError."""
         return self
 
-    def words(self) -> set[str]:
-        """Return the texts among the arguments: names of parameters, coordinates and scalars."""
-        held = [v for k, v in vars(self).items() if not k.startswith("_")]
-        return {v for v in held if isinstance(v, str)}.union(
-            *(v.words() for v in held if isinstance(v, Noise))
-        )
+    def asked_for(self) -> set[str]:
+        """Return the coordinates and scalars of an object that are read by name.
+
+        What a function of the user reads nobody knows.
+        """
+        own = (getattr(self, name, None) for name in self.named_by)
+        inner = (v.asked_for() for v in vars(self).values() if isinstance(v, Noise))
+        return {name for name in own if isinstance(name, str)}.union(*inner)
 
     def meta(self) -> dict[str, object] | None:
         """Return the arguments as plain JSON, or None when they hold the user's code."""

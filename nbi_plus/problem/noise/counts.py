@@ -31,6 +31,8 @@ class PoissonNoise(PointNoise):
         A negative mean has zero likelihood.
     """
 
+    named_by = ("exposure",)
+
     def __init__(self, exposure: PerPoint = 1.0, background: ArrayLike = 0.0) -> None:
         self.exposure = exposure if isinstance(exposure, str) else positive("exposure", exposure)
         self.background = numbers_of_one("background", background)
@@ -82,6 +84,8 @@ class BinomialNoise(PointNoise):
     >>> BinomialNoise("n").log_likelihood(np.zeros((1, 1)), np.full((1, 1, 2), 0.5), obs).round(3)
     array([-2.773])
     """
+
+    named_by = ("n",)
 
     def __init__(self, n: PerPoint = "n") -> None:
         self.n = n if isinstance(n, str) else positive("n", n)
