@@ -19,6 +19,7 @@ from nbi_plus.infer.ladder import MixtureConfig
 from nbi_plus.infer.posterior.certificate import evidence_of, outcome_of
 from nbi_plus.infer.proposals.base import Blend
 from nbi_plus.infer.proposals.cross_fit import FlowFamily, MixtureFamily, Pair
+from nbi_plus.infer.proposals.flow_fit import DensityConfig, fit_density
 from nbi_plus.infer.proposals.mixture import temper
 from nbi_plus.infer.proposals.streams import Stream
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
@@ -276,6 +277,17 @@ def test_every_draw_counts_once():
     outcome = certified(pair, target, keys, 300)
     assert outcome.pool.z.shape == (3, 1100, 2)
     assert (outcome.cleaned.n_draws == 1100).all()
+
+
+def test_where_a_draw_without_weight_lies_is_nothing_to_a_flow():
+    z, few = normals(7, 400, 2), DensityConfig(n_steps=40)
+    weights = torch.full((400,), 1 / 200).double()
+    weights[::2] = 0
+    far = z.clone()
+    far[::2] = 1e30  # beyond what a flow in single precision can weigh
+    near, other = (fit_density(draws, weights, few, 0, "fit") for draws in (z, far))
+    for name, values in near.state_dict().items():
+        assert torch.equal(values, other.state_dict()[name]), name
 
 
 @pytest.mark.statistics

@@ -63,20 +63,25 @@ def fit_density(z: Tensor, weights: Tensor, config: DensityConfig, seed: int, st
     ).to(z.device)
     flow.whiten(z, weights)
     rng = generator(seed, stage, z.device)
-    held_out = torch.rand(len(z), generator=rng, device=z.device) < config.held_out
-    learned = torch.where(held_out, 0.0, weights)
-    if not (learned.sum() > 0 and (weights * held_out).sum() > 0):
+    apart = torch.rand(len(z), generator=rng, device=z.device) < config.held_out
+    learned = torch.where(apart, 0.0, weights)
+    # draws without weight may lie where the flow overflows, and 0 times infinity is no score
+    held_out = (apart & (weights > 0)).nonzero()[:, 0]
+    if not (learned.sum() > 0 and len(held_out)):
         learned = weights
     batches = torch.multinomial(
         learned, config.n_steps * config.batch_size, replacement=True, generator=rng
     ).view(config.n_steps, -1)
     with torch.enable_grad():
-        _train(flow, z, weights * held_out, batches, config)
+        _train(flow, z, batches, (z[held_out], weights[held_out]), config)
     return flow.eval()
 
 
-def _train(flow: Flow, z: Tensor, judged: Tensor, batches: Tensor, config: DensityConfig) -> None:
-    """Take one step for each batch; keep the weights of the best held-out density."""
+def _train(
+    flow: Flow, z: Tensor, batches: Tensor, held_out: tuple[Tensor, Tensor], config: DensityConfig
+) -> None:
+    """Take one step for each batch; keep the weights of the best density of the held-out draws."""
+    judged, worth = held_out
     weights = list(flow.parameters())
     optimizer = torch.optim.Adam(weights, lr=config.lr)
     nothing = z.new_zeros(1, 1, dtype=torch.float32)
@@ -97,7 +102,7 @@ def _train(flow: Flow, z: Tensor, judged: Tensor, batches: Tensor, config: Densi
             optimizer.step()
         if (step + 1) % max(len(batches) // _N_CHECKS, 1) == 0:
             with torch.no_grad():
-                score = float((judged * flow.log_prob(z[None], nothing)[0]).sum())
-            if score > best or judged.sum() == 0:
+                score = float((worth * flow.log_prob(judged[None], nothing)[0]).sum())
+            if score > best or not len(judged):
                 best, kept = score, copy.deepcopy(flow.state_dict())
     flow.load_state_dict(kept)
