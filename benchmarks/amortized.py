@@ -118,6 +118,9 @@ def _column(report):
         "median ESS of 1000 draws": f"{report['ess_median']:.0f}",
         "5 % quantile of it": f"{report['ess_quantile_05']:.1f}",
         "evidence / exact": f"{ratio:.3f} ± {ratio_error:.3f}",
+        "intervals that hold the truth": ", ".join(
+            f"{own:.1%} of {level}" for level, own in report.get("coverage", {}).items()
+        ),
         "objects/s (per CPU s)": _rate(report["predict"]),
         "weighted objects/s (per CPU s)": _rate(report.get("predict_weighted")),
         "peak RSS, MB": f"{report['peak_rss_mb']:.0f}",

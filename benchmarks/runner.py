@@ -171,7 +171,9 @@ def _judge(contestant):
     log_q_validation = contestant.log_q(data.theta_validation, data.x_validation)
     log_q = contestant.log_q(data.theta_test, data.x_test)
     n = contestant.n_weighed
-    log_weights = np.array([_log_weights(contestant, x) for x in data.x_test[:n]])
+    pairs = zip(data.x_test[:n], data.theta_test[:n], strict=True)
+    weighed = [_weighed(contestant, x, truth) for x, truth in pairs]
+    log_weights, below = (np.array(each) for each in zip(*weighed, strict=True))
     top = log_weights.max(1)
     weights = np.exp(log_weights - top[:, None])
     ess = weights.sum(1) ** 2 / (weights**2).sum(1)
@@ -190,17 +192,19 @@ def _judge(contestant):
         # 1 within its error if log q is a normalised density in theta that covers the posterior.
         "evidence_ratio": float(ratio.mean()),
         "evidence_ratio_error": float(ratio.std() / np.sqrt(len(ratio))),
+        # of plain draws: how often central intervals hold the truth, over objects and parameters
+        "coverage": {f"{p:.0%}": float((abs(below - 0.5) <= p / 2).mean()) for p in (0.68, 0.95)},
         "log_evidence": log_evidence.tolist(),
     }
 
 
-def _log_weights(contestant, x):
-    """Return the log weights (N_DRAWS,) of one object against its exact posterior."""
+def _weighed(contestant, x, truth):
+    """Return log weights (N_DRAWS,) against the exact posterior, and the shares (D,) below truth."""
     theta, log_q = contestant.draw(x, N_DRAWS)
     problem = contestant.problem
     log_weights = np.full(N_DRAWS, -np.inf)
     log_weights[: len(theta)] = problem.log_likelihood(theta, x) + problem.log_prior(theta) - log_q
-    return log_weights
+    return log_weights, (theta < truth).mean(0)
 
 
 def _time_predict(contestant):
