@@ -199,7 +199,7 @@ def _judge(contestant):
 
 
 def _weighed(contestant, x, truth):
-    """Return log weights (N_DRAWS,) against the exact posterior, and the shares (D,) below truth."""
+    """Return log weights (N_DRAWS,), and which shares (D,) of the draws lie below the truth."""
     theta, log_q = contestant.draw(x, N_DRAWS)
     problem = contestant.problem
     log_weights = np.full(N_DRAWS, -np.inf)

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from nbi_plus.io.disk import disk_errors
 from nbi_plus.io.fingerprint import checksum
 from nbi_plus.io.header import (
+    FOREIGN,
     MAX_HEADER,
     ArchiveError,
     Header,
@@ -54,7 +55,6 @@ _PIPELINES = ((), _SHUFFLE, _DEFLATE, _SHUFFLE + _DEFLATE)
 _BROKEN = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, zlib.error)
 _UNFIT = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 IN_USE = "{} must be free, but another process has it open. Wait for that, or use another path."
-_FOREIGN = "Give a file that nbi-plus wrote."
 _DAMAGED = "The file is damaged: copy it again, or write it anew."
 _ODD_DATA = "Store it as a plain, complete array of numbers."
 
@@ -389,7 +389,7 @@ def _check_chunks(data: h5py.Dataset) -> None:
             raise refusal(data, "must hold the data that it declares", came, _ODD_DATA)
 
 
-def refusal(item: h5py.HLObject, rule: str, came: str, advice: str = _FOREIGN) -> ArchiveError:
+def refusal(item: h5py.HLObject, rule: str, came: str, advice: str = FOREIGN) -> ArchiveError:
     """Return the error that says which rule an open file breaks."""
     return ArchiveError(f"{Path(item.file.filename).name} {rule}, but {came}. {advice}")
 

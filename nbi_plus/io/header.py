@@ -134,15 +134,15 @@ def decode_header(raw: bytes, kind: str, source: str) -> Header:
     keys = _KEYS | {"sha256", "arrays"} if schema >= _SEALED else _KEYS
     if set(head) != keys or (schema >= _SEALED) != bool(seal):
         # an older schema has no checksums, and a newer one is nothing without
-        raise _refusal(source, f"the parts {sorted(keys)}", sorted(head), _FOREIGN)
+        raise _refusal(source, f"the parts {sorted(keys)}", sorted(head), FOREIGN)
     if not isinstance(meta, dict):
-        raise _refusal(source, "a dict as meta", meta, _FOREIGN)
+        raise _refusal(source, "a dict as meta", meta, FOREIGN)
     if not isinstance(arrays, dict) or not all(isinstance(v, str) for v in arrays.values()):
-        raise _refusal(source, "a checksum for each array", arrays, _FOREIGN)
+        raise _refusal(source, "a checksum for each array", arrays, FOREIGN)
     return Header(meta, arrays, schema)
 
 
-_FOREIGN = "Give a file that nbi-plus wrote."
+FOREIGN = "Give a file that nbi-plus wrote."
 
 
 def _n_values(raw: bytes) -> int:
@@ -196,7 +196,7 @@ def _strict_json(raw: bytes, source: str) -> object:
 
     if _n_values(raw) > MAX_VALUES:
         rule = f"at most {MAX_VALUES} values in its header"
-        raise _refusal(source, rule, _n_values(raw), _FOREIGN)
+        raise _refusal(source, rule, _n_values(raw), FOREIGN)
     try:
         found = json.loads(raw.decode("utf-8"), parse_float=finite, parse_constant=finite)
         if _is_too_deep(found):

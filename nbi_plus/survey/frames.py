@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbi_plus.data.tables.tables import arrow_of_frame
 from nbi_plus.survey.answering import Answering, SurveyModel
 from nbi_plus.survey.beside import Beside, Tells
 from nbi_plus.survey.catalogue import Catalogue, Provenance, carried_fields
 from nbi_plus.survey.chunks import Reading, chunks, none_done
-from nbi_plus.survey.sources import arrow_of_frame, open_source
+from nbi_plus.survey.sources import open_source
 
 if TYPE_CHECKING:
     import pandas

@@ -23,7 +23,7 @@ from nbi_plus.data.tables.table_files import (
     stem,
     texts_of_hdf5,
 )
-from nbi_plus.data.tables.tables import as_table
+from nbi_plus.data.tables.tables import arrow_of_frame, as_table
 from nbi_plus.io.archive import native, open_hdf5
 from nbi_plus.io.fingerprint import digest
 from nbi_plus.survey.manifest import NAMELESS
@@ -300,8 +300,9 @@ _READERS = {"parquet": _parquet, "FITS": _fits, "HDF5": _hdf5, "CSV": _csv, "ECS
 
 def _of_table(source: object) -> SurveySource:
     as_table(source)  # says which tables there are
-    is_frame = type(source).__module__.split(".")[0] in ("pandas", "nested_pandas", "pyarrow")
-    whole = arrow_of_frame(source) if is_frame else _arrow_of(source, None)
+    whole = arrow_of_frame(source)
+    if whole is None:
+        whole = _arrow_of(source, None)
 
     def pieces(wanted: Sequence[str] | None) -> Iterator[Piece]:
         return map(Piece, _parts_of(_selected(whole, wanted)))
@@ -335,16 +336,6 @@ def _of_collection(source: Any) -> SurveySource:  # noqa: ANN401 - of dask or ls
     said = {"kind": "collection", "partitions": n, "columns": names,
             "data": _of_rows(*(part(i) for i in sorted({0, n - 1})))}  # fmt: skip
     return SurveySource(said, pieces)
-
-
-def arrow_of_frame(frame: Any) -> pyarrow.Table:  # noqa: ANN401 - of pandas, or of arrow already
-    """Return a frame of pandas as a table of arrow, named levels of its index as columns."""
-    import pyarrow as pa
-
-    if isinstance(frame, pa.Table):
-        return frame
-    named = any(n is not None and n not in frame.columns for n in frame.index.names)
-    return pa.Table.from_pandas(frame, preserve_index=named)
 
 
 def _parts_of(table: pyarrow.Table) -> Iterator[pyarrow.Table]:

@@ -161,8 +161,9 @@ def arrow_of_frame(data: object) -> pyarrow.Table | None:
     if "pandas.DataFrame" not in kinds:
         return None
     arrow = _arrow()
+    own = [name for name in data.index.names if name is not None and name not in data.columns]
     try:
-        return arrow.Table.from_pandas(data, preserve_index=any(data.index.names))
+        return arrow.Table.from_pandas(data, preserve_index=bool(own))
     except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
         raise ValueError(
             f"table must have columns of one kind of values each, but {error}. Convert the column, "
