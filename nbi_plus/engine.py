@@ -286,7 +286,8 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
         """
         n_sims, theta = options.positional(n_sims, theta, x)
         binding.check_inputs(inputs, self.simulator, "fit", noise, self.noise)
-        in_rounds = options.is_sequential(n_rounds, method, observations, x_obs)
+        wishes = method, locate, ess_target, max_sims, max_seconds, modes
+        in_rounds = options.is_sequential(n_rounds, observations, x_obs, wishes)
         before, network, known = self._before(warm_start, in_rounds)
         real = point_mask(mask, bad)
         given = FitInputs(observations, x_obs, x_err, theta, x, inputs, grid, known, real)
@@ -305,9 +306,8 @@ class Engine(TellingMixin, SurveyMixin, SharedMixin, BaseEstimator):
                 return self._keep(trained(run, problem, recipe, start, given, how, truth_test))
             rounds = RoundsConfig(n_sims, n_rounds, ess_target, max_sims, max_seconds, locate)
             fit = SequentialRun(rounds, options.method_for(method, problem), how.ladder, run, modes)
-            one = fit(problem, given.objects, recipe, start)
-        beside = Fitted.of(problem, given.defaults()) if network is None else before
-        return self._keep(replace(beside, sequential=one))
+            own = Fitted.of(problem, given.defaults()) if network is None else before
+            return self._keep(replace(own, sequential=fit(problem, given.objects, recipe, start)))
 
     def predict(  # noqa: PLR0913 - the public door
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -296,17 +297,25 @@ def perturbation(
     return Perturbation() if wish or (wish is None and several) else None
 
 
+# what only sequential fits are told, and what it is where nothing was said
+_OF_ROUNDS = {
+    "method": None, "locate": AUTO, "ess_target": 1000.0, "max_sims": None, "max_seconds": None,
+    "modes": None,
+}  # fmt: skip
+
+
 def is_sequential(
-    n_rounds: int, method: str | None, observations: Observations | None,
-    x_obs: ArrayLike | None,
+    n_rounds: int, observations: Observations | None, x_obs: ArrayLike | None,
+    wishes: Sequence[object],
 ) -> bool:  # fmt: skip
-    """Say whether one object is asked for; raise when it is not there, or not one."""
+    """Say whether one object is asked for; raise when it is not there, not one, or not meant."""
     if whole("n_rounds", n_rounds) == 1:
-        if method is not None:
-            raise ValueError(
-                f"method must be None for one round, but is {method!r}. It says how a "
-                "sequential fit goes on: give n_rounds too."
-            )
+        for (name, usual), wish in zip(_OF_ROUNDS.items(), wishes, strict=True):
+            if wish is not usual and not (np.isscalar(wish) and wish == usual):
+                raise ValueError(
+                    f"{name} must be left out for one round, but is {reprlib.repr(wish)}. It says "
+                    "how a sequential fit of one object goes on: give n_rounds too."
+                )
         return False
     if observations is not None:
         check_observations(observations)

@@ -323,6 +323,12 @@ def test_a_calibration_with_moments_survives_its_file(fitted, tmp_path):
     assert again.custom["a/b"].tolist() == [3.0]
 
 
+def test_what_is_no_function_is_refused_before_anything_is_simulated(fitted, monkeypatch):
+    monkeypatch.setattr(type(fitted), "predict_many", lambda *_, **__: pytest.fail("it answered"))
+    with pytest.raises(TypeError, match="custom.'bad'. must be a function"):
+        fitted.calibrate(40, custom={"bad": 3})
+
+
 @pytest.mark.parametrize(
     ("bins", "message"),
     [({"a": 3}, "bins must be of .* but are of 'a'. Parameters are not known"),

@@ -412,13 +412,24 @@ def test_round_table_prints_and_converts(fitted):
         ({"max_sims": 10}, "max_sims must be at least n_sims"),
         ({"max_seconds": -1}, "max_seconds must be positive"),
         ({"method": "snl"}, "method must be one of"),
-        ({"n_rounds": 1, "method": "amis"}, "method must be None"),
+        ({"n_rounds": 1, "method": "amis", "ess_target": 1000}, "method must be left out"),
         ({"online": True}, "online must be False"),
     ],
 )
 def test_bad_options_of_a_sequential_fit_are_refused(problem, x, options, message):
     with pytest.raises(ValueError, match=message):
         engine_for(problem).fit(**(QUICK | {"x_obs": x} | options))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"locate": "peaks"}, {"ess_target": 400}, {"max_sims": 10_000}, {"max_seconds": 3.0},
+     {"modes": [[0.0, 0.1]]}, {"modes": np.zeros((2, 2))}],
+    ids=["locate", "ess_target", "max_sims", "max_seconds", "modes", "modes of numpy"],
+)  # fmt: skip
+def test_what_only_rounds_are_told_is_refused_for_one(problem, told):
+    with pytest.raises(ValueError, match=f"{next(iter(told))} must be left out for one round"):
+        engine_for(problem).fit(n_sims=64, n_epochs=1, **told)
 
 
 def test_exact_method_needs_a_likelihood(problem, x):

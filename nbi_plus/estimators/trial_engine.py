@@ -36,7 +36,7 @@ from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
 from nbi_plus.torch_state import doors
-from nbi_plus.trust.calibration import Calibration, Custom, sbc
+from nbi_plus.trust.calibration import Calibration, Custom, functions_of, sbc
 
 _MEMORY = 4.0  # gigabytes of simulations held on the device
 _Own = TypeVar("_Own", bound="TrialEngine")
@@ -202,7 +202,7 @@ class TrialEngine(BaseEstimator, ABC):
         seed : int, optional
             Default: the engine's.
         """
-        fit = self._fitted("calibrate")
+        fit, custom = self._fitted("calibrate"), functions_of(custom)
         own = seed_of("seed", self.seed if seed is None else seed)
         truths = fit.prior.sample(whole("n", n, 2), np.random.default_rng(own))
         x = self.simulate(np.repeat(truths, whole("n_trials", n_trials), 0), seed=own)

@@ -274,7 +274,7 @@ def sbc(
     groups = None if groups is None else np.asarray(groups, np.str_)
     if groups is not None and groups.shape != (len(posteriors),):
         raise ValueError(f"groups must be a word for each object, but have shape {groups.shape}.")
-    custom = {} if custom is None else of_kind("custom", custom, Mapping, "Name functions.")
+    custom = functions_of(custom)
     n, n_dim = truths.shape
     rng = np.random.default_rng(seed_of("seed", seed))
     draws = AllDraws.of(entered)
@@ -303,6 +303,18 @@ def sbc(
         },  # fmt: skip
         **figures_of(ranks),
     )
+
+
+def functions_of(custom: Mapping[str, Custom] | None) -> Mapping[str, Custom]:
+    """Return the functions that ``custom`` names; raise where something else is there."""
+    custom = {} if custom is None else of_kind("custom", custom, Mapping, "Name functions.")
+    for name, function in custom.items():
+        if not callable(function):
+            raise TypeError(
+                f"custom[{name!r}] must be a function of posteriors and truths, but is a "
+                f"{type(function).__name__}. Give f(posteriors, truths), which returns numbers."
+            )
+    return custom
 
 
 def weighted_share_below(posteriors: Sequence[Posterior], truths: Array) -> Array:

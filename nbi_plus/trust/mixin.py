@@ -8,7 +8,7 @@ from nbi_plus.arguments import whole
 from nbi_plus.data.observations import Observations
 from nbi_plus.markup import Shown, facts
 from nbi_plus.torch_state import doors
-from nbi_plus.trust.calibration import Calibration, Custom, sbc
+from nbi_plus.trust.calibration import Calibration, Custom, functions_of, sbc
 from nbi_plus.trust.recovery import Bins, groups
 from nbi_plus.trust.simulated import objects_of
 
@@ -45,6 +45,7 @@ class TellingMixin(Shown):
             As for `fit`.
         """
         whole("n", n, 2)
+        custom = functions_of(custom)
         fitted, own = self._fitted("calibrate"), self._seed(seed)
         objects, truths = objects_of(fitted, fitted.network("calibrate"), n, observations, own,
                                      progress)  # fmt: skip
