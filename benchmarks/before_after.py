@@ -1,8 +1,9 @@
 """Speed of small jobs before and after: ``python -m benchmarks.before_after --old CHECKOUT``.
 
-Each of `benchmarks.snippets` runs in processes of its own, in turns with the package of an older
-checkout and with that of this one, both on one thread. Printed are medians of CPU seconds and their
-ratio; "-" where the older code does not have what the job needs.
+Each of `benchmarks.snippets` and `benchmarks.traffic` runs in processes of its own, in turns with
+the package of an older checkout and with that of this one, both on one thread. Printed are medians
+of CPU seconds, or counts, and their ratio; "-" where the older code does not have what the job
+needs, or nothing is left to compare with.
 """
 
 from __future__ import annotations
@@ -15,43 +16,42 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.snippets import NAMES
+from benchmarks import snippets, traffic
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = Path(__file__).with_name("snippets.py")
+JOBS = snippets.NAMES | traffic.JOBS
 
 
 def seconds(tree, name):
-    """Return the CPU seconds of one run in a tree, or None."""
-    source = SOURCE.read_text()
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    """Return the CPU seconds, or the count, of one run in a tree, or None."""
+    source = Path(traffic.__file__ if name in traffic.JOBS else snippets.__file__).read_text()
+    chosen = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NBI_PLUS_TESTS": str(ROOT / "tests")}
     # from standard input, and in the tree: no other package must stand before its own
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-", name], input=source, cwd=tree, text=True,
-        env=os.environ | threads | {"PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, check=True,
+        env=os.environ | chosen | {"PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(old, name, repeats):
+def compare(checkout, name, repeats):
     """Print one row."""
-    turns = [(seconds(old, name), seconds(ROOT, name)) for _ in range(repeats)]
+    turns = [(seconds(checkout, name), seconds(ROOT, name)) for _ in range(repeats)]
     before, after = zip(*turns, strict=True)
-    what = NAMES[name].__doc__.splitlines()[0].rstrip(".")
+    what = JOBS[name].__doc__.splitlines()[0].rstrip(".")
     command = f"`--only {name}`"
     new = median(after)
-    if None in before:
-        print(f"| {what} | - | {new:.3g} | - | {command} |", flush=True)
-        return
-    print(f"| {what} | {median(before):.3g} | {new:.3g} | {median(before) / new:.2f} | "
-          f"{command} |", flush=True)  # fmt: skip
+    old = None if None in before else median(before)
+    figure = "-" if old is None else f"{old:.3g}"
+    ratio = "-" if old is None or new == 0 else f"{old / new:.2f}"
+    print(f"| {what} | {figure} | {new:.3g} | {ratio} | {command} |", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--old", required=True, type=Path, help="checkout of the older code")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--only", nargs="*", default=list(JOBS), choices=JOBS)
     options = parser.parse_args()
     print("| what, CPU s | before | after | ratio | command |")
     print("|---|---|---|---|---|")

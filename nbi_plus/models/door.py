@@ -62,6 +62,11 @@ def _tensor(argument: Any, device: torch.device | None) -> Any:  # noqa: ANN401
     return torch.from_numpy(native).to(device)
 
 
+def root(square: Array) -> Array:
+    """Return the square root of an array or a tensor: compiled, half a power costs far more."""
+    return square.sqrt() if isinstance(square, Tensor) else np.sqrt(square)
+
+
 def columns(theta: Tensor, *choices: Sequence[str]) -> list[Tensor]:
     """Return the parameters one by one, so shaped that they broadcast against times.
 

@@ -16,7 +16,7 @@ from scipy.stats import loguniform, uniform
 from torch import Tensor
 
 from nbi_plus.data.observations import Observations
-from nbi_plus.models.door import Array, both_kinds, columns, since
+from nbi_plus.models.door import Array, both_kinds, columns, root, since
 from nbi_plus.models.parallax import AnnualParallax
 from nbi_plus.problem.prior.prior import Prior
 
@@ -39,13 +39,13 @@ def excess_magnification(u: Array) -> Array:
         Infinite for a perfect alignment in torch; numpy also warns of it.
     """
     square = u * u
-    s = abs(u) * (square + 4.0) ** 0.5
+    s = abs(u) * root(square + 4.0)
     return 4.0 / s / (square + 2.0 + s)
 
 
 def _excess_of_square(square: Array) -> Array:
     """Return the same of squared separations: half the work, for separations above 1e-150."""
-    s = (square * (square + 4.0)) ** 0.5
+    s = root(square * (square + 4.0))
     return 4.0 / (s * (square + 2.0 + s))
 
 
