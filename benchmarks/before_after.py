@@ -20,6 +20,20 @@ from benchmarks import snippets, traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = snippets.NAMES | traffic.JOBS
+ITEMS = {
+    "unweighted answers": ("unweighted",),
+    "launch sizes": ("target_117", "target_1000"),
+    "mixtures": ("mixtures_3", "mixtures_5", "mixtures_10"),
+    "a lean target": ("gradients", "chains"),
+    "compiled gradients": ("gradients_compiled",),
+    "the flow in one pass": ("flow", "weighted"),
+    "one object": ("rounds_torch", "rounds_numpy", "rounds_bimodal", "rounds_microlensing",
+                   "rounds_k2_24"),
+    "training": ("epoch", "to_a_loss"),
+    "devices": ("traffic_of_steps", "traffic_of_an_epoch", "traffic_of_chains"),
+    "first tries": ("first_try", "imported", "imported_by_a_worker", "imported_to_sample"),
+    "surveys": ("ladder_48",),
+}  # fmt: skip
 
 
 def seconds(tree, name):
@@ -34,7 +48,7 @@ def seconds(tree, name):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(checkout, name, repeats):
+def compare(checkout, item, name, repeats):
     """Print one row."""
     turns = [(seconds(checkout, name), seconds(ROOT, name)) for _ in range(repeats)]
     before, after = zip(*turns, strict=True)
@@ -44,7 +58,7 @@ def compare(checkout, name, repeats):
     old = None if None in before else median(before)
     figure = "-" if old is None else f"{old:.3g}"
     ratio = "-" if old is None or new == 0 else f"{old / new:.2f}"
-    print(f"| {what} | {figure} | {new:.3g} | {ratio} | {command} |", flush=True)
+    print(f"| {item} | {what} | {figure} | {new:.3g} | {ratio} | {command} |", flush=True)
 
 
 def main():
@@ -53,10 +67,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(JOBS), choices=JOBS)
     options = parser.parse_args()
-    print("| what, CPU s | before | after | ratio | command |")
-    print("|---|---|---|---|---|")
-    for name in options.only:
-        compare(options.old.resolve(), name, options.repeats)
+    print("| item | what, CPU s | before | after | ratio | command |")
+    print("|---|---|---|---|---|---|")
+    for item, names in ITEMS.items():
+        for name in (name for name in names if name in options.only):
+            compare(options.old.resolve(), item, name, options.repeats)
 
 
 if __name__ == "__main__":
