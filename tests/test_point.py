@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from problems import LinearGaussian
-from scipy.stats import binom, gamma, loguniform, norm, uniform
+from scipy.stats import binom, gamma, loguniform, norm, uniform, vonmises
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -161,6 +161,43 @@ def test_estimates_of_a_linear_gaussian_problem_within_stated_errors(observation
     below = (theta[:, None] < found).mean(0)
     print("share of truths below the quantiles", below.round(4).tolist())
     assert np.abs(below - np.array(LEVELS)[:, None]).max() < 0.015
+
+
+def test_angles_know_of_no_cut():
+    """Two numbers with normal errors of an angle: von Mises posteriors, a third of them cut."""
+    prior = nbi.Prior({"phi": nbi.Circular(2 * np.pi, low=-1.0), "a": norm(0, 1)})
+
+    def seen(theta):
+        return np.stack([np.cos(theta[:, 0]), np.sin(theta[:, 0]), theta[:, 1]], 1)
+
+    sigma, rules = 0.4, {"mean": nbi.MeanScore(), "q": nbi.QuantileScore([0.1, 0.5, 0.9])}
+    rules["joint"] = nbi.EnergyScore(8)
+    made = nbi.PointEngine(seen, prior, sigma, rules).fit(n_sims=6000, n_epochs=30, progress=False)
+    theta = prior.sample(600, 5)
+    x = seen(theta) + sigma * np.random.default_rng(2).normal(size=(600, 3))
+    x = x[np.hypot(x[:, 0], x[:, 1]) > 0.5]
+    where, kappa = np.arctan2(x[:, 1], x[:, 0]), np.hypot(x[:, 0], x[:, 1]) / sigma**2
+    exact = vonmises(kappa)
+    found = made.estimate(nbi.Observations.from_arrays(x))
+    low, middle, high = found["q"]["quantile"][..., 0].T
+    angles = {"mean": found["mean"]["mean"][:, 0], "median": middle, "low": low, "high": high}
+    wanted = {"mean": 0.0, "median": 0.0, "low": exact.ppf(0.1), "high": exact.ppf(0.9)}
+    sd = exact.ppf(norm.cdf(1.0))
+    for name, own in angles.items():
+        assert ((own >= -1) & (own <= 2 * np.pi - 1)).all(), name
+        off = np.angle(np.exp(1j * (own - where - wanted[name]))) / sd
+        assert np.sqrt((off**2).mean()) < 0.25, name
+    near_the_cut = np.abs(np.angle(np.exp(1j * (where + 1)))) < exact.ppf(0.9)
+    assert near_the_cut.mean() > 0.15
+    assert (low > high)[near_the_cut].mean() > 0.9  # they lie on either side of it
+    points = np.exp(1j * found["joint"]["energy"][..., 0]).mean(1)
+    assert np.sqrt((np.angle(points * np.exp(-1j * where)) ** 2).mean()) < 0.25
+    frame = (
+        made.calibrate(1000, progress=False).to_frame().set_index(["rule", "parameter", "level"])
+    )
+    for level in (0.1, 0.5, 0.9):
+        own = frame.loc[("q", "phi", level)]
+        assert own.low.item() - 0.03 <= level <= own.high.item() + 0.03
 
 
 def test_quantiles_hold_as_many_truths_as_they_say(fitted, observations):

@@ -35,7 +35,7 @@ from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.survey.mixin import engine_hash
 from nbi_plus.torch_state import doors
 from nbi_plus.trust.point_calibration import PointCalibration
-from nbi_plus.trust.recovery import Bins, groups
+from nbi_plus.trust.recovery import Bins, groups, unwound
 from nbi_plus.trust.simulated import objects_of
 
 _KIND = "point engine"
@@ -153,7 +153,7 @@ class PointEngine(BaseEstimator):
         one_of("groupby", groupby, _BY)
         fitted = self._fitted("estimate")
         of_kind("observations", observations, Observations, "Write Observations.from_arrays(x).")
-        found = self._estimates(fitted, fitted.like_training(observations))
+        found = self._estimates(fitted, *self._features(fitted, fitted.like_training(observations)))
         rules = fitted.model.network.flow.rules
         if groupby == "rule":
             return {name: {rules[name].kind: values} for name, values in found.items()}
@@ -178,11 +178,16 @@ class PointEngine(BaseEstimator):
         fitted = self._fitted("calibrate")
         own = seed_of("seed", self.seed if seed is None else seed)
         objects, truths = objects_of(fitted, fitted.model, n, observations, own, progress)
-        rules, found = fitted.model.network.flow.rules, self._estimates(fitted, objects)
+        features, usable = self._features(fitted, objects)
+        found = self._estimates(fitted, features, usable)
+        rules = fitted.model.network.flow.rules
         levels = {name: rule.chances for name, rule in rules.items() if rule.chances}
         judged = {name: found[name].reshape(len(truths), -1, truths.shape[1]) for name in levels}
-        names = tuple(fitted.prior.names)
-        return PointCalibration(names, truths, judged, levels, groups(bins, objects))
+        prior = fitted.prior
+        middles = _placed(fitted.model.network.flow.middles(features, prior), usable)
+        truths = unwound(truths, middles, prior.periods)
+        judged = {name: unwound(own, middles, prior.periods) for name, own in judged.items()}
+        return PointCalibration(tuple(prior.names), truths, judged, levels, groups(bins, objects))
 
     def catalogue_columns(self) -> dict[str, str]:
         """Return names and meanings of the estimates of one object; see `Engine.predict_survey`."""
@@ -249,7 +254,9 @@ class PointEngine(BaseEstimator):
     ) -> Recipe:
         """Return what the training is a function of."""
         made = self._engine()._recipe(problem, config, perturbation)
-        return replace(made, flow=self._config(), loss=ScoreLoss.of(made.prior, made.device))
+        angles = tuple(i for i, p in enumerate(made.prior.periods) if p is not None)
+        own = replace(self._config(), circles=angles)
+        return replace(made, flow=own, loss=ScoreLoss.of(made.prior, made.device))
 
     def _engine(self) -> Engine:
         """Return an engine for the same problem."""
@@ -283,8 +290,8 @@ class PointEngine(BaseEstimator):
         self.history_ = fitted.model.history
         return self
 
-    def _estimates(self, fitted: Fitted, objects: Observations) -> dict[str, NDArray[np.float64]]:
-        """Return the estimates by rule, (N, D) or (N, Q, D)."""
+    def _features(self, fitted: Fitted, objects: Observations) -> tuple[Tensor, Tensor]:
+        """Return the features (N, F) of objects, and which of these (N,) say something."""
         model, device = fitted.model, options.device_of(self.device)
         model.check_grid(objects)
         if model.network.n_not_finite:
@@ -292,13 +299,16 @@ class PointEngine(BaseEstimator):
         features = model.features(objects.batch().to(device), objects.lengths)
         usable = torch.as_tensor(objects.n_points > 0, device=device)
         usable &= features.isfinite().all(1)
-        features = torch.where(usable[:, None], features, 0.0)
-        scale = Scale.of(fitted.prior).to(device)
-        found = model.network.flow.estimates(features, fitted.prior, scale)
-        rules = model.network.flow.rules
+        return torch.where(usable[:, None], features, 0.0), usable
+
+    def _estimates(
+        self, fitted: Fitted, features: Tensor, usable: Tensor
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the estimates by rule, (N, D) or (N, Q, D)."""
+        flow, scale = fitted.model.network.flow, Scale.of(fitted.prior).to(features.device)
         return {
-            name: _placed(values[:, 0] if rules[name].single else values, usable)
-            for name, values in found.items()
+            name: _placed(values[:, 0] if flow.rules[name].single else values, usable)
+            for name, values in flow.estimates(features, fitted.prior, scale).items()
         }
 
 

@@ -30,8 +30,9 @@ class PointCalibration:
     ----------
     names : tuple of str, shape (D,)
     truths : ndarray, shape (N, D)
+        On circles within half a period of where each object's estimates are told from.
     estimates : dict of ndarray, shape (N, Q, D)
-        By rule; NaN for objects without any.
+        By rule; NaN for objects without any. On circles as the truths.
     levels : dict of tuple of float, shape (Q,)
         Of which levels they are, NaN for means.
     groups : ndarray of str, shape (N,)

@@ -187,6 +187,13 @@ def _known(name: str, observations: Observations) -> Array:
     return (square / batch.mask.sum((1, 2)).clamp(min=1)).sqrt().cpu().numpy()
 
 
+def unwound(values: Array, middles: Array, periods: Sequence[float | None]) -> Array:
+    """Return values (N, ..., D), those on circles within half a period of the middles (N, D)."""
+    about = np.where(np.isfinite(middles), middles, 0.0)
+    about = about.reshape(len(about), *[1] * (values.ndim - 2), -1)
+    return about + _short_way(values - about, periods)
+
+
 def _short_way(difference: Array, periods: Sequence[float | None]) -> Array:
     """Return differences (N, D), those of circles within half a period."""
     period = np.array([np.inf if p is None else p for p in periods])

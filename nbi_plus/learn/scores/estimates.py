@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nbi_plus.arguments import whole
 from nbi_plus.learn.heads.latent import LatentInput, perceptron
+from nbi_plus.learn.scores.circles import Circles
 from nbi_plus.learn.scores.rules import RULES, Score
 from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.prior.transport import IndependentPrior
@@ -48,6 +49,7 @@ class Scale:
         draws = prior.from_latent(keyed_normal(0, "scale", torch.arange(_N_SCALE), (prior.n_dim,)))
         low, high = torch.quantile(draws, 0.01, 0), torch.quantile(draws, 0.99, 0)
         log = (draws > 0).all(0) & (high > _DECADE * low)
+        log &= torch.tensor([period is None for period in prior.periods])
         own = torch.where(log, draws.clamp(min=torch.finfo(draws.dtype).tiny).log(), draws)
         return cls(own.mean(0), own.std(0).clamp(min=1e-30), log)
 
@@ -80,12 +82,15 @@ class ScoreConfig:
         Each rule's name, kind and options.
     hidden, n_layers : int
         Of the network of each rule.
+    circles : tuple of int
+        Which parameters are angles.
     """
 
     rules: tuple[dict[str, Any], ...]
     kind: str = "scores"
     hidden: int = 64
     n_layers: int = 2
+    circles: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind != "scores":
@@ -94,6 +99,8 @@ class ScoreConfig:
             whole(name, getattr(self, name), 1, _WIDEST)
         for rule in self.made.values():
             whole("n_values", rule.n_values, 1, _WIDEST)
+        own = tuple(whole("circles", column, 0, _WIDEST) for column in self.circles)
+        object.__setattr__(self, "circles", own)
 
     @classmethod
     def of(cls, rules: Mapping[str, Score]) -> ScoreConfig:
@@ -129,6 +136,12 @@ class Scores(LatentInput):
             perceptron(n_context, config.hidden, config.n_layers, rule.n_values * n_dims)
             for rule in self.rules.values()
         )
+        if config.circles:
+            if max(config.circles) >= n_dims or len(set(config.circles)) < len(config.circles):
+                raise ValueError(f"circles must be of {n_dims} columns, but are {config.circles}.")
+            self.circles = Circles(config.circles, n_context, config.hidden, config.n_layers)
+        else:
+            self.circles = None
 
     def forward(self, context: Tensor) -> dict[str, Tensor]:
         """Return estimates (n, K, D) by rule, given features (n, F), on the scales of learning."""
@@ -144,12 +157,27 @@ class Scores(LatentInput):
         found = {}
         for name, values in self(context).items():
             values = values.to(torch.float64)
-            if in_latent_space(self.rules[name], prior):
-                theta = prior.from_latent(self.mean + self.width * values)
-            else:
-                theta = scale.theta(values)
-            # a map of floats may step back by its rounding
-            found[name] = theta if self.rules[name].joint else theta.cummax(1).values
+            z = self.mean + self.width * values
+            latent = in_latent_space(self.rules[name], prior)
+            theta = prior.from_latent(z) if latent else scale.theta(values)
+            if not self.rules[name].joint:  # a map of floats may step back by its rounding
+                theta = theta.cummax(1).values
+            if self.circles is not None:
+                vectors = self.circles(context.to(self.dtype)).to(torch.float64)
+                turned = prior.from_latent(self.circles.placed(vectors, values, z))
+                theta[..., self.circles.columns] = turned[..., self.circles.columns]
+            found[name] = theta
+        return found
+
+    @torch.no_grad()
+    def middles(self, context: Tensor, prior: Prior) -> Tensor:
+        """Return what each angle (n, D) is told from; NaN for other parameters."""
+        z = torch.zeros(len(context), 1, self.n_dims, dtype=torch.float64, device=context.device)
+        found = torch.full_like(z[:, 0], torch.nan)
+        if self.circles is not None:
+            vectors = self.circles(context.to(self.dtype)).to(torch.float64)
+            theta = prior.from_latent(self.circles.placed(vectors, torch.zeros_like(z), z))
+            found[:, self.circles.columns] = theta[:, 0, self.circles.columns]
         return found
 
 
@@ -176,6 +204,11 @@ class ScoreLoss:
         linear = self.scale.read(self.prior.from_latent(z)).to(latent.dtype)
         growth = self.scale.growth().to(latent.dtype)
         total = torch.zeros_like(latent[:, 0])
+        if flow.circles is not None:
+            vectors = flow.circles(features.to(latent.dtype))
+            total = flow.circles.loss(vectors, z)
+            latent = flow.circles.told_from(vectors, z, latent)
+            linear = flow.circles.told_from(vectors, z, linear)
         for name, values in flow(features).items():
             rule = flow.rules[name]
             truth = latent if in_latent_space(rule, self.prior) else linear
