@@ -102,6 +102,16 @@ def test_the_store_of_a_fit_is_read_again(tmp_path):
     assert files.n_rows == made.model_.n_sims == 50
 
 
+def test_parameters_in_another_order_are_refused(tmp_path):
+    own = {"noise": 0.3, "featurizer": "mlp", "path": tmp_path / "runs"}
+    nbi.Engine(lambda theta: theta @ DESIGN, PRIOR, **own).fit(50, **QUICK)
+    turned = nbi.Prior({name: uniform(-1, 2) for name in reversed(PRIOR.names)})
+    engines = [nbi.Engine(prior=turned, noise=0.3), nbi.RatioEngine(None, turned)]
+    for one in engines:
+        with pytest.raises(ValueError, match="theta of simulations-.* must be .* but is"):
+            one.fit(x=tmp_path / "runs" / "simulations-*.h5", **QUICK)
+
+
 def test_rows_that_are_of_no_use_are_left_out(folder, caplog):
     path, theta, x = folder
     theta[3, 1], x[4, 2] = 7.0, np.nan  # outside the prior; not finite

@@ -32,6 +32,7 @@ from nbi_plus.learn.training import History, TrainConfig
 from nbi_plus.problem import binding
 from nbi_plus.problem.gathered import Files
 from nbi_plus.problem.noise.custom import without_likelihood
+from nbi_plus.problem.prior.prior import Prior
 from nbi_plus.problem.random import preserved_random_state
 from nbi_plus.problem.setup import FitInputs, Problem, set_up
 from nbi_plus.problem.simulator.cadence import Cadences
@@ -108,7 +109,8 @@ class TrialEngine(BaseEstimator, ABC):
                 "augment must be None where the density of the data themselves is learned, which "
                 "would be another one. Change the simulator, or take RatioEngine."
             )
-        theta, x = stored(theta, x, self._reading)
+        prior = options.prior_of(self.simulator, (self.prior,), None)
+        theta, x = stored(theta, x, self._reading, prior.full_names)
         given = FitInputs(theta=theta, x=x, inputs=inputs)
         options.check_start(False, n_sims, online, given)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
@@ -116,7 +118,7 @@ class TrialEngine(BaseEstimator, ABC):
         folder = None if self.path is None else new_folder("path", self.path)
         run = Run(n_sims, online, max_failed, folder, n_jobs, None, callback, progress)
         with preserved_random_state():
-            problem = self._problem(given, n_jobs)
+            problem = self._problem(prior, given, n_jobs)
             recipe = self._recipe(problem, config).augmented(augment)
             model = run(problem, recipe)
         return self._keep(TrialFit(problem.prior, model, problem.simulator, recipe.device))
@@ -272,9 +274,8 @@ class TrialEngine(BaseEstimator, ABC):
             )
         return fit.log_prob(theta, statistics)
 
-    def _problem(self, given: FitInputs, n_jobs: int | None) -> Problem:
+    def _problem(self, prior: Prior, given: FitInputs, n_jobs: int | None) -> Problem:
         """Return the problem of single trials, or say why it is none."""
-        prior = options.prior_of(self.simulator, (self.prior,), None)
         if not prior.has_inverse:
             raise ValueError(
                 f"prior must consist of distributions for {type(self).__name__}, whose parameters "

@@ -17,7 +17,13 @@ from nbi_plus.data.ingest import numbers
 from nbi_plus.learn.likelihood import Discrete, refuse_other_labels
 from nbi_plus.learn.model import PLAIN
 from nbi_plus.options import AUTO, SERIES
-from nbi_plus.problem.gathered import Files, are_files, read_files
+from nbi_plus.problem.gathered import (
+    Files,
+    are_files,
+    check_parameters,
+    files_of,
+    read_files,
+)
 from nbi_plus.problem.simulator.simulator import Simulator
 
 
@@ -48,10 +54,14 @@ def of_trials(
 
 
 def stored(
-    theta: ArrayLike | None, x: ArrayLike | Files | None, featurizer: object
+    theta: ArrayLike | None,
+    x: ArrayLike | Files | None,
+    featurizer: object,
+    parameters: Sequence[str],
 ) -> tuple[ArrayLike | None, NDArray[np.float64] | None]:
     """Return trials made elsewhere, x (n, L) or (n,) or a file, as the network sees them."""
     if are_files(x) and theta is None:
+        check_parameters(files_of(x), parameters)
         columns = read_files(x, ("theta", "x"))
         theta, x = columns["theta"], columns["x"]
     if x is None:

@@ -334,6 +334,12 @@ def good_rows(
         return np.arange(shapes[names[0]][0]), shapes
 
 
+def told_of(path: Path | str) -> dict[str, object]:
+    """Return what the rows of a store depend on; nothing is known of a file of others."""
+    with store_errors(path), hdf5_errors(path), open_hdf5(path) as file:
+        return dict(read_layout(file)[0].manifest) if _is_store(file) else {}
+
+
 def read_rows(
     path: Path | str, names: Sequence[str], rows: NDArray[np.int64]
 ) -> dict[str, NDArray]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbi_plus.arguments import path_of
 from nbi_plus.io.blocks import row_numbers, shuffled_pools
-from nbi_plus.io.store import good_rows, read_rows
+from nbi_plus.io.store import good_rows, read_rows, told_of
 from nbi_plus.problem.prior.prior import Prior
 
 _LOG = logging.getLogger("nbi_plus")
@@ -98,6 +98,8 @@ class GatheredFiles:
         """
         paths = files_of(x)
         names = ("theta", "x") if theta is None else ("x",)
+        if theta is None:
+            check_parameters(paths, prior.full_names)
         rows, shapes = zip(*(good_rows(path, names) for path in paths), strict=True)
         shape = _one_shape(paths, [s["x"][1:] for s in shapes])
         thetas = None if theta is None else _shared_out(prior.check(theta), rows)
@@ -209,6 +211,17 @@ def _shared_out(
             f"hold, in the order of their names, but has {len(theta)}."
         )
     return tuple(np.split(theta, np.cumsum(lengths)[:-1]))
+
+
+def check_parameters(paths: Sequence[Path], wanted: Sequence[str]) -> None:
+    """Refuse files that say their parameters are others, or in another order."""
+    for path in paths:
+        own = told_of(path).get("parameters", list(wanted))
+        if own != list(wanted):
+            raise ValueError(
+                f"theta of {path.name} must be {', '.join(wanted)}, as the prior has them, but is "
+                f"{', '.join(map(str, own))}. Name and order the prior's parameters as these are."
+            )
 
 
 def read_files(x: Files, names: Sequence[str]) -> dict[str, NDArray]:
