@@ -280,6 +280,22 @@ def test_one_slow_moment_of_the_machine_makes_no_simulation_dear(vectorized):
         assert bound.seconds_per_row < 1e-3, held_up
 
 
+@pytest.mark.parametrize(("each", "fewest", "most"), [(0.0, 512, 512), (0.006, 6, 40)],
+                         ids=["as long for any number", "so long for each"])  # fmt: skip
+def test_what_a_row_costs_is_told_by_calls_of_more_rows(each, fewest, most):
+    sizes = []
+
+    def steps(theta):
+        sizes.append(len(theta))
+        time.sleep(0.03 + each * len(theta))
+        return theta[:, :1] * np.ones(3)
+
+    bound = bind(Simulator(steps, vectorized=True, differentiable=False), THETA)
+    assert fewest <= max(sizes) <= most
+    assert bound.seconds_per_row < 0.03 / 200 + 3 * each
+    assert bound.seconds_per_row > each
+
+
 # ------------------------------------------------------------------------------ arguments
 
 

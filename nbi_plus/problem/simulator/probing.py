@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 
 import numpy as np
@@ -29,7 +30,9 @@ _REPEATS = 1e-12  # the same theta must give the same answer, relative to its la
 _AGREES = 1e-6  # the rows beside it, or the other backend, may change the rounding of an answer
 _BUDGET = 1.0  # seconds after which no further rows are tried
 _MOST_LATE = 2  # rows in time-out one after the other: nothing else is to be expected
-_QUICK = 0.02  # seconds: a quicker call is timed again, on more rows
+_QUICK = 0.02  # seconds: a quicker call is timed again, on many more rows
+_PATIENT = 1.0  # seconds: a slower call is not tried on twice as many
+_AS_LONG = 1.5  # times as long for twice as many rows, that more would still be worth it
 _DOUBTED = 0.005, 0.2  # seconds between which a busy machine may be why it took so long ...
 _MOST_TIMED = 3  # ... and how often it is tried then
 _TIMED_ROWS = 512
@@ -228,14 +231,17 @@ def _try_block(call: Call, probe: Probe) -> WorkingCall:
     stochastic, seedable = _repeats(lambda: probe.block(call, rows), x, again)
     if not stochastic and not same(x[part], y, _AGREES):
         raise OutputError("its answer for one row changes with the rows beside it")
-    n = many
-    if seconds < _QUICK:
-        n = max(many, min(_TIMED_ROWS, _TIMED_BYTES // x[0].nbytes))
+    n, most = many, max(many, min(_TIMED_ROWS, _TIMED_BYTES // x[0].nbytes))
+    while n < most and seconds < _PATIENT:
+        # a loop over time steps takes as long for many rows as for few: not told by few alone
+        n, before = most if seconds < _QUICK else min(2 * n, most), seconds
         place = np.resize(np.arange(many), n)
         more = rows.take(place)
-        z, seconds = _timed(lambda: probe.block(call, more))
+        z, seconds = _timed(partial(probe.block, call, more))
         if not stochastic:
             check_beside(range(n), more.theta, z, x[place], n)
+        if seconds > _AS_LONG * before:
+            break
     return WorkingCall(call, rows, x, stochastic, seedable, seconds / n, n)
 
 
