@@ -24,30 +24,57 @@ from nbi_plus.problem.prior.learned_range import LearnedRange
 PRIOR = {
     "v": uniform(-3, 6), "a": uniform(0.8, 2.2), "z": uniform(0.25, 0.5), "t": uniform(0.1, 0.7),
 }  # fmt: skip
-STEP, LONGEST = 2e-3, 20.0  # seconds
+STEEP = 1.5  # most that drift may matter within one interval
 N_SMALL, N_LARGE = 6, 12  # terms of the two series
 CHANGE = 0.3  # of decision times, in units of a^2: from one series to the other
 
 
+def exit_law(n=4096):
+    """Return the logarithm (n,) of times at which a path from 0 leaves (-1, 1), and their log odds.
+
+    Without drift, by the two series of the law (Borodin and Salminen 2002, 1.3.0.2).
+    """
+    tau = torch.logspace(-2, 1.6, n, dtype=torch.float64)
+    odd = torch.arange(1, 40, 2, dtype=torch.float64)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(10)
+    early = 2 * (sign * torch.erfc(odd / (2 * tau[:, None]).sqrt())).sum(1)
+    decay = torch.exp(-((odd * math.pi).square()) * tau[:, None] / 8)
+    late = 4 / math.pi * (sign / odd * decay).sum(1)
+    before, after = (torch.where(tau < 0.6, *two) for two in ((early, 1 - late), (1 - early, late)))
+    return tau.log().numpy(), (before.log() - after.log()).numpy()
+
+
+LOG_EXIT, EXIT_ODDS = exit_law()
+
+
+def exit_time(n):
+    """Return n draws of that law."""
+    odds = torch.rand(n, dtype=torch.float64).logit(1e-15)
+    return torch.as_tensor(np.interp(odds.numpy(), EXIT_ODDS, LOG_EXIT)).exp()
+
+
 def trial(theta):
-    """Return log reaction time and choice (n, 2) for each row of theta (n, 4)."""
+    """Return log reaction time and choice (n, 2) for each row of theta (n, 4).
+
+    Exactly: a path leaves an interval around it on a side that does not depend on when, and the
+    widest one that fits ends at a boundary.
+    """
     v, a, z, t = theta.T
-    place, clock = z * a, torch.zeros_like(v)
-    choice = torch.full_like(v, torch.nan)
+    place, clock, choice = z * a, torch.zeros_like(v), torch.zeros_like(v)
     running = torch.arange(len(v))
-    for _ in range(int(LONGEST / STEP)):
-        own, x = a[running], place[running]
-        new = x + v[running] * STEP + STEP**0.5 * torch.randn(len(running), dtype=v.dtype)
-        # it may have been beyond a boundary in between: a Brownian bridge
-        up = torch.exp(-2 * (own - x) * (own - new).clamp(min=0) / STEP)
-        down = torch.exp(-2 * x * new.clamp(min=0) / STEP)
-        u = torch.rand(len(running), dtype=v.dtype)
-        hit = torch.where(u < up, 1.0, torch.where(u > 1 - down, 0.0, torch.nan)).to(v.dtype)
-        choice[running], place[running] = hit, new
-        clock[running] += STEP * torch.where(hit.isnan(), 1.0, 0.5)
-        running = running[hit.isnan()]
-        if not len(running):
-            break
+    while len(running):
+        drift, down = v[running], place[running]
+        up = a[running] - down
+        half = torch.minimum(torch.minimum(down, up), STEEP / drift.abs())
+        tau, u = exit_time(len(running)), torch.rand(2, len(running), dtype=v.dtype)
+        rises = u[0] < torch.sigmoid(2 * drift * half)
+        # drift makes late exits rarer; what is refused is tried again
+        taken = u[1] < torch.exp(-0.5 * (drift * half).square() * tau)
+        clock[running] += torch.where(taken, half.square() * tau, 0.0)
+        place[running] += torch.where(taken, torch.where(rises, half, -half), 0.0)
+        ended = taken & (half == torch.where(rises, up, down))
+        choice[running[ended]] = rises[ended].to(v.dtype)
+        running = running[~ended]
     return torch.stack([(t + clock).log(), choice], 1)
 
 
