@@ -134,7 +134,7 @@ def exact(prior, sets):
 
 
 def main(
-    n_sims=100_000, n_epochs=30, n_sets=20, n_covered=100, n_trials=200, batch_size=256,
+    n_sims=400_000, n_epochs=25, n_sets=20, n_covered=100, n_trials=200, batch_size=512,
     likelihood=False,
 ):  # fmt: skip
     prior = nbi.Prior(PRIOR)
@@ -143,14 +143,10 @@ def main(
         if likelihood
         else nbi.RatioEngine(trial, prior, n_contrast=64)
     )
-    torch.manual_seed(0)
     begin = time.process_time()
-    theta = prior.sample(n_sims, 0)
-    x = trial(torch.as_tensor(theta))  # all at once: a step takes as long for ten as for thousands
-    print(f"simulated in {time.process_time() - begin:.0f} CPU s")
-    begin = time.process_time()
-    engine.fit(theta, x.numpy(), n_epochs=n_epochs, batch_size=batch_size)
+    engine.fit(n_sims, n_epochs=n_epochs, batch_size=batch_size, online=True)
     print(f"trained in {time.process_time() - begin:.0f} CPU s")
+    torch.manual_seed(0)
     truths = prior.sample(max(n_sets, n_covered), 1)
     x = trial(torch.as_tensor(np.repeat(truths, n_trials, 0))).numpy()
     sets = x.reshape(len(truths), n_trials, 2)
@@ -178,12 +174,12 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n-sims", type=int, default=100_000)
-    parser.add_argument("--n-epochs", type=int, default=30)
+    parser.add_argument("--n-sims", type=int, default=400_000)
+    parser.add_argument("--n-epochs", type=int, default=25)
     parser.add_argument("--n-sets", type=int, default=20)
     parser.add_argument("--n-covered", type=int, default=100)
     parser.add_argument("--n-trials", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--likelihood", action="store_true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nbi.UntrustedWarning)

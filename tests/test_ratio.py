@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import nbi_plus as nbi
+from nbi_plus.learn.heads.strata import strata
 from nbi_plus.learn.losses import ContrastLoss, contrast
 from nbi_plus.learn.ratio import Ratio, RatioConfig
 
@@ -171,6 +173,79 @@ def test_ratio_holds_the_normal_law_however_far_out():
         third / found.abs().max(), torch.zeros_like(third), atol=1e-9, rtol=0
     )
     assert (found.diff(dim=0, n=2) < 0).all()
+
+
+# --- normalising ----------------------------------------------------------------------------------
+
+
+def test_strata_have_the_means_of_ratios():
+    """Of a normal law exp(a x + b x^2) has a mean in closed form."""
+    x = torch.randn(50_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics = torch.stack([x, x.square()], 1)
+    natural = torch.tensor([[0.5, 0.0], [-1.0, 0.1], [1.0, -0.5]], dtype=torch.float64)
+    centres, log_shares = strata(statistics, natural, 64)
+    assert log_shares.exp().sum().item() == pytest.approx(1)
+    torch.testing.assert_close(log_shares.exp() @ centres, statistics.mean(0), rtol=1e-6, atol=1e-9)
+    found = (natural @ centres.T + log_shares).logsumexp(1)
+    a, b = natural.T
+    exact = 0.5 * a.square() / (1 - 2 * b) - 0.5 * (1 - 2 * b).log()
+    each = (statistics @ natural.T).exp()
+    error = each.std(0) / each.mean(0) / len(x) ** 0.5
+    assert ((found - exact).abs() < 4 * error + 2e-3).all()
+    own = (statistics @ natural.T).logsumexp(0) - math.log(len(x))
+    torch.testing.assert_close(found, own, atol=2e-3, rtol=0)
+
+
+def test_strata_of_data_that_are_alike_are_as_many():
+    centres, log_shares = strata(torch.ones(40, 3), torch.ones(2, 3), 8)
+    assert centres.eq(1).all()
+    assert log_shares.exp().sum().item() == pytest.approx(1)
+
+
+def unlevelled(n_strata=64):
+    """A ratio of one feature whose mean over the data is anything, and z and features."""
+    ratio = head(n_context=1, config=replace(SMALL, n_strata=n_strata))
+    with torch.no_grad():
+        ratio.of_z[-1].weight *= 5
+    rng = torch.Generator().manual_seed(1)
+    return ratio, torch.randn(20_000, 2, generator=rng), torch.randn(20_000, 1, generator=rng)
+
+
+def mean_ratios(ratio, z, features):
+    return ratio.eval().log_ratios(z[:100], features).exp().mean(0).detach()
+
+
+def test_normalised_ratio_has_mean_one_over_other_data():
+    ratio, z, features = unlevelled()
+    assert (mean_ratios(ratio, z, features) - 1).abs().max() > 0.2
+    ratio.normalise(z[:10_000], ratio.statistics(features[:10_000]))
+    rest = features[10_000:]
+    each = ratio.log_ratios(z[:100], rest).exp().detach()
+    error = each.std(0) / 100  # of the strata, too
+    assert ((each.mean(0) - 1).abs() < 4 * 2**0.5 * error + 2e-3).all()
+    # pairs and gradients are those of the same function
+    torch.testing.assert_close(
+        ratio.log_prob(z[:9, None], rest[:9])[:, 0], ratio.log_ratios(z[:9], rest[:9]).diagonal()
+    )
+
+
+def test_strata_that_do_not_serve_are_none():
+    ratio, z, features = unlevelled()
+    before = mean_ratios(ratio, z, features)
+    ratio.normalise(z[:100], ratio.statistics(features[:100]))  # too few
+    torch.testing.assert_close(mean_ratios(ratio, z, features), before)
+    ratio.normalise(z, ratio.statistics(features))
+    level = ratio.statistics(features)
+    level[5_000:, -1] += 3.0  # most of the data are others than those they are tried on
+    assert (mean_ratios(ratio, z, features) - 1).abs().max() < 0.1
+    ratio.normalise(z, level)
+    torch.testing.assert_close(mean_ratios(ratio, z, features), before)
+
+
+def test_ratio_that_leaves_a_factor_free_is_not_normalised():
+    free = small(gamma=math.inf).fit(n_sims=100, n_epochs=1)
+    assert free.model_.network.flow.config.n_strata == 0
+    assert small().fit(n_sims=100, n_epochs=1).model_.network.flow.config.n_strata > 0
 
 
 # --- one trial, and many ------------------------------------------------------------------------

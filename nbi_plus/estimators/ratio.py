@@ -23,6 +23,8 @@ from nbi_plus.problem.setup import Problem
 from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.torch_state import doors
 
+_N_STRATA = 256
+
 
 @doors
 class RatioEngine(TrialEngine):
@@ -179,4 +181,6 @@ class RatioEngine(TrialEngine):
         wish, n_dim = self.featurizer, problem.prior.n_dim
         spec, custom = options.featurizer_spec(wish, problem.conditions, n_dim)
         loss = ContrastLoss(self.n_contrast, self.gamma, self.balance)
-        return {"featurizer": spec, "custom": custom, "flow": RatioConfig(), "loss": loss}
+        # a factor of x that is free has a mean that is none of the ratio's
+        config = RatioConfig(n_strata=_N_STRATA if np.isfinite(self.gamma) else 0)
+        return {"featurizer": spec, "custom": custom, "flow": config, "loss": loss}

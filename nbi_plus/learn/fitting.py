@@ -21,6 +21,7 @@ from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
 from nbi_plus.learn.network import EstimatorConfig, PosteriorNetwork
+from nbi_plus.learn.ratio import RatioConfig
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.sources import (
     COLUMNS,
@@ -54,6 +55,8 @@ _N_ENCODER = 4096  # simulations that the encoder learns its scales from
 _N_HELD_OUT = 4096  # noisy held-out simulations that members are weighed by
 _ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
+_N_TOGETHER = 4096  # simulations whose statistics are made together
+_N_NORMALISED = 2**18  # over which a ratio is normalised
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
 
@@ -242,6 +245,8 @@ def fit(
         callback=callback,
         progress=progress,
     )
+    if isinstance(recipe.flow, RatioConfig) and recipe.flow.n_strata:
+        _normalise(network, task, recipe)
     if checkpoint is not None and finished is not None:
         finished.append(checkpoint)
     elif checkpoint is not None:
@@ -306,6 +311,23 @@ def untrained(recipe: Recipe, task: TrainingTask, sample: TrainingRows) -> Poste
     network = without_global_rng(stage_key(recipe.seed, "weights") % 2**63, make).to(recipe.device)
     network.learn_scales(batch, sample.z)
     return network
+
+
+@torch.no_grad()
+def _normalise(network: PosteriorNetwork, task: TrainingTask, recipe: Recipe) -> None:
+    """Normalise a ratio over the data of the last epoch."""
+    rng = generator(recipe.seed, "normalise", recipe.device)
+    size, last = min(_N_TOGETHER, task.source.n_rows), recipe.train.n_epochs - 1
+    every, statistics, n = [], [], 0
+    for rows in task.source.batches(last, size, rng):
+        batch = task.observe(rows, rng)
+        good = torch.isfinite(rows.z).all(-1) & torch.isfinite(batch.x).flatten(1).all(-1)
+        every.append(rows.z[good])
+        statistics.append(network.flow.statistics(network.features(batch.select(good))))
+        n += len(every[-1])
+        if n >= _N_NORMALISED:
+            break
+    network.flow.normalise(torch.cat(every), torch.cat(statistics))
 
 
 @torch.no_grad()

@@ -1,0 +1,55 @@
+"""Strata: a few points, each with a share, that stand for many data where ratios are averaged.
+
+The mean of exp(eta . t) over a stratum is more than that of its mean t, by about twice the variance
+of the square root: data are halved where roots of their ratios vary most.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+import torch
+from torch import Tensor
+
+_N_AXES = 8
+_LARGEST = 10.0  # a log-ratio: those beyond are outliers, and would have all strata
+
+
+def strata(statistics: Tensor, natural: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return centres (n, M) and log-shares (n,) of statistics of data (N, M), N at least n.
+
+    Parameters
+    ----------
+    statistics : Tensor, shape (N, M)
+    natural : Tensor, shape (J, M)
+        Natural parameters at which means shall be right.
+    n : int
+    """
+    places = _places(statistics, natural)
+    order = count()
+
+    def part(rows: Tensor) -> tuple[float, int, int, Tensor]:
+        spread = places[rows].var(0, correction=0)
+        return -float(spread.sum()) * len(rows), next(order), int(spread.argmax()), rows
+
+    heap = [part(torch.arange(len(places), device=places.device))]
+    while len(heap) < n:
+        *_, axis, rows = heapq.heappop(heap)
+        own = places[rows, axis]
+        low = own < own.mean()
+        if not low.any():  # all that are left are alike
+            low = torch.arange(len(rows), device=rows.device) < len(rows) // 2
+        for some in (rows[low], rows[~low]):
+            heapq.heappush(heap, part(some))
+    parts = [rows for *_, rows in heap]
+    shares = places.new_tensor([len(rows) / len(places) for rows in parts])
+    return torch.stack([statistics[rows].mean(0) for rows in parts]), shares.log()
+
+
+def _places(statistics: Tensor, natural: Tensor) -> Tensor:
+    """Return roots of ratios along their principal axes, (N, A)."""
+    roots = (0.5 * (statistics @ natural.T).clamp(max=_LARGEST)).exp()
+    roots = roots - roots.mean(0)
+    _, axes = torch.linalg.eigh(roots.T @ roots / len(roots))
+    return roots @ axes[:, -_N_AXES:]
