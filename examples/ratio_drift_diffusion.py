@@ -24,6 +24,7 @@ from nbi_plus.problem.prior.learned_range import LearnedRange
 PRIOR = {
     "v": uniform(-3, 6), "a": uniform(0.8, 2.2), "z": uniform(0.25, 0.5), "t": uniform(0.1, 0.7),
 }  # fmt: skip
+FLOW = {"kind": "mdn", "n_mog": 12}  # one column is left: normals are cheap, and many are sharp
 STEEP = 1.5  # most that drift may matter within one interval
 N_SMALL, N_LARGE = 6, 12  # terms of the two series
 CHANGE = 0.3  # of decision times, in units of a^2: from one series to the other
@@ -139,7 +140,7 @@ def main(
 ):  # fmt: skip
     prior = nbi.Prior(PRIOR)
     engine = (
-        nbi.LikelihoodEngine(trial, prior, discrete={1: (0, 1)})
+        nbi.LikelihoodEngine(trial, prior, flow=FLOW, discrete={1: (0, 1)})
         if likelihood
         else nbi.RatioEngine(trial, prior, n_contrast=64)
     )

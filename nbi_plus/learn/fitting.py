@@ -57,6 +57,7 @@ _ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _N_TOGETHER = 4096  # simulations whose statistics are made together
 _N_NORMALISED = 2**18  # over which a ratio is normalised
+_FEWEST = 2**17  # of fewer the mean of ratios is noisier than what was learned
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
 
@@ -245,7 +246,8 @@ def fit(
         callback=callback,
         progress=progress,
     )
-    if isinstance(recipe.flow, RatioConfig) and recipe.flow.n_strata:
+    many = task.source.n_rows >= _FEWEST
+    if isinstance(recipe.flow, RatioConfig) and recipe.flow.n_strata and many:
         _normalise(network, task, recipe)
     if checkpoint is not None and finished is not None:
         finished.append(checkpoint)
