@@ -132,7 +132,7 @@ def _power(x: Tensor, sigma: Tensor) -> Tensor:
 
 def _polynomial(coefficients: list[Tensor], x: Tensor) -> Tensor:
     """Return a polynomial by Horner's rule, shape (n, L)."""
-    value = coefficients[-1].expand(*torch.broadcast_shapes(coefficients[-1].shape, x.shape))
+    value, _ = torch.broadcast_tensors(coefficients[-1], x)
     for coefficient in coefficients[-2::-1]:
         value = torch.addcmul(coefficient, value, x)
     return value

@@ -51,7 +51,7 @@ def damped_random_walk(theta: Tensor, t: Tensor, normals: Tensor) -> Tensor:
     # the tiny summand keeps the gradient finite where two points share their time
     fresh = torch.sqrt(torch.finfo(theta.dtype).tiny - torch.expm1(-2.0 * gaps))
     first, later = normals[..., :1].to(theta.dtype), normals[..., 1:].to(theta.dtype)
-    start = first.expand(*torch.broadcast_shapes(first.shape, tau.shape))
+    start, _ = torch.broadcast_tensors(first, tau)
     y = torch.cat([start, fresh * later], -1)
     return torch.addcmul(mean, sigma, _scan(gaps, y))
 

@@ -220,7 +220,7 @@ class GaussianNoise(ScatterNoise):
         precision, volume = sigma.square().reciprocal(), sigma.log() + _LOG_ROOT_2PI
         if not has_all_points(obs):
             precision, volume = (torch.where(obs.mask, v, 0.0) for v in (precision, volume))
-        volume = volume.expand(torch.broadcast_shapes(volume.shape, obs.x.shape))
+        volume, _ = torch.broadcast_tensors(volume, obs.x)
         square = (obs.x - model).square() * precision
         return -0.5 * square.sum((-2, -1)) - volume.sum((-2, -1))
 
