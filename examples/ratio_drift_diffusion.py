@@ -33,7 +33,7 @@ CHANGE = 0.3  # of decision times, in units of a^2: from one series to the other
 def exit_law(n=4096):
     """Return the logarithm (n,) of times at which a path from 0 leaves (-1, 1), and their log odds.
 
-    Without drift, by the two series of the law (Borodin and Salminen 2002, 1.3.0.2).
+    Without drift: early ones by reflections at both ends, late ones by eigenfunctions.
     """
     tau = torch.logspace(-2, 1.6, n, dtype=torch.float64)
     odd = torch.arange(1, 40, 2, dtype=torch.float64)
