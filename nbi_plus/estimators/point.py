@@ -186,7 +186,6 @@ class PointEngine(BaseEstimator):
         prior = fitted.prior
         middles = _placed(fitted.model.network.flow.middles(features, prior), usable)
         truths = unwound(truths, middles, prior.periods)
-        judged = {name: unwound(own, middles, prior.periods) for name, own in judged.items()}
         return PointCalibration(tuple(prior.names), truths, judged, levels, groups(bins, objects))
 
     def catalogue_columns(self) -> dict[str, str]:

@@ -136,49 +136,43 @@ class Scores(LatentInput):
             perceptron(n_context, config.hidden, config.n_layers, rule.n_values * n_dims)
             for rule in self.rules.values()
         )
-        if config.circles:
-            if max(config.circles) >= n_dims or len(set(config.circles)) < len(config.circles):
-                raise ValueError(f"circles must be of {n_dims} columns, but are {config.circles}.")
-            self.circles = Circles(config.circles, n_context, config.hidden, config.n_layers)
-        else:
-            self.circles = None
+        size = n_context, config.hidden, config.n_layers
+        self.circles = Circles(n_dims, config.circles, *size) if config.circles else None
 
     def forward(self, context: Tensor) -> dict[str, Tensor]:
         """Return estimates (n, K, D) by rule, given features (n, F), on the scales of learning."""
-        context = context.to(self.dtype)
-        return {
-            name: rule.shaped(head(context).unflatten(-1, (rule.n_values, self.n_dims)))
-            for (name, rule), head in zip(self.rules.items(), self.heads, strict=True)
-        }
+        context, found = context.to(self.dtype), {}
+        for (name, rule), head in zip(self.rules.items(), self.heads, strict=True):
+            values = rule.shaped(head(context).unflatten(-1, (rule.n_values, self.n_dims)))
+            found[name] = values if self.circles is None else self.circles.bounded(values)
+        return found
 
     @torch.no_grad()
     def estimates(self, context: Tensor, prior: Prior, scale: Scale) -> dict[str, Tensor]:
         """Return estimates (n, K, D) of the parameters by rule, float64."""
-        found = {}
+        found, middles = {}, self.middles(context, prior)[:, None]
+        turn = middles.new_tensor([p or 0.0 for p in prior.periods]) / (2 * torch.pi)
         for name, values in self(context).items():
             values = values.to(torch.float64)
-            z = self.mean + self.width * values
-            latent = in_latent_space(self.rules[name], prior)
-            theta = prior.from_latent(z) if latent else scale.theta(values)
-            if not self.rules[name].joint:  # a map of floats may step back by its rounding
-                theta = theta.cummax(1).values
-            if self.circles is not None:
-                vectors = self.circles(context.to(self.dtype)).to(torch.float64)
-                turned = prior.from_latent(self.circles.placed(vectors, values, z))
-                theta[..., self.circles.columns] = turned[..., self.circles.columns]
-            found[name] = theta
+            if in_latent_space(self.rules[name], prior):
+                theta = prior.from_latent(self.mean + self.width * values)
+            else:
+                theta = scale.theta(values)
+            theta = torch.where(middles.isfinite(), middles + turn * values, theta)
+            # a map of floats may step back by its rounding
+            found[name] = theta if self.rules[name].joint else theta.cummax(1).values
         return found
 
     @torch.no_grad()
     def middles(self, context: Tensor, prior: Prior) -> Tensor:
         """Return what each angle (n, D) is told from; NaN for other parameters."""
-        z = torch.zeros(len(context), 1, self.n_dims, dtype=torch.float64, device=context.device)
-        found = torch.full_like(z[:, 0], torch.nan)
-        if self.circles is not None:
-            vectors = self.circles(context.to(self.dtype)).to(torch.float64)
-            theta = prior.from_latent(self.circles.placed(vectors, torch.zeros_like(z), z))
-            found[:, self.circles.columns] = theta[:, 0, self.circles.columns]
-        return found
+        z = torch.full((len(context), self.n_dims), torch.nan, dtype=torch.float64)
+        z = z.to(context.device)
+        if self.circles is None:
+            return z
+        z[:, self.circles.columns] = self.circles.middles(context.to(self.dtype))
+        theta = prior.from_latent(torch.where(z.isfinite(), z, 0.0))
+        return torch.where(z.isfinite(), theta, torch.nan)
 
 
 @dataclass(frozen=True)
