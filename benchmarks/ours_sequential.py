@@ -75,9 +75,9 @@ def main():
         "gradients": options.gradients,
         "locate": options.locate,
     }
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     engine = fit(problem, options.seed, **settings)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     posterior, rounds = engine.posterior_, engine.rounds_
     print(rounds, posterior, sep="\n", file=sys.stderr)
     theta, weights = posterior
@@ -93,6 +93,7 @@ def main():
         seconds=seconds,
         masses=problem.masses(theta, weights),
         ess_by_round=np.round([row.ess for row in rounds], 1).tolist(),
+        cpu_seconds=cpu_seconds,
     ).append_to(options.out)
 
 

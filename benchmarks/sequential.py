@@ -43,6 +43,7 @@ class Result:
     seconds: float  # on the wall
     masses: dict  # posterior mass of the problem's regions, by name
     ess_by_round: list | None = None  # where there are rounds, as the package counts it
+    cpu_seconds: float | None = None  # of this process, imports left out
 
     @property
     def status(self):
