@@ -242,6 +242,11 @@ def test_strata_that_do_not_serve_are_none():
     torch.testing.assert_close(mean_ratios(ratio, z, features), before)
 
 
+def test_files_from_before_there_were_strata_are_whole():
+    before = RatioConfig(**{k: v for k, v in vars(RatioConfig()).items() if k != "n_strata"})
+    assert not {"centres", "log_shares"} & set(head(config=before).state_dict())
+
+
 def test_ratio_that_leaves_a_factor_free_is_not_normalised():
     free = small(gamma=math.inf).fit(n_sims=100, n_epochs=1)
     assert free.model_.network.flow.config.n_strata == 0

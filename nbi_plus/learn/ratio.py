@@ -80,11 +80,10 @@ class Ratio(LatentInput):
         self.of_z = perceptron(n_dims, *size, 2 * k + p + 1)
         self.of_x = perceptron(n_context, *size, k + p + 1)
         self.straight = nn.Linear(n_context, k)  # squares of what is linear go on beyond the data
-        # statistics of nothing: until there are strata all means are one
-        self.register_buffer("centres", torch.zeros(config.n_strata, 2 * k + p + 2))
-        self.register_buffer(
-            "log_shares", torch.full((config.n_strata,), -math.log(max(1, config.n_strata)))
-        )
+        if config.n_strata:  # statistics of nothing: until there are strata all means are one
+            even = torch.full((config.n_strata,), -math.log(config.n_strata))
+            self.register_buffer("centres", torch.zeros(config.n_strata, 2 * k + p + 2))
+            self.register_buffer("log_shares", even)
 
     def natural(self, z: Tensor) -> Tensor:
         """Return the natural parameters (..., M) of z (..., D)."""
