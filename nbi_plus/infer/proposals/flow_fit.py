@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow, FlowConfig
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.learn.network import estimator
@@ -82,27 +83,23 @@ def _train(
 ) -> None:
     """Take one step for each batch; keep the weights of the best density of the held-out draws."""
     judged, worth = held_out
-    weights = list(flow.parameters())
-    optimizer = torch.optim.Adam(weights, lr=config.lr)
-    nothing = z.new_zeros(1, 1, dtype=torch.float32)
-    best, kept = -math.inf, copy.deepcopy(flow.state_dict())
+    kept = copy.deepcopy(flow)
+    # torch's own optimizers import its compiler, a second of the first fit in a process
+    optimizer = FlatAdamW(flow, kept, 0.0, config.clip)
+    nothing, best = z.new_zeros(1, 1, dtype=torch.float32), -math.inf
     began, most = time.perf_counter(), max(config.max_seconds, 1e-9)
     for step, rows in enumerate(batches):
         share = max(step / len(batches), (time.perf_counter() - began) / most)
         if share > 1:
             break
         rate = config.lr * 0.5 * (1 + math.cos(math.pi * share))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         loss = -flow.log_prob(z[rows][None], nothing).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
+        optimizer.backward(loss)
+        optimizer.step(rate, loss.detach())
         if (step + 1) % max(len(batches) // _N_CHECKS, 1) == 0:
             with torch.no_grad():
                 score = float((worth * flow.log_prob(judged[None], nothing)[0]).sum())
             if score > best or not len(judged):
-                best, kept = score, copy.deepcopy(flow.state_dict())
-    flow.load_state_dict(kept)
+                best = score
+                optimizer.follow(1.0)
+    flow.load_state_dict(kept.state_dict())
