@@ -11,6 +11,7 @@ import argparse
 import math
 import time
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ N_SMALL, N_LARGE = 6, 12  # terms of the two series
 CHANGE = 0.3  # of decision times, in units of a^2: from one series to the other
 
 
+@cache
 def exit_law(n=4096):
     """Return the logarithm (n,) of times at which a path from 0 leaves (-1, 1), and their log odds.
 
@@ -45,13 +47,11 @@ def exit_law(n=4096):
     return tau.log().numpy(), (before.log() - after.log()).numpy()
 
 
-LOG_EXIT, EXIT_ODDS = exit_law()
-
-
 def exit_time(n):
     """Return n draws of that law."""
-    odds = torch.rand(n, dtype=torch.float64).logit(1e-15)
-    return torch.as_tensor(np.interp(odds.numpy(), EXIT_ODDS, LOG_EXIT)).exp()
+    log_times, odds = exit_law()
+    drawn = torch.rand(n, dtype=torch.float64).logit(1e-15)
+    return torch.as_tensor(np.interp(drawn.numpy(), odds, log_times)).exp()
 
 
 def trial(theta):

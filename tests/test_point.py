@@ -163,7 +163,7 @@ def test_estimates_of_a_linear_gaussian_problem_within_stated_errors(observation
     assert np.abs(below - np.array(LEVELS)[:, None]).max() < 0.015
 
 
-def test_angles_know_of_no_cut():
+def test_angles_know_of_no_cut(tmp_path):
     """Two numbers with normal errors of an angle: von Mises posteriors, a third of them cut."""
     prior = nbi.Prior({"phi": nbi.Circular(2 * np.pi, low=-1.0), "a": norm(0, 1)})
 
@@ -196,6 +196,9 @@ def test_angles_know_of_no_cut():
     frame = (
         made.calibrate(1000, progress=False).to_frame().set_index(["rule", "parameter", "level"])
     )
+    made.save(tmp_path / "angles.nbi")
+    again = nbi.PointEngine.load(tmp_path / "angles.nbi").estimate(nbi.Observations.from_arrays(x))
+    np.testing.assert_array_equal(again["q"]["quantile"], found["q"]["quantile"])
     for level in (0.1, 0.5, 0.9):
         own = frame.loc[("q", "phi", level)]
         assert own.low.item() - 0.03 <= level <= own.high.item() + 0.03

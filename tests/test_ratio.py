@@ -242,6 +242,22 @@ def test_strata_that_do_not_serve_are_none():
     torch.testing.assert_close(mean_ratios(ratio, z, features), before)
 
 
+def test_strata_go_through_a_file(tmp_path):
+    made = small().fit(n_sims=100, n_epochs=1)
+    flow, rng = made.model_.network.flow, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        flow.centres.copy_(0.1 * torch.randn(flow.centres.shape, generator=rng))
+    made.save(tmp_path / "r.nbi")
+    again = nbi.RatioEngine.load(tmp_path / "r.nbi")
+    for own, other in zip(
+        flow.state_dict().items(), again.model_.network.flow.state_dict().items(), strict=True
+    ):
+        assert own[0] == other[0]
+        assert torch.equal(own[1], other[1])
+    theta, x = made.prior_.sample(5, 0), [[0.3]] * 5
+    assert (made.log_ratio(theta, x) == again.log_ratio(theta, x)).all()
+
+
 def test_files_from_before_there_were_strata_are_whole():
     before = RatioConfig(**{k: v for k, v in vars(RatioConfig()).items() if k != "n_strata"})
     assert not {"centres", "log_shares"} & set(head(config=before).state_dict())

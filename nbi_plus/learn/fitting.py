@@ -57,7 +57,7 @@ _ROWS_TOGETHER = 512  # of them, where there are few simulations
 _N_REFERENCE = 8192  # noisy held-out simulations behind the feature distance
 _N_TOGETHER = 4096  # simulations whose statistics are made together
 _N_NORMALISED = 2**18  # over which a ratio is normalised
-_FEWEST = 2**17  # of fewer the mean of ratios is noisier than what was learned
+_FEWEST = 2**17  # N at which the noise of a mean of ratios r, sqrt(mean(r^2) / N), is small
 _FLOAT32_STEP = 6e-8
 _SMALL_STEP = 0.01  # rounding a model to float32 may cost this share of its error
 

@@ -188,9 +188,8 @@ def _known(name: str, observations: Observations) -> Array:
 
 
 def unwound(values: Array, middles: Array, periods: Sequence[float | None]) -> Array:
-    """Return values (N, ..., D), those on circles within half a period of the middles (N, D)."""
+    """Return values (N, D), those on circles within half a period of the middles (N, D)."""
     about = np.where(np.isfinite(middles), middles, 0.0)
-    about = about.reshape(len(about), *[1] * (values.ndim - 2), -1)
     return about + _short_way(values - about, periods)
 
 
