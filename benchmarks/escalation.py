@@ -354,11 +354,12 @@ def blackjax(options):
 
 def _compiled(problem, config):
     """Yield ours as compiled code: found on disk, and with what compiling it took before."""
-    compiler = Compiler(problem.log_prob, problem.rows or launch.KINDS["cpu"].gradient_rows, 0)
+    compiler = Compiler(problem.log_prob, 0)
     index = torch.arange(len(problem))
     _, compiling = timed(lambda: compiler(problem.z0, index))
-    plain = Gradients(problem.log_prob, compiler.rows)
-    quick = Gradients(problem.log_prob, compiler.rows, compiler)
+    rows = problem.rows or launch.KINDS["cpu"].gradient_rows
+    plain = Gradients(problem.log_prob, rows)
+    quick = Gradients(problem.log_prob, rows, compiler)
     own = Whitening.none(problem.z0)
     rates = [min(timed(lambda g=g: g(problem.z0, index, own))[1].cpu for _ in range(9))
              for g in (plain, quick)]  # fmt: skip

@@ -174,7 +174,7 @@ def gradients_compiled():
     try:
         from nbi_plus.infer.samplers.compiling import Compiler
 
-        gradient = Gradients(target.log_prob, 1024, Compiler(target.log_prob, 1024, 0))
+        gradient = Gradients(target.log_prob, 1024, Compiler(target.log_prob, 0))
     except ImportError:  # from before gradients were compiled
         gradient = Gradients(target.log_prob, 1024)
     return again(lambda: gradient(z, index, Whitening.none(z)))

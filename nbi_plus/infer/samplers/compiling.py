@@ -1,7 +1,8 @@
 """Compiling: log-densities and gradients as compiled code, once there are enough of them to pay.
 
-Compiling takes ten seconds or so, and makes a gradient several times cheaper. What torch cannot
-compile, or compiles to something else or something slower, is differentiated as before.
+Compiling takes five to ten seconds, once in a process for all data of one problem, and makes a
+gradient several times cheaper. What torch cannot compile, or compiles to something else or
+something slower, is differentiated as before.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 
 import torch
@@ -21,6 +23,7 @@ _TOLERANCE = 1e-8  # relative: between compiled and plain numbers
 _N_TIMED = 5
 
 LogProb = Callable[[Tensor, Tensor], Tensor]  # z (b, C, D), index (b,) -> (b, C)
+Way = Callable[[LogProb, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Compiler:
@@ -30,29 +33,23 @@ class Compiler:
     ----------
     log_prob : callable
         ``log_prob(z, index)``: z (b, C, D) of the objects ``index`` (b,) -> (b, C).
-    rows : int
-        Rows of one call, as many objects as these are chains of. The compiled code has this shape
-        and no other.
     after : float
         Gradients, of single rows, before it pays.
     """
 
-    def __init__(self, log_prob: LogProb, rows: int, after: float) -> None:
-        self.rows, self._left = rows, after
-        self._plain = log_prob
-        self._compiled: LogProb | None = None
+    def __init__(self, log_prob: LogProb, after: float) -> None:
+        self._log_prob, self._left = log_prob, after
+        self._way: Way | None = None
 
     def __call__(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return values (b, C) and gradients (b, C, D), or None where plain code is the way."""
-        if self._left == math.inf:
-            return None
         if self._left > 0:
             self._left -= z.shape[0] * z.shape[1]
             return None
         try:
-            if self._compiled is None:
-                self._compile(z, index)
-            return self._in_launches(self._compiled, z, index)
+            if self._way is None:
+                self._way = self._tested(z, index)
+            return self._way(self._log_prob, z, index)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - the caller's code, or a missing C++ compiler
@@ -60,9 +57,9 @@ class Compiler:
             self._left = math.inf
             return None
 
-    def _compile(self, z: Tensor, index: Tensor) -> None:
-        compiled = torch.compile(_renewed(self._plain), fullgraph=True, dynamic=False)
-        rough, exact = (self._in_launches(f, z, index) for f in (compiled, self._plain))
+    def _tested(self, z: Tensor, index: Tensor) -> Way:
+        way, rough = self._made(z, index)
+        exact = differentiate(self._log_prob, z, index)
         usable = exact[0].isfinite() & exact[1].isfinite().all(-1)
         for own, other in zip(rough, exact, strict=True):
             off = ((own - other).abs() / (1 + other.abs()))[usable]
@@ -70,27 +67,27 @@ class Compiler:
                 raise ValueError(f"compiled numbers are off by {float(off.amax()):.2g}")
         if not torch.equal(rough[0].isfinite(), exact[0].isfinite()):
             raise ValueError("compiled numbers are finite where plain ones are not, or not there")
-        if not self._seconds(compiled, z, index) < self._seconds(self._plain, z, index):
+        if not self._seconds(way, z, index) < self._seconds(differentiate, z, index):
             raise ValueError("compiled code is no faster, as of densities of a few operations")
-        self._compiled = compiled
+        return way
 
-    def _seconds(self, log_prob: LogProb, z: Tensor, index: Tensor) -> float:
+    def _made(self, z: Tensor, index: Tensor) -> tuple[Way, tuple[Tensor, Tensor]]:
+        try:
+            return _in_one_pass, _in_one_pass(self._log_prob, z, index)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as of code that looks at arrays of numpy
+            _LOG.debug("gradients are not compiled together with values: %.500r", error)
+            return _taped, _taped(self._log_prob, z, index)
+
+    def _seconds(self, way: Way, z: Tensor, index: Tensor) -> float:
         """Return what a call takes, the best of a few."""
         best = math.inf
         for _ in range(_N_TIMED):
             began = time.perf_counter()
-            self._in_launches(log_prob, z, index)
+            way(self._log_prob, z, index)
             best = min(best, time.perf_counter() - began)
         return best
-
-    def _in_launches(self, log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and gradients, from calls of one shape; the last one is filled up."""
-        n, n_chains = z.shape[:2]
-        step = max(1, self.rows // n_chains)
-        own = torch.arange(n + -n % step, device=z.device).clamp(max=n - 1)
-        each = [differentiate(log_prob, z[rows], index[rows]) for rows in own.split(step)]
-        values, grads = zip(*each, strict=True)
-        return torch.cat(values)[:n], torch.cat(grads)[:n]
 
 
 def differentiate(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,15 +109,69 @@ def differentiate(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, 
     return value.detach().to(z.dtype), grad
 
 
-def _renewed(log_prob: LogProb) -> LogProb:
-    """Return the same function with code of its own.
+class _SharedCode:
+    """The compiled code of a function whose first argument is one of many log-densities.
 
-    torch keeps what it compiled with the code, and gives up after the eighth log-density.
+    torch keeps what it makes with the function that it makes it of, finds it again for densities
+    that differ in numbers alone, and gives up after the eighth: then a copy begins anew.
     """
 
-    def call(z: Tensor, index: Tensor) -> Tensor:
-        return log_prob(z, index)
+    def __init__(self, function: FunctionType) -> None:
+        self._function = function
+        self._compiled: Callable | None = None
 
-    return FunctionType(
-        call.__code__.replace(), call.__globals__, closure=call.__closure__, name="log_prob"
-    )
+    def __call__(self, log_prob: LogProb, z: Tensor, index: Tensor) -> object:
+        """Return what the function does; no number of objects or chains is compiled in."""
+        for tensor, axis in ((z, 0), (z, 1), (index, 0)):
+            torch._dynamo.mark_dynamic(tensor, axis)
+        try:
+            if self._compiled is not None:
+                return self._compiled(log_prob, z, index)
+        except getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", ()):
+            _LOG.debug("compiled code begins anew")
+        function = self._function
+        copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        self._compiled = torch.compile(copy, fullgraph=True)
+        return self._compiled(log_prob, z, index)
+
+
+def _value_and_gradient(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def total(z: Tensor) -> tuple[Tensor, Tensor]:
+        value = log_prob(z, index)
+        return value.sum(), value
+
+    grad, value = torch.func.grad(total, has_aux=True)(z)
+    return value, grad
+
+
+def _value(log_prob: LogProb, z: Tensor, index: Tensor) -> Tensor:
+    return log_prob(z, index)
+
+
+_PAIRS, _VALUES = _SharedCode(_value_and_gradient), _SharedCode(_value)
+
+
+def _in_one_pass(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `differentiate` does; value and gradient are one computation."""
+    n, n_chains, _ = z.shape
+    with torch.inference_mode(False), torch.no_grad():
+        value, grad = _PAIRS(log_prob, *_fit(z, index))
+    return value[:n, :n_chains].to(z.dtype), grad[:n, :n_chains]
+
+
+def _taped(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `differentiate` does; gradients follow a tape of values."""
+    n, n_chains, _ = z.shape
+    value, grad = differentiate(partial(_VALUES, log_prob), *_fit(z, index))
+    return value[:n, :n_chains], grad[:n, :n_chains]
+
+
+def _fit(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return copies of at least two objects and chains: axes of one would always be one.
+
+    Of views torch would remember what they are views of.
+    """
+    n, n_chains, _ = z.shape
+    if n > 1 and n_chains > 1:
+        return z.clone(), index.clone()
+    return z.repeat(1 + (n == 1), 1 + (n_chains == 1), 1), index.repeat(1 + (n == 1))

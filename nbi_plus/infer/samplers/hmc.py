@@ -208,7 +208,7 @@ def sample(  # noqa: PLR0913 - of options only the first two must be known
     keys = content_keys(z0) if keys is None else keys
     most = launch.of(device)
     rows = rows or most.gradient_rows
-    gradients = Gradients(log_prob, rows, Compiler(log_prob, rows, config.compile_after))
+    gradients = Gradients(log_prob, rows, Compiler(log_prob, config.compile_after))
     gradients.check(z0, torch.arange(n, device=device))
     if mean is not None and factor is not None:
         start = Starting.as_given(z0, Whitening(mean[:, None], factor))
