@@ -19,8 +19,8 @@ import torch
 from scipy.stats import uniform
 
 import nbi_plus as nbi
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.losses import nll
+from nbi_plus.learn.optimizer import FlatOptimizer
 
 N_ROWS, N_STEPS, TURNS = 2048, 8, 10
 
@@ -51,7 +51,7 @@ class Steps:
     def __init__(self, network, z, batch, parts):
         self.z, self.batch = z, batch
         self.network = copy.deepcopy(network).requires_grad_(True).train()
-        self.optimizer = FlatAdamW(self.network, copy.deepcopy(self.network), 1e-4, 5.0)
+        self.optimizer = FlatOptimizer(self.network, copy.deepcopy(self.network), 1e-4, 5.0)
         self.features = self._compiled(self.network) if "features" in parts else self.network
         self.loss = self._compiled(nll) if "flow" in parts else nll
         self.n_done = 0

@@ -1,8 +1,8 @@
 """What small things cost: a first try, the import, and one step of the optimizer.
 
 ``python -m benchmarks.training_steps`` prints CPU seconds of one run on one core; the steps are
-those of ``nbi_plus.learn.adamw`` and of torch's own clipping, AdamW and averaging, by turns, on the
-network of the sine.
+those of ``nbi_plus.learn.optimizer``, with AdamW alone, and of torch's own clipping, AdamW and
+averaging, by turns, on the network of the sine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import copy  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.stats import uniform  # noqa: E402
 
-from nbi_plus.learn.adamw import FlatAdamW  # noqa: E402
+from nbi_plus.learn.optimizer import FlatOptimizer  # noqa: E402
 
 N_STEPS, TURNS = 200, 5
 
@@ -50,7 +50,7 @@ def seconds_of_steps(network, *, flat):
         weight.requires_grad_(True)
     loss = sum(weight.square().sum() for weight in network.parameters())
     if flat:
-        optimizer = FlatAdamW(network, average, 1e-4, 5.0)
+        optimizer = FlatOptimizer(network, average, 1e-4, 5.0, muon=False)
         optimizer.backward(loss)
     else:
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4, fused=True)

@@ -29,8 +29,8 @@ from nbi_plus.infer.sequential.journal import Journal, Step
 from nbi_plus.infer.sequential.rounds import Round, Rounds, Stop
 from nbi_plus.io.archive import read_archive, write_archive
 from nbi_plus.learn import checkpoint
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow
+from nbi_plus.learn.optimizer import FlatOptimizer
 from nbi_plus.trust.calibration import figures_of
 
 CPU = torch.device("cpu")
@@ -324,7 +324,7 @@ def test_a_checkpoint_is_right_or_refused(engine, times, tmp_path):
         best = copy.deepcopy(network.state_dict())
         history = [{"val_nll": 1.5, "train_nll": 1.0}]
         return checkpoint.TrainingState(
-            own, average, FlatAdamW(own, average, 0.01, 1.0), best, history
+            own, average, FlatOptimizer(own, average, 0.01, 1.0), best, history
         )
 
     def load(path):

@@ -33,11 +33,11 @@ from nbi_plus import (
 )
 from nbi_plus.io.store import SimulationStore
 from nbi_plus.learn import fitting, sources, training
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.model import FeaturizerSpec, without_global_rng
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.optimizer import FlatOptimizer
 from nbi_plus.learn.sources import NoisyBank, Online, Resident, Streamed, TrainingRows
 from nbi_plus.learn.training import TrainingTask, train
 from nbi_plus.problem.noise.custom import CallableNoise
@@ -724,7 +724,7 @@ class TwoTypes(nn.Module):
 def test_steps_on_one_buffer_are_those_of_torch():
     network = TwoTypes()
     average, other = copy.deepcopy(network), copy.deepcopy(network)
-    optimizer = FlatAdamW(network, average, weight_decay=0.1, clip=0.5)
+    optimizer = FlatOptimizer(network, average, weight_decay=0.1, clip=0.5)
     groups = [{"params": [p for p in other.parameters() if (p.ndim > 1) == many],
                "weight_decay": 0.1 * many} for many in (True, False)]  # fmt: skip
     reference = torch.optim.AdamW(groups)
@@ -749,9 +749,61 @@ def test_steps_on_one_buffer_are_those_of_torch():
         torch.testing.assert_close(mine.detach(), theirs, rtol=0, atol=1e-12)
 
 
-def test_a_step_whose_gradient_is_not_finite_is_void():
-    network = TwoTypes(single=True)
-    optimizer = FlatAdamW(network, copy.deepcopy(network), weight_decay=0.1, clip=0.5)
+class Matrices(nn.Module):
+    """Tall and wide ones, two of one shape, a convolution, and what is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv1d(3, 12, 5)
+        self.layers = nn.ModuleList(nn.Linear(*n) for n in ((12, 40), (40, 40), (40, 40), (40, 9)))
+        self.last = nn.Linear(9, 3)
+        self.x = torch.randn(20, 3, 7, generator=torch.Generator().manual_seed(0))
+
+    def loss(self):
+        y = self.convolution(self.x).mean(-1)
+        for layer in self.layers:
+            y = torch.tanh(layer(y))
+        return (self.last(y) - self.x[..., 0].sin()).square().mean()
+
+
+def test_matrices_are_turned_towards_their_gradient():
+    """The first step has singular vectors of the gradient, and values of about one (numpy)."""
+    network = Matrices()
+    start = copy.deepcopy(network)
+    optimizer = FlatOptimizer(network, copy.deepcopy(network), weight_decay=0.1, clip=1e9)
+    loss = network.loss()
+    optimizer.backward(loss)
+    optimizer.step(0.01, loss)
+    n_turned = 0
+    for own, before in zip(network.parameters(), start.parameters(), strict=True):
+        if own.ndim == 1 or min(own.flatten(1).shape) < 8:
+            continue
+        n_turned += 1
+        shape = own.flatten(1).shape
+        left, values, right = np.linalg.svd(
+            own.grad.flatten(1).double().numpy(), full_matrices=False
+        )
+        step = (0.999 * before - own).detach().flatten(1).double().numpy()
+        turned = left.T @ step @ right.T / (0.01 * 0.2 * max(shape) ** 0.5)
+        values /= np.sqrt((values**2).sum())
+        for _ in range(5):  # of Jordan et al. (2024)
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        np.testing.assert_allclose(turned, np.diag(values), atol=2e-3)
+        assert (abs(values[:2] - 1) < 0.35).all()
+    assert n_turned == 5
+    plain = copy.deepcopy(start)
+    adamw = FlatOptimizer(plain, copy.deepcopy(plain), 0.1, 1e9, muon=False)
+    loss = plain.loss()
+    adamw.backward(loss)
+    adamw.step(0.01, loss)
+    pairs = zip(network.parameters(), plain.parameters(), strict=True)
+    assert [torch.equal(own, other) for own, other in pairs].count(False) == n_turned
+
+
+@pytest.mark.parametrize("made", [lambda: TwoTypes(single=True), Matrices], ids=["plain", "turned"])
+def test_a_step_whose_gradient_is_not_finite_is_void(made):
+    network = made()
+    optimizer = FlatOptimizer(network, copy.deepcopy(network), weight_decay=0.1, clip=0.5)
     for broken in (False, True, False, True):
         before = [p.detach().clone() for p in network.parameters()]
         before += [v.clone() for own in optimizer.state().values() for v in own.values()]
@@ -763,15 +815,16 @@ def test_a_step_whose_gradient_is_not_finite_is_void():
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) == broken
 
 
-def test_an_optimizer_goes_on_from_its_state():
-    straight = TwoTypes(single=True)
-    first = FlatAdamW(straight, copy.deepcopy(straight), 0.1, 0.5)
+@pytest.mark.parametrize("made", [lambda: TwoTypes(single=True), Matrices], ids=["plain", "turned"])
+def test_an_optimizer_goes_on_from_its_state(made):
+    straight = made()
+    first = FlatOptimizer(straight, copy.deepcopy(straight), 0.1, 0.5)
     for _ in range(3):
         loss = straight.loss()
         first.backward(loss)
         first.step(0.01, loss)
     again = copy.deepcopy(straight)
-    second = FlatAdamW(again, copy.deepcopy(again), 0.1, 0.5)
+    second = FlatOptimizer(again, copy.deepcopy(again), 0.1, 0.5)
     second.restore(copy.deepcopy(first.state()))
     for network, optimizer in ((straight, first), (again, second)):
         loss = network.loss()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nbi_plus.io.archive import fitting_parts, read_archive, write_archive
 from nbi_plus.io.parts import joined, split
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.network import PosteriorNetwork, load_sound, refuse_other_state
+from nbi_plus.learn.optimizer import FlatOptimizer
 
 History = list[dict[str, float]]
 
@@ -26,7 +26,7 @@ class TrainingState:
     ----------
     network, average : PosteriorNetwork
         The one that is trained, and the running average of its weights.
-    optimizer : FlatAdamW
+    optimizer : FlatOptimizer
     best : dict of Tensor
         State of the average after its best epoch.
     history : list of dict
@@ -35,7 +35,7 @@ class TrainingState:
 
     network: PosteriorNetwork
     average: PosteriorNetwork
-    optimizer: FlatAdamW
+    optimizer: FlatOptimizer
     best: dict[str, Tensor]
     history: History = field(default_factory=list)
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from nbi_plus.arguments import real, whole
 from nbi_plus.data.batch import Batch
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
+from nbi_plus.learn.optimizer import FlatOptimizer
 from nbi_plus.learn.sources import TrainingRows
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.random import (
@@ -224,7 +224,7 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
         )
     network.train()
     average = copy.deepcopy(network).eval()
-    optimizer = FlatAdamW(network, average, config.weight_decay, config.clip)
+    optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip)
     average.requires_grad_(False)
     return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 

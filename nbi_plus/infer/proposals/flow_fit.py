@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nbi_plus.learn.adamw import FlatAdamW
 from nbi_plus.learn.flows import Flow, FlowConfig
 from nbi_plus.learn.model import without_global_rng
 from nbi_plus.learn.network import estimator
+from nbi_plus.learn.optimizer import FlatOptimizer
 from nbi_plus.problem.random import generator, stage_key
 
 
@@ -84,8 +84,9 @@ def _train(
     """Take one step for each batch; keep the weights of the best density of the held-out draws."""
     judged, worth = held_out
     kept = copy.deepcopy(flow)
-    # torch's own optimizers import its compiler, a second of the first fit in a process
-    optimizer = FlatAdamW(flow, kept, 0.0, config.clip)
+    # torch's own optimizers import its compiler, a second of the first fit in a process; in so few
+    # steps AdamW alone gets further
+    optimizer = FlatOptimizer(flow, kept, 0.0, config.clip, muon=False)
     nothing, best = z.new_zeros(1, 1, dtype=torch.float32), -math.inf
     began, most = time.perf_counter(), max(config.max_seconds, 1e-9)
     for step, rows in enumerate(batches):
