@@ -11,12 +11,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, uniform
+from scipy.stats import multivariate_normal, norm, uniform
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import nbi_plus as nbi
+from nbi_plus.learn import fitting
 from nbi_plus.learn.heads.strata import strata
 from nbi_plus.learn.losses import ContrastLoss, contrast
 from nbi_plus.learn.ratio import Ratio, RatioConfig
@@ -233,20 +234,29 @@ def test_strata_that_do_not_serve_are_none():
     ratio, z, features = unlevelled()
     before = mean_ratios(ratio, z, features)
     ratio.normalise(z[:100], ratio.statistics(features[:100]))  # too few
-    torch.testing.assert_close(mean_ratios(ratio, z, features), before)
-    ratio.normalise(z, ratio.statistics(features))
-    level = ratio.statistics(features)
+    other, _, _ = unlevelled()
+    level = other.statistics(features)
     level[5_000:, -1] += 3.0  # most of the data are others than those they are tried on
-    assert (mean_ratios(ratio, z, features) - 1).abs().max() < 0.1
-    ratio.normalise(z, level)
-    torch.testing.assert_close(mean_ratios(ratio, z, features), before)
+    other.normalise(z, level)
+    for own in (ratio, other):
+        torch.testing.assert_close(mean_ratios(own, z, features), before)
+        assert not {"centres", "log_shares"} & set(own.state_dict()), "nor do they cost anything"
+        assert own.config.n_strata == 0
+
+
+def test_strata_are_of_many_data_alone(monkeypatch):
+    assert small().fit(n_sims=2000, n_epochs=3).model_.network.flow.config.n_strata == 0
+    monkeypatch.setattr(fitting, "_FEWEST", 1000)
+    assert small().fit(n_sims=2000, n_epochs=3).model_.network.flow.centres.any()
 
 
 def test_strata_go_through_a_file(tmp_path):
     made = small().fit(n_sims=100, n_epochs=1)
     flow, rng = made.model_.network.flow, torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        flow.centres.copy_(0.1 * torch.randn(flow.centres.shape, generator=rng))
+    width = flow.natural(torch.zeros(1, 1)).shape[1]
+    flow.config = replace(flow.config, n_strata=8)
+    flow.register_buffer("centres", 0.1 * torch.randn(8, width, generator=rng))
+    flow.register_buffer("log_shares", torch.full((8,), -math.log(8)))
     made.save(tmp_path / "r.nbi")
     again = nbi.RatioEngine.load(tmp_path / "r.nbi")
     for own, other in zip(
@@ -263,10 +273,10 @@ def test_files_from_before_there_were_strata_are_whole():
     assert not {"centres", "log_shares"} & set(head(config=before).state_dict())
 
 
-def test_ratio_that_leaves_a_factor_free_is_not_normalised():
-    free = small(gamma=math.inf).fit(n_sims=100, n_epochs=1)
+def test_ratio_that_leaves_a_factor_free_is_not_normalised(monkeypatch):
+    monkeypatch.setattr(fitting, "_FEWEST", 1000)
+    free = small(gamma=math.inf).fit(n_sims=2000, n_epochs=3)
     assert free.model_.network.flow.config.n_strata == 0
-    assert small().fit(n_sims=100, n_epochs=1).model_.network.flow.config.n_strata > 0
 
 
 # --- one trial, and many ------------------------------------------------------------------------
@@ -308,6 +318,22 @@ def test_posterior_of_a_mean_is_the_exact_one(engine, n, off, wide):
     total = np.array([exact_log_ratio(m, x).sum() for m in (mean,)])[0]
     exact = total + norm.logpdf(mean) - norm.logpdf(mean, mean, sd)
     assert abs(posterior.log_evidence - exact) < 0.3 + 0.02 * n
+
+
+def test_priors_are_compared_by_answers_of_one_ratio_alone(engine):
+    """Evidences of the same data under two normal priors are known, and p(x) is in both."""
+    x, narrow = draws(20), nbi.Prior({"mu": norm(0.8, 0.5)})
+    wide = quietly(engine, x, n_samples=8000)
+    table = nbi.compare({"wide": wide, "narrow": wide.reweight(narrow)})
+    among = SIGMA**2 * np.eye(len(x))
+
+    def log_evidence(mean, sd):
+        return multivariate_normal.logpdf(x, np.full(len(x), mean), among + sd**2)
+
+    found = table.log_bayes_factors(against="wide")["log_bayes_factor_narrow"][0]
+    assert found == pytest.approx(log_evidence(0.8, 0.5) - log_evidence(0, 1), abs=0.1)
+    with pytest.raises(ValueError, match="must not be LEARNED"):
+        nbi.compare({"one": wide, "again": quietly(engine, x, seed=1)})
 
 
 def test_answer_is_learned_and_never_trusted(engine):

@@ -57,7 +57,7 @@ def compare(
     ------
     ValueError, TypeError
         Where objects, data, errors, masks or coordinates differ, and for evidences of learned
-        ratios (status ``LEARNED``), which are relative to what their own engine has learned.
+        ratios and densities (status ``LEARNED``), which are of what their own engine has learned.
         Those of one engine under several priors, by ``reweight``, compare.
     """
     from nbi_plus.estimators.comparison import Comparison  # with astropy, half a second
@@ -190,9 +190,9 @@ def _refuse_learned(models: Sequence[_Model]) -> None:
     if alone:
         raise ValueError(
             f"posteriors must not be LEARNED, but {models[0].named(np.array(alone))} have such "
-            "evidences, which are relative to what their own engine has learned of the data. "
-            "Answers of one engine under other priors, posteriors.reweight(prior), compare with "
-            "each other, with their draws."
+            "evidences, which are of what their own engine has learned: a ratio's lacks p(x), and "
+            "how far a density is off nobody knows. Answers of one engine under other priors, "
+            "posteriors.reweight(prior), compare with each other, with their draws."
         )
 
 

@@ -21,7 +21,6 @@ from nbi_plus.learn.encode import EncoderConfig
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.model import FeaturizerSpec, TrainedModel, without_global_rng
 from nbi_plus.learn.network import EstimatorConfig, PosteriorNetwork
-from nbi_plus.learn.ratio import RatioConfig
 from nbi_plus.learn.reference import FeatureReference
 from nbi_plus.learn.sources import (
     COLUMNS,
@@ -246,9 +245,10 @@ def fit(
         callback=callback,
         progress=progress,
     )
-    many = task.source.n_rows >= _FEWEST
-    if isinstance(recipe.flow, RatioConfig) and recipe.flow.n_strata and many:
+    if network.flow.averages and task.source.n_rows >= _FEWEST:
         _normalise(network, task, recipe)
+    elif network.flow.averages:
+        network.flow.leave()
     if checkpoint is not None and finished is not None:
         finished.append(checkpoint)
     elif checkpoint is not None:

@@ -165,7 +165,7 @@ class Likelihood(LatentInput):
 
     def of_trials(self, z: Tensor, statistics: Tensor) -> Tensor:
         """Return log p(x | z), shape (...), of z (..., D) and trials (..., L)."""
-        shape = torch.broadcast_shapes(z.shape[:-1], statistics.shape[:-1])
+        shape = torch.broadcast_tensors(z[..., 0], statistics[..., 0])[0].shape
         white = self.white(z).expand(*shape, -1).reshape(-1, self.n_dims)
         x = statistics.expand(*shape, -1).reshape(len(white), -1)
         k = self._classes(x)

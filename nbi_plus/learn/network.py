@@ -27,10 +27,19 @@ EstimatorConfig = FlowConfig | RatioConfig | LikelihoodConfig | ScoreConfig | Cl
 
 
 class Estimator(Protocol):
-    """What is trained on features of the data: a density, of z or of the data, ratio, estimates."""
+    """What is trained on features of the data: a density, of z or of the data, ratio, estimates.
+
+    Attributes
+    ----------
+    n_dims : int
+    config : EstimatorConfig
+    averages : bool
+        Whether, once it is trained, data are to be averaged over, `Ratio.normalise`, or left.
+    """
 
     n_dims: int
     config: EstimatorConfig
+    averages: bool
 
     def whiten(self, z: Tensor) -> None:
         """Learn where draws z (n, D) lie."""

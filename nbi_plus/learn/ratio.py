@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,11 @@ class Ratio(LatentInput):
             self.register_buffer("centres", torch.zeros(config.n_strata, 2 * k + p + 2))
             self.register_buffer("log_shares", even)
 
+    @property
+    def averages(self) -> bool:
+        """Whether it is to be normalised over data."""
+        return self.config.n_strata > 0
+
     def natural(self, z: Tensor) -> Tensor:
         """Return the natural parameters (..., M) of z (..., D)."""
         k, n = self.config.n_squares, self.config.n_products
@@ -132,6 +137,7 @@ class Ratio(LatentInput):
         """
         n_rest, n = len(z) // 4, self.config.n_strata
         if len(z) - n_rest < 2 * n:
+            self.leave()
             return
         tried, rest = z[:n_rest][:_N_LEVELS], statistics[:n_rest]
         before = self._off(tried, rest)
@@ -139,8 +145,12 @@ class Ratio(LatentInput):
         for buffer, value in zip((self.centres, self.log_shares), found, strict=True):
             buffer.copy_(value)
         if not self._off(tried, rest) < before:
-            self.centres.zero_()
-            self.log_shares.fill_(-math.log(n))
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the ratio as it was learned, without strata that would cost what they do not do."""
+        self.config = replace(self.config, n_strata=0)
+        del self.centres, self.log_shares
 
     def _off(self, z: Tensor, statistics: Tensor) -> float:
         """Return how far mean ratios are from one, rms, at z (n, D) of the first of the data."""

@@ -26,6 +26,8 @@ class LatentDensity(nn.Module, ABC):
     config : FlowConfig
     """
 
+    averages = False  # see `Estimator`
+
     def __init__(self, n_dims: int, config: FlowConfig) -> None:
         super().__init__()
         self.n_dims, self.config = n_dims, config

@@ -21,6 +21,8 @@ class LatentInput(nn.Module):
         D.
     """
 
+    averages = False  # see `Estimator`
+
     def __init__(self, n_dims: int) -> None:
         super().__init__()
         self.n_dims = n_dims

@@ -89,7 +89,7 @@ class GaussianProcessNoise(JointGaussianNoise):
 def _scatter(kernel: Generators, white: Tensor, mask: Tensor, order: _Order) -> _Correlated:
     """Return the covariance of points in the order of time; those masked are independent of all."""
     parts = (mask, *kernel.u, *kernel.v, *kernel.rates)
-    shape = torch.broadcast_shapes(*(x.shape for x in parts))
+    shape = torch.broadcast_tensors(*parts)[0].shape
     step = order.t.diff(dim=-1, prepend=order.t[..., :1])
     terms = (
         [x.expand(shape) * mask for x in kernel.u],
@@ -166,6 +166,6 @@ class _Order:
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    lead = torch.broadcast_shapes(x.shape[:-1], index.shape[:-1])
+    lead = torch.broadcast_tensors(x[..., 0], index[..., 0])[0].shape
     length = index.shape[-1]
     return x.expand(*lead, length).gather(-1, index.expand(*lead, length))

@@ -170,7 +170,7 @@ def _expanded(terms: tuple[Term, ...], coefficients: Tensor) -> Tensor | float:
 def _precision_factor(terms: tuple[Term, ...], weights: Tensor) -> Tensor:
     """Return the Cholesky factor of 1 + U^T W U, shape (..., K, K)."""
     blocks = [[a.inner(b, weights) for b in terms[: i + 1]] for i, a in enumerate(terms)]
-    lead = torch.broadcast_shapes(*(b.shape[:-2] for row in blocks for b in row))
+    lead = torch.broadcast_tensors(*(b[..., 0, 0] for row in blocks for b in row))[0].shape
     blocks = [[b.expand(*lead, *b.shape[-2:]) for b in row] for row in blocks]
     n = range(len(blocks))
     rows = [torch.cat([blocks[i][j] if j <= i else blocks[j][i].mT for j in n], -1) for i in n]
