@@ -381,7 +381,7 @@ def test_nobody_is_lost_on_any_ladder(quick, rows, name, n_samples, at_once):
 @pytest.fixture(scope="module")
 def engine():
     """Return an engine whose plain weights pass for a half to three quarters of all objects."""
-    return train(n_sims=20_000, n_epochs=25)
+    return train(n_sims=20_000, n_epochs=15)
 
 
 @pytest.fixture(scope="module")
