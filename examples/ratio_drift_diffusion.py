@@ -11,7 +11,6 @@ import argparse
 import math
 import time
 import warnings
-from functools import cache
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ FLOW = {"kind": "mdn", "n_mog": 12}  # one column is left: normals are cheap, an
 STEEP = 1.5  # most that drift may matter within one interval
 N_SMALL, N_LARGE = 6, 12  # terms of the two series
 CHANGE = 0.3  # of decision times, in units of a^2: from one series to the other
+LAW = []  # is tabulated once; a cached function would not go to other processes
 
 
-@cache
 def exit_law(n=4096):
     """Return the logarithm (n,) of times at which a path from 0 leaves (-1, 1), and their log odds.
 
@@ -49,7 +48,9 @@ def exit_law(n=4096):
 
 def exit_time(n):
     """Return n draws of that law."""
-    log_times, odds = exit_law()
+    if not LAW:
+        LAW[:] = exit_law()
+    log_times, odds = LAW
     drawn = torch.rand(n, dtype=torch.float64).logit(1e-15)
     return torch.as_tensor(np.interp(drawn.numpy(), odds, log_times)).exp()
 
@@ -136,13 +137,13 @@ def exact(prior, sets):
 
 def main(
     n_sims=400_000, n_epochs=25, n_sets=20, n_covered=100, n_trials=200, batch_size=512,
-    likelihood=False,
+    seed=0, likelihood=False,
 ):  # fmt: skip
     prior = nbi.Prior(PRIOR)
     engine = (
-        nbi.LikelihoodEngine(trial, prior, flow=FLOW, discrete={1: (0, 1)})
+        nbi.LikelihoodEngine(trial, prior, flow=FLOW, discrete={1: (0, 1)}, seed=seed)
         if likelihood
-        else nbi.RatioEngine(trial, prior, n_contrast=64)
+        else nbi.RatioEngine(trial, prior, n_contrast=64, seed=seed)
     )
     begin = time.process_time()
     engine.fit(n_sims, n_epochs=n_epochs, batch_size=batch_size, online=True)
@@ -181,6 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--n-covered", type=int, default=100)
     parser.add_argument("--n-trials", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--likelihood", action="store_true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nbi.UntrustedWarning)
