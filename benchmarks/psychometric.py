@@ -21,7 +21,8 @@ from scipy.special import betaln, gammaln, ndtr, xlog1py, xlogy
 import nbi_plus as nbi
 from examples.psychometric import PRIOR, learned, sessions
 
-WALKERS, STEPS, BURN = 40, 3000, 500
+WALKERS, STEPS, BURN = 40, 8000, 500
+DRAWS = 20_000  # of answers that are compared: errors of fewer would be seen
 SMALLEST = 1e-8  # below this overdispersion counts are binomial to 1e-4
 
 
@@ -72,17 +73,18 @@ def chains(stimulus, n, k, start, seed):
     return sampler.get_chain(discard=BURN, flat=True), tau
 
 
-def compared(posteriors, data, which, seed):
+def compared(engine, data, which, seed):
     """Print by how much means and sds of some answers are off those of chains."""
     off, wide, most = [], [], 0.0
-    for i in which:
+    real = sessions(data["n_trials"][which], data["n_right"][which])
+    for i, posterior in zip(which, engine.predict_many(real, n_samples=DRAWS), strict=True):
         own = data["n_trials"][i].astype(float), data["n_right"][i].astype(float)
-        start = posteriors[i].resample(WALKERS, np.random.default_rng(seed))
+        start = posterior.resample(WALKERS, np.random.default_rng(seed))
         draws, tau = chains(data["stimulus"], *own, start, seed)
-        off.append((posteriors[i].mean() - draws.mean(0)) / draws.std(0))
-        wide.append(posteriors[i].std() / draws.std(0) - 1)
+        off.append((posterior.mean() - draws.mean(0)) / draws.std(0))
+        wide.append(posterior.std() / draws.std(0) - 1)
         most = max(most, tau)
-        one = f"{len(draws) / tau:.0f} effective draws of chains, ess {posteriors[i].ess:.0f}"
+        one = f"{len(draws) / tau:.0f} effective draws of chains, ess {posterior.ess:.0f}"
         print(f"  set {i}: means off by {abs(off[-1]).max():.3f} sd, sds by "
               f"{abs(wide[-1]).max():.3f}; {one}", flush=True)  # fmt: skip
     for name, v in {"means off by (sd)": off, "sds off by": wide}.items():
@@ -91,11 +93,11 @@ def compared(posteriors, data, which, seed):
     print(f"longest autocorrelation time {most:.0f} of {STEPS - BURN} steps")
 
 
-def main(data, n_sims=10_000, n_epochs=30, n_compared=20, seed=0, shown=("counts", "shares")):
+def main(data, n_sims=10_000, n_epochs=30, references=20, seed=0, shown=("counts", "shares")):
     """Train, answer, compare."""
     found = np.load(Path(data) / "psychometric" / "datasets.npz")
     sets = {k: found[k] for k in found.files}
-    rows = np.linspace(0, len(sets["n_trials"]) - 1, n_compared).astype(int)
+    rows = np.linspace(0, len(sets["n_trials"]) - 1, references).astype(int)
     for what in shown:
         begin = time.process_time()
         engine = learned(n_sims, n_epochs, seed, shares() if what == "shares" else None)
@@ -112,8 +114,8 @@ def main(data, n_sims=10_000, n_epochs=30, n_compared=20, seed=0, shown=("counts
               dict(Counter(f.name for p in answers for f in p.flags)))  # fmt: skip
         first = np.median([rungs[0].ess for rungs in answers.rungs])
         print(f"ess of the network's own draws: median {first:.0f}", flush=True)
-        if what == shown[0] and n_compared:
-            compared(answers, sets, rows, seed)
+        if what == shown[0] and references:
+            compared(engine, sets, rows, seed)
 
 
 if __name__ == "__main__":
@@ -121,7 +123,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True)
     parser.add_argument("--n-sims", type=int, default=10_000)
     parser.add_argument("--n-epochs", type=int, default=30)
-    parser.add_argument("--n-compared", type=int, default=20)
+    parser.add_argument("--references", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shown", nargs="+", default=("counts", "shares"))
     with warnings.catch_warnings():
