@@ -12,6 +12,7 @@ import argparse
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import emcee
@@ -30,14 +31,17 @@ def shares():
     """Return a noise whose data are shares k / n: what the network then sees."""
     counts = nbi.BetaBinomialNoise("n", "nu").bind(False, tuple(PRIOR))
 
-    def of_counts(obs):
+    def of_counts(obs, draws):
+        if draws:  # noises of our own make room for draws themselves
+            coords = {k: v[:, 0] for k, v in obs.coords.items()}
+            obs = replace(obs, x=obs.x[:, 0], mask=obs.mask[:, 0], coords=coords)
         return obs.with_data((obs.x * obs.coords["n"].unsqueeze(-2)).round())
 
     def draw(model, obs, theta, rng):
         return counts.augment(model, obs, theta, rng) / obs.coords["n"].unsqueeze(-2)
 
     def density(theta, model, obs):
-        return counts.log_likelihood(theta, model, of_counts(obs))
+        return counts.log_likelihood(theta, model, of_counts(obs, theta.ndim == 3))
 
     return nbi.CustomNoise(draw, density)
 
