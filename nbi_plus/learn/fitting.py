@@ -366,7 +366,6 @@ def _fingerprint(recipe: Recipe, training_set: TrainingSet) -> str:
         "featurizer": asdict(recipe.featurizer),
         "flow": asdict(recipe.flow),
         "train": asdict(recipe.train),
-        "optimizer": "muon",  # others cannot go on from its state
         "loss": getattr(recipe.loss, "__name__", repr(recipe.loss)),
         "augment": None if recipe.augment is None else recipe.augment.fingerprint(),
         "fixed": recipe.cadences.fixed,

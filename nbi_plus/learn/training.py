@@ -55,12 +55,14 @@ class TrainConfig:
     ----------
     n_epochs, batch_size : int
     lr : float
-        Peak learning rate of AdamW; it rises linearly over the first ``warmup`` of all steps and
+        Peak learning rate; it rises linearly over the first ``warmup`` of all steps and
         falls to zero as a cosine.
     weight_decay, clip : float
         Decay of weights; largest norm of the gradient.
     ema : float
         Decay of the running average of the weights; the average of the best epoch is kept.
+    muon : bool
+        Matrices move as `FlatOptimizer` says; without, all weights move by AdamW.
     patience : int
         Epochs without a better validation loss before training stops.
     val_fraction : float
@@ -77,6 +79,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     clip: float = 5.0
     ema: float = 0.998
+    muon: bool = True
     patience: int = 30
     val_fraction: float = 0.1
     mixed_precision: bool = False
@@ -224,7 +227,7 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
         )
     network.train()
     average = copy.deepcopy(network).eval()
-    optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip)
+    optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip, muon=config.muon)
     average.requires_grad_(False)
     return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 
