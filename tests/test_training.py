@@ -766,6 +766,23 @@ class Matrices(nn.Module):
         return (self.last(y) - self.x[..., 0].sin()).square().mean()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "asked", "turned"),
+    [(1, None, False), (1, True, True), (500, None, True), (500, False, False)],
+)
+def test_long_trainings_turn_matrices(monkeypatch, epochs, asked, turned):
+    seen = []
+
+    def kept(*given, muon):
+        seen.append(muon)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "FlatOptimizer", kept)
+    with pytest.raises(KeyboardInterrupt):
+        run(TrainConfig(n_epochs=epochs, batch_size=320, muon=asked))
+    assert seen == [turned]
+
+
 def test_matrices_are_turned_towards_their_gradient():
     """The first step has singular vectors of the gradient, and values of about one (numpy)."""
     network = Matrices()

@@ -114,8 +114,7 @@ class TrialEngine(BaseEstimator, ABC):
         given = FitInputs(theta=theta, x=x, inputs=inputs)
         options.check_start(False, n_sims, online, given)
         chosen = {"n_epochs": n_epochs, "batch_size": batch_size, "lr": lr}
-        # small errors add up over trials, and AdamW leaves smaller ones
-        config = options.train_config(train, chosen, {"muon": False})
+        config = options.train_config(train, chosen, {})
         folder = None if self.path is None else new_folder("path", self.path)
         run = Run(n_sims, online, max_failed, folder, n_jobs, None, callback, progress)
         with preserved_random_state():

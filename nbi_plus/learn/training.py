@@ -22,6 +22,7 @@ from nbi_plus.arguments import real, whole
 from nbi_plus.data.batch import Batch
 from nbi_plus.learn.augmenting import Augmentation
 from nbi_plus.learn.checkpoint import History, TrainingState, restore, save
+from nbi_plus.learn.heads.density import LatentDensity
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.optimizer import FlatOptimizer
@@ -37,6 +38,8 @@ from nbi_plus.problem.simulator.cadence import Cadences
 from nbi_plus.progress import progress as shown
 
 _LOG = logging.getLogger("nbi_plus")
+
+_FEWEST_STEPS = 1000  # of Muon: AdamW gets further in fewer
 
 
 class TrainingError(RuntimeError):
@@ -61,8 +64,9 @@ class TrainConfig:
         Decay of weights; largest norm of the gradient.
     ema : float
         Decay of the running average of the weights; the average of the best epoch is kept.
-    muon : bool
-        Matrices move as `FlatOptimizer` says; without, all weights move by AdamW.
+    muon : bool, optional
+        Whether matrices move as `FlatOptimizer` says, or all weights by AdamW. Default: where the
+        density of an `Engine` is trained for a thousand steps or more.
     patience : int
         Epochs without a better validation loss before training stops.
     val_fraction : float
@@ -79,7 +83,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     clip: float = 5.0
     ema: float = 0.998
-    muon: bool = True
+    muon: bool | None = None
     patience: int = 30
     val_fraction: float = 0.1
     mixed_precision: bool = False
@@ -186,7 +190,8 @@ def train(
         and ``n_bad``, the number of rows left out because data, parameters or loss were not finite.
     """
     with torch.enable_grad():
-        run = _start(network, config)
+        n_steps = config.n_epochs * (task.source.n_rows // _batch_size(task, config))
+        run = _start(network, config, n_steps)
         if checkpoint is not None and checkpoint.exists():
             restore(run, checkpoint)
         held_out = validation_data(task, seed)
@@ -218,7 +223,11 @@ def train(
     return run.history
 
 
-def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
+def _batch_size(task: TrainingTask, config: TrainConfig) -> int:
+    return min(int(config.batch_size), task.source.n_rows)
+
+
+def _start(network: PosteriorNetwork, config: TrainConfig, n_steps: int) -> TrainingState:
     on_cpu = next(network.parameters()).device.type == "cpu"
     if config.mixed_precision and on_cpu and not _has_bfloat16():
         raise ValueError(
@@ -227,7 +236,10 @@ def _start(network: PosteriorNetwork, config: TrainConfig) -> TrainingState:
         )
     network.train()
     average = copy.deepcopy(network).eval()
-    optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip, muon=config.muon)
+    muon = config.muon
+    if muon is None:  # regressions and ratios get smoother without
+        muon = isinstance(network.flow, LatentDensity) and n_steps >= _FEWEST_STEPS
+    optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip, muon=muon)
     average.requires_grad_(False)
     return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
 
@@ -271,7 +283,7 @@ def _epoch(
     began = time.perf_counter()
     device = held_out[0].device
     rng = generator(seed, f"epoch {epoch}", device)
-    size = min(int(config.batch_size), task.source.n_rows)
+    size = _batch_size(task, config)
     n_batches = max(1, task.source.n_rows // size)
     total, n_good, n_bad = torch.zeros((3,), dtype=torch.float64, device=device)
     n_steps = 0
