@@ -29,7 +29,7 @@ ITEMS = {
     "the flow in one pass": ("flow", "weighted"),
     "one object": ("rounds_torch", "rounds_numpy", "rounds_bimodal", "rounds_microlensing",
                    "rounds_k2_24"),
-    "training": ("epoch", "to_a_loss"),
+    "training": ("epoch", "to_a_loss", "to_a_low_loss"),
     "devices": ("traffic_of_steps", "traffic_of_an_epoch", "traffic_of_chains"),
     "first tries": ("first_try", "imported", "imported_by_a_worker", "imported_to_sample"),
     "surveys": ("ladder_48",),
