@@ -155,18 +155,18 @@ def _in_one_pass(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, T
     """Return what `differentiate` does; value and gradient are one computation."""
     n, n_chains, _ = z.shape
     with torch.inference_mode(False), torch.no_grad():
-        value, grad = _PAIRS(log_prob, *_fit(z, index))
+        value, grad = _PAIRS(log_prob, *_of_two(z, index))
     return value[:n, :n_chains].to(z.dtype), grad[:n, :n_chains]
 
 
 def _taped(log_prob: LogProb, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `differentiate` does; gradients follow a tape of values."""
     n, n_chains, _ = z.shape
-    value, grad = differentiate(partial(_VALUES, log_prob), *_fit(z, index))
+    value, grad = differentiate(partial(_VALUES, log_prob), *_of_two(z, index))
     return value[:n, :n_chains], grad[:n, :n_chains]
 
 
-def _fit(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _of_two(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Return copies of at least two objects and chains: axes of one would always be one.
 
     Of views torch would remember what they are views of.
