@@ -346,6 +346,7 @@ def blackjax(options):
         yield row_of("blackjax", problem, f"ours, {N_PEER} at once", result, together)
         yield row_of("blackjax", large, f"ours, {len(large)} at once", found, spent)
         yield from _compiled(problem, config)
+        yield from _compiled(large, config)
         n_steps = (sum(config.windows), int(result.n_steps.max()))
         for metric in ("none", "diagonal"):
             for at_once in (1, N_PEER):

@@ -4,6 +4,7 @@
 
 Five problems of 10 000 simulations, one featurizer. The epochs of each training are as many as fit
 into the seconds, by the time that three epochs take; the score is of 1000 fresh simulations.
+``--muon on`` and ``--muon off`` compare optimizers, after some seconds or ``--epochs``.
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ PROBLEMS: dict[str, tuple[dict, Simulate]] = {
 }  # fmt: skip
 
 
-def score(problem: str, head: str, seconds: float, seed: int) -> tuple[float, int]:
-    """Return the mean held-out log q in the latent space, and the epochs it took."""
+def score(
+    problem: str, head: str, seconds: float, n_epochs: int | None, seed: int, muon: bool | None
+) -> tuple[float, str]:
+    """Return the mean held-out log q in the latent space, and what it took."""
     given, simulate = PROBLEMS[problem]
     prior, rng = nbi.Prior(given), np.random.default_rng(seed)
     theta = prior.sample(N_SIMS + N_TESTED, rng)
@@ -78,30 +81,35 @@ def score(problem: str, head: str, seconds: float, seed: int) -> tuple[float, in
         began = time.process_time()
         engine.fit(
             theta[:N_SIMS], x[:N_SIMS], n_epochs=n_epochs, batch_size=256, truth_test=False,
-            train={"patience": n_epochs}, progress=False,
+            train={"patience": n_epochs, "muon": muon}, progress=False,
         )  # fmt: skip
         return time.process_time() - began
 
-    one, four = trained(1), trained(4)
-    n_epochs = max(1, 1 + int((seconds - one) / ((four - one) / 3)))
-    trained(n_epochs)
+    if n_epochs is None:
+        one, four = trained(1), trained(4)
+        n_epochs = max(1, 1 + int((seconds - one) / ((four - one) / 3)))
+    took = f"{n_epochs}, {trained(n_epochs):.1f} s"
     tested = theta[N_SIMS:]
     jacobian = prior.log_prob(tested) - prior.log_prob_latent(prior.to_latent(tested))
-    return float((engine.log_prob(tested, x[N_SIMS:]) - jacobian).mean()), n_epochs
+    return float((engine.log_prob(tested, x[N_SIMS:]) - jacobian).mean()), took
 
 
 def main() -> None:
     """Print a table in Markdown."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seconds", type=float, default=8.0)
+    options.add_argument("--epochs", type=int, help="instead of seconds")
+    options.add_argument("--muon", choices=("on", "off"), help="default: as trainings have it")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--heads", nargs="+", default=list(HEADS), choices=HEADS)
     options.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     given = options.parse_args()
+    muon = {"on": True, "off": False}.get(given.muon)
+    budget = given.seconds, given.epochs, given.seed, muon
     print("| problem | " + " | ".join(given.heads) + " |")
     print("|---" * (1 + len(given.heads)) + "|")
     for problem in given.problems:
-        found = [score(problem, head, given.seconds, given.seed) for head in given.heads]
+        found = [score(problem, head, *budget) for head in given.heads]
         cells = " | ".join(f"{-value:.2f} ({n})" for value, n in found)
         print(f"| {problem} | {cells} |", flush=True)
 

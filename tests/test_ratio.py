@@ -320,9 +320,15 @@ def test_posterior_of_a_mean_is_the_exact_one(engine, n, off, wide):
     assert abs(posterior.log_evidence - exact) < 0.3 + 0.02 * n
 
 
-def test_priors_are_compared_by_answers_of_one_ratio_alone(engine):
-    """Evidences of the same data under two normal priors are known, and p(x) is in both."""
-    x, narrow = draws(20), nbi.Prior({"mu": norm(0.8, 0.5)})
+@pytest.fixture(scope="module")
+def density():
+    return nbi.LikelihoodEngine(one_trial, PRIOR).fit(n_sims=20_000, n_epochs=10, batch_size=256)
+
+
+@pytest.mark.parametrize("kind", ["engine", "density"])
+def test_priors_are_compared_by_answers_of_one_engine_alone(kind, request):
+    """Evidences of the same data under two normal priors are known."""
+    engine, x, narrow = request.getfixturevalue(kind), draws(20), nbi.Prior({"mu": norm(0.8, 0.5)})
     wide = quietly(engine, x, n_samples=8000)
     table = nbi.compare({"wide": wide, "narrow": wide.reweight(narrow)})
     among = SIGMA**2 * np.eye(len(x))

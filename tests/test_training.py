@@ -422,7 +422,7 @@ def test_learning_rate_rises_then_falls_as_a_cosine():
 @pytest.mark.parametrize("bad", [
     {"n_epochs": 0}, {"batch_size": 0}, {"patience": 0}, {"lr": 0}, {"lr": -1e-3},
     {"lr": math.nan}, {"clip": 0}, {"warmup": 1.0}, {"ema": 1.0}, {"val_fraction": 0},
-    {"val_fraction": 1.0}, {"weight_decay": -1},
+    {"val_fraction": 1.0}, {"weight_decay": -1}, {"muon": "yes"}, {"muon": 1},
 ])  # fmt: skip
 def test_bad_training_options_are_refused(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}.*must|must.*{next(iter(bad))}"):

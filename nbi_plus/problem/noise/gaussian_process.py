@@ -166,6 +166,6 @@ class _Order:
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    lead = torch.broadcast_tensors(x[..., 0], index[..., 0])[0].shape
+    lead = torch.broadcast_tensors(x[..., :1], index[..., :1])[0].shape[:-1]
     length = index.shape[-1]
     return x.expand(*lead, length).gather(-1, index.expand(*lead, length))
