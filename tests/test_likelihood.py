@@ -15,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 import nbi_plus as nbi
 from nbi_plus.inspecting import told
 from nbi_plus.learn.flows import FlowConfig
+from nbi_plus.learn.heads.trend import Trend
 from nbi_plus.learn.likelihood import Likelihood, LikelihoodConfig, labels
 
 SIGMA = 0.7
@@ -355,3 +356,63 @@ def test_training_that_was_killed_goes_on_where_it_was(tmp_path):
     grid = np.linspace(-1, 1, 5)[:, None]
     found = (e.log_likelihood(grid, [0.2]) for e in (resumed, whole))
     np.testing.assert_allclose(*found)
+
+
+def test_trends_of_normal_and_uniform_priors_are_straight():
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn((4000, 2), generator=rng, dtype=torch.float64)
+    uniform_one = torch.special.ndtr(z[:, 1])
+    x = torch.stack([3 * z[:, 0] - 20 * uniform_one, 7.0 + 0 * z[:, 0]], 1)
+    trend = Trend(2, 2)
+    trend.learn(z, x)
+    left = x - trend(z)
+    assert (left.std(0) < 1e-9).all()
+
+
+def test_outliers_do_not_pull_a_trend():
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn((4000, 1), generator=rng, dtype=torch.float64)
+    x = 2 * z + 0.1 * torch.randn(z.shape, generator=rng, dtype=torch.float64)
+    x[::400] = 1e9
+    trend = Trend(1, 1)
+    trend.learn(z, x)
+    left = (x - trend(z))[torch.arange(len(z)) % 400 != 0]
+    assert left.std() < 0.2  # 2.0 without a trend
+
+
+def test_few_simulations_have_no_trend():
+    z = torch.randn((79, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    trend = Trend(2, 1)
+    trend.learn(z, 5 * z[:, :1])
+    assert (trend(z) == 0).all()
+
+
+def test_a_trend_moves_what_is_sampled_and_its_density(engine, tmp_path):
+    """In closed form with an untrained flow: the trend alone puts the data where they belong."""
+    config = LikelihoodConfig(FlowConfig(**TINY), trend=True)
+    torch.manual_seed(0)
+    density = Likelihood(1, 1, config).eval()
+    z = torch.randn((4000, 1), dtype=torch.float64)
+    x = 10 * z + 0.1 * torch.randn_like(z)
+    density.whiten(z)
+    density.learn_columns(z, x)
+    here = torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        drawn = density.sample(here, 2000, rng)[..., 0]
+        at = density.log_prob(here[:, None], 10 * here)
+        away = density.log_prob(here[:, None], 10 * here + 2)
+    moved = drawn.mean(1) - drawn.mean(1)[0]
+    assert (moved - 10 * here[:, 0]).abs().max() < 0.1  # the width
+    assert (at - away > 10).all()
+    twin = type(engine).load(_saved(engine, tmp_path))
+    assert twin.model_.network.flow.config.trend
+    points = np.linspace(-1, 1, 5)[:, None]
+    np.testing.assert_array_equal(
+        twin.log_likelihood(points, [0.3]), engine.log_likelihood(points, [0.3])
+    )
+
+
+def _saved(engine, folder):
+    engine.save(folder / "engine.h5")
+    return folder / "engine.h5"

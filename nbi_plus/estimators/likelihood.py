@@ -178,4 +178,4 @@ class LikelihoodEngine(TrialEngine, LikelihoodSource):
                 "many densities, but is 'fm'."
             )
         spec = FeaturizerSpec(PLAIN, n_columns, 1, n_dim, {})
-        return {"featurizer": spec, "custom": None, "flow": LikelihoodConfig(flow, own)}
+        return {"featurizer": spec, "custom": None, "flow": LikelihoodConfig(flow, own, trend=True)}

@@ -23,6 +23,7 @@ from nbi_plus.arguments import of_kind
 from nbi_plus.data.ingest import numbers
 from nbi_plus.learn.flows import FlowConfig, density
 from nbi_plus.learn.heads.latent import LatentInput, perceptron
+from nbi_plus.learn.heads.trend import Trend
 
 _MOST_CLASSES = 1024
 _REPEATED = 0.02  # share of the simulations that one number of a continuous column never has
@@ -42,11 +43,14 @@ class LikelihoodConfig:
         too.
     discrete : tuple of (int, tuple of float)
         Columns that are labels, and their values.
+    trend : bool
+        Whether the flow is of what a `Trend` leaves of the columns that are no labels.
     """
 
     flow: FlowConfig
     discrete: Discrete = ()
     kind: str = "likelihood"
+    trend: bool = False
 
     def __post_init__(self) -> None:
         if self.kind != "likelihood":
@@ -64,11 +68,11 @@ class LikelihoodConfig:
 
     @classmethod
     def of(
-        cls, flow: FlowConfig | Mapping[str, Any], discrete: Sequence, kind: str = "likelihood"
+        cls, flow: FlowConfig | Mapping[str, Any], discrete: Sequence, **others: str | bool
     ) -> LikelihoodConfig:
         """Return it of plain JSON."""
         flow = flow if isinstance(flow, FlowConfig) else FlowConfig(**flow)
-        return cls(flow, labels(dict(discrete)), kind)
+        return cls(flow, labels(dict(discrete)), **others)
 
 
 def labels(discrete: Mapping[int, ArrayLike] | None) -> Discrete:
@@ -137,6 +141,7 @@ class Likelihood(LatentInput):
         self.table = perceptron(n_dims, *size, config.n_classes) if columns else None
         width = n_dims + codes.shape[1]
         self.flow = density(len(self.continuous), width, config.flow) if self.continuous else None
+        self.trend = Trend(n_dims, len(self.continuous)) if config.trend else None
 
     @property
     def discrete(self) -> Discrete:
@@ -144,16 +149,20 @@ class Likelihood(LatentInput):
         return self.config.discrete
 
     @torch.no_grad()
-    def learn_columns(self, x: Tensor) -> None:
-        """Learn the scales of simulated trials (n, L), or say why they are none of this kind."""
+    def learn_columns(self, z: Tensor, x: Tensor) -> None:
+        """Learn what trials x (n, L) simulated at z (n, D) are like, or say what is wrong."""
         if not len(x):
             return  # training says that no data are finite
         rows = x.cpu().numpy()
         refuse_other_labels("x", rows, self.discrete)
         for column in self.continuous:
             _refuse_labels(rows[:, column], column)
-        if self.flow is not None:
-            self.flow.whiten(x[:, self.continuous])
+        if self.flow is None:
+            return
+        own, white = x[:, self.continuous], self.white(z)
+        if self.trend is not None:
+            self.trend.learn(white, own)
+        self.flow.whiten((own[:, None] - self._middle(white))[:, 0])
 
     def statistics(self, context: Tensor) -> Tensor:
         """Return trials (T, L) as the density takes them, float64."""
@@ -171,7 +180,7 @@ class Likelihood(LatentInput):
         k = self._classes(x)
         found = self.log_shares(white).gather(1, k[:, None])[:, 0]
         if self.flow is not None:
-            own = x[:, None, self.continuous]
+            own = x[:, None, self.continuous] - self._middle(white)
             found = found + self.flow.log_prob(own, self._given(white, k))[:, 0]
         return found.reshape(shape)
 
@@ -184,7 +193,7 @@ class Likelihood(LatentInput):
     def log_others(self, white: Tensor, k: int, others: Tensor) -> Tensor:
         """Return log q(c | z, k), shape (n, T), of whitened (n, D) and other columns (n, T, C)."""
         classes = torch.full((len(white),), k, device=white.device)
-        return self.flow.log_prob(others, self._given(white, classes))
+        return self.flow.log_prob(others - self._middle(white), self._given(white, classes))
 
     def sample(self, z: Tensor, n: int, rng: torch.Generator) -> Tensor:
         """Return trials (B, n, L) drawn for each z (B, D)."""
@@ -198,8 +207,8 @@ class Likelihood(LatentInput):
             noise = torch.randn(shape, generator=rng, dtype=torch.float64, device=z.device)
             choice = torch.rand(shape, generator=rng, dtype=torch.float64, device=z.device)
             given = self._given(white.repeat_interleave(n, 0), k.flatten())
-            own = self.flow.sample(noise, given, choice)
-            x[..., self.continuous] = own.reshape(*k.shape, -1)
+            own = self.flow.sample(noise, given, choice).reshape(*k.shape, -1)
+            x[..., self.continuous] = own + self._middle(white)
         return x
 
     def summed(self, sets: Sequence[Tensor]) -> SummedDensity:
@@ -223,6 +232,10 @@ class Likelihood(LatentInput):
             return torch.zeros(len(x), dtype=torch.int64, device=x.device)
         labelled = x[:, None, columns].to(torch.float64)
         return (labelled - self.combinations).abs().sum(-1).argmin(-1)
+
+    def _middle(self, white: Tensor) -> Tensor | float:
+        """Return the trend (n, 1, C) of the other columns at whitened parameters (n, D), or 0."""
+        return 0.0 if self.trend is None else self.trend(white)[:, None]
 
     def _given(self, white: Tensor, k: Tensor) -> Tensor:
         """Return what the flow is conditioned on: parameters and labels."""

@@ -151,7 +151,8 @@ class PosteriorNetwork(nn.Module):
         self.flow.whiten(z[torch.isfinite(z).all(-1)])
         if self.featurizer is None:
             x = self(batch)
-            self.flow.learn_columns(x[torch.isfinite(x).all(-1)])
+            good = torch.isfinite(x).all(-1) & torch.isfinite(z).all(-1)
+            self.flow.learn_columns(z[good], x[good])
         else:
             self.encoder.fit(batch)
 
