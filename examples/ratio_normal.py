@@ -41,11 +41,11 @@ def exact(x, n=801):
     return mean, np.sqrt(square - mean**2)
 
 
-def main(n_sims=6400, n_epochs=100, n_sets=10, likelihood=False, muon=False):
+def main(n_sims=6400, n_epochs=100, n_sets=10, likelihood=False):
     ratio = nbi.RatioEngine(trial, PRIOR, n_contrast=64, seed=0)
     engine = nbi.LikelihoodEngine(trial, PRIOR, seed=0) if likelihood else ratio
     begin = time.process_time()
-    engine.fit(n_sims, n_epochs=n_epochs, online=True, batch_size=128, train={"muon": muon})
+    engine.fit(n_sims, n_epochs=n_epochs, online=True, batch_size=128)
     print(f"trained in {time.process_time() - begin:.0f} CPU s")
     if not likelihood:
         print("out of balance by {:.3f} +- {:.3f}".format(*engine.imbalance()))
@@ -78,7 +78,6 @@ if __name__ == "__main__":
     parser.add_argument("--n-epochs", type=int, default=100)
     parser.add_argument("--n-sets", type=int, default=10)
     parser.add_argument("--likelihood", action="store_true")
-    parser.add_argument("--muon", action="store_true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nbi.UntrustedWarning)
         main(**vars(parser.parse_args()))

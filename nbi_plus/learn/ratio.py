@@ -50,7 +50,7 @@ class RatioConfig:
     n_squares: int = 32
     n_products: int = 32
     hidden: int = 64
-    n_layers: int = 2
+    n_layers: int = 3
     n_strata: int = 0
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from nbi_plus.learn.heads.density import LatentDensity
 from nbi_plus.learn.losses import Loss, nll
 from nbi_plus.learn.network import PosteriorNetwork
 from nbi_plus.learn.optimizer import FlatOptimizer
+from nbi_plus.learn.ratio import Ratio
 from nbi_plus.learn.sources import TrainingRows
 from nbi_plus.problem.noise.points import Noise
 from nbi_plus.problem.random import (
@@ -66,7 +67,7 @@ class TrainConfig:
         Decay of the running average of the weights; the average of the best epoch is kept.
     muon : bool, optional
         Whether matrices move as `FlatOptimizer` says, or all weights by AdamW. Default: where the
-        density of an `Engine` is trained for a thousand steps or more.
+        density of an `Engine`, or a ratio, is trained for a thousand steps or more.
     patience : int
         Epochs without a better validation loss before training stops.
     val_fraction : float
@@ -239,8 +240,8 @@ def _start(network: PosteriorNetwork, config: TrainConfig, n_steps: int) -> Trai
     network.train()
     average = copy.deepcopy(network).eval()
     muon = config.muon
-    if muon is None:  # regressions and ratios get smoother without
-        muon = isinstance(network.flow, LatentDensity) and n_steps >= _FEWEST_STEPS
+    if muon is None:  # regressions get smoother without
+        muon = isinstance(network.flow, LatentDensity | Ratio) and n_steps >= _FEWEST_STEPS
     optimizer = FlatOptimizer(network, average, config.weight_decay, config.clip, muon=muon)
     average.requires_grad_(False)
     return TrainingState(network, average, optimizer, best=copy.deepcopy(network.state_dict()))
