@@ -23,6 +23,7 @@ import nbi_plus as nbi
 from examples.psychometric import PRIOR, learned, sessions
 
 WALKERS, STEPS, BURN = 40, 8000, 500
+CHAINS = 3  # of which the middle one counts: walkers that stay far out widen some of them
 DRAWS = 20_000  # of answers that are compared: errors of fewer would be seen
 SMALLEST = 1e-8  # below this overdispersion counts are binomial to 1e-4
 
@@ -79,19 +80,27 @@ def chains(stimulus, n, k, start, seed):
 
 def compared(engine, data, which, seed):
     """Print by how much means and sds of some answers are off those of chains."""
-    off, wide, most = [], [], 0.0
+    off, wide, apart, most = [], [], [], 0.0
     real = sessions(data["n_trials"][which], data["n_right"][which])
     for i, posterior in zip(which, engine.predict_many(real, n_samples=DRAWS), strict=True):
         own = data["n_trials"][i].astype(float), data["n_right"][i].astype(float)
-        start = posterior.resample(WALKERS, np.random.default_rng(seed))
-        draws, tau = chains(data["stimulus"], *own, start, seed)
-        off.append((posterior.mean() - draws.mean(0)) / draws.std(0))
-        wide.append(posterior.std() / draws.std(0) - 1)
-        most = max(most, tau)
-        one = f"{len(draws) / tau:.0f} effective draws of chains, ess {posterior.ess:.0f}"
+        means, sds = [], []
+        for k in range(CHAINS):
+            start = posterior.resample(WALKERS, np.random.default_rng([seed, k]))
+            draws, tau = chains(data["stimulus"], *own, start, seed + k)
+            means.append(draws.mean(0))
+            sds.append(draws.std(0))
+            most = max(most, tau)
+        sd = np.median(sds, 0)
+        off.append((posterior.mean() - np.median(means, 0)) / sd)
+        wide.append(posterior.std() / sd - 1)
+        apart.append(np.ptp(sds, 0) / sd)
+        one = f"{len(draws) / tau:.0f} effective draws of a chain, ess {posterior.ess:.0f}"
         print(f"  set {i}: means off by {abs(off[-1]).max():.3f} sd, sds by "
-              f"{abs(wide[-1]).max():.3f}; {one}", flush=True)  # fmt: skip
-    for name, v in {"means off by (sd)": off, "sds off by": wide}.items():
+              f"{abs(wide[-1]).max():.3f}; sds of chains apart by {apart[-1].max():.3f}; {one}",
+              flush=True)  # fmt: skip
+    told = {"means off by (sd)": off, "sds off by": wide, "sds of chains apart by": apart}
+    for name, v in told.items():
         v = np.array(v)
         print(f"{name}: rms {np.sqrt((v**2).mean(0)).round(3)}, largest {abs(v).max(0).round(3)}")
     print(f"longest autocorrelation time {most:.0f} of {STEPS - BURN} steps")
