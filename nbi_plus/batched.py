@@ -14,7 +14,7 @@ T = TypeVar("T")
 _ALIKE = 8  # rows: of so many together, and of multiples, a CPU rounds each as it does the others
 
 
-def pick(value: T, rows: Tensor) -> T:
+def pick(value: T, rows: Tensor | slice) -> T:
     """Return some of the objects: every tensor of a dataclass is indexed by ``rows``.
 
     What is no tensor stays as it is, ``None`` among it; dataclasses within are entered.
@@ -24,6 +24,11 @@ def pick(value: T, rows: Tensor) -> T:
     if not is_dataclass(value):
         return value
     return replace(value, **{f.name: pick(getattr(value, f.name), rows) for f in fields(value)})
+
+
+def among(value: T, chosen: Tensor) -> T:
+    """Return the objects that are ``chosen`` (B,), by no copy where all are."""
+    return value if bool(chosen.all()) else pick(value, chosen.nonzero()[:, 0])
 
 
 def join(values: Sequence[T]) -> T:

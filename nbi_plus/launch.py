@@ -32,6 +32,11 @@ class Launch:
         Simulated numbers of one gradient of the target: a CPU's cache, a GPU's memory.
     gradient_rows : int
         Draws of one gradient of a density that does not say how many it bears.
+    compiled_launches : int
+        Launches of gradients that compiled code takes at once: it keeps little of what it
+        computes, and each call of it costs a third of a millisecond.
+    random_numbers : int
+        Random numbers that are made at once: beyond a CPU's cache each costs twice as much.
     flow_rows : int
         Draws that a flow makes or weighs. A CPU's cache holds the hidden units of no more.
     encoded_points : int
@@ -57,6 +62,8 @@ class Launch:
     target_copies: int
     gradient_numbers: int
     gradient_rows: int
+    compiled_launches: int
+    random_numbers: int
     flow_rows: int
     encoded_points: int
     mixture_numbers: int
@@ -74,6 +81,8 @@ KINDS = {
         target_copies=6,
         gradient_numbers=2**17,
         gradient_rows=4096,
+        compiled_launches=4,
+        random_numbers=2**16,
         flow_rows=4096,
         encoded_points=2**16,
         mixture_numbers=2**20,
@@ -89,6 +98,8 @@ KINDS = {
         target_copies=6,
         gradient_numbers=2**25,
         gradient_rows=2**19,
+        compiled_launches=4,
+        random_numbers=_NO_LIMIT,
         flow_rows=2**19,
         encoded_points=2**21,
         mixture_numbers=2**27,

@@ -14,6 +14,7 @@ from scipy.stats import norm, uniform
 from torch._dynamo.utils import counters
 
 import nbi_plus as nbi
+from nbi_plus import launch
 from nbi_plus.infer.samplers import compiling, hmc
 from nbi_plus.infer.samplers.compiling import Compiler, differentiate
 from nbi_plus.infer.samplers.gradients import Gradients
@@ -71,6 +72,26 @@ def test_compiled_gradients_are_those_of_plain_code(compiled):
     quick, slow = (Gradients(target.log_prob, 64, c)(z, index, own) for c in (compiler, None))
     for one, other in zip(quick, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_code_takes_several_launches_at_once():
+    class Ready(Compiler):
+        is_ready = True
+
+        def __call__(self, z, index):
+            calls.append(len(z))
+            return differentiate(self._log_prob, z, index)
+
+    def log_prob(z, index):  # noqa: ARG001
+        return -0.5 * z.square().sum(-1)
+
+    calls, n_launches = [], launch.of(torch.device("cpu")).compiled_launches
+    z, index = normals(1, 2 * n_launches + 1, 8, 2), torch.arange(2 * n_launches + 1)
+    whitening = Whitening.none(z)
+    quick = Gradients(log_prob, 8, Ready(log_prob, 0))(z, index, whitening)
+    assert calls == [n_launches, n_launches, 1]
+    slow = Gradients(log_prob, 8, Compiler(log_prob, math.inf))(z, index, whitening)
+    assert all(torch.equal(one, other) for one, other in zip(quick, slow, strict=True))
 
 
 def test_compiling_waits_until_it_pays(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,11 @@ from densities import Banana, Bimodal, Normal, far_modes, normals
 from torch import Tensor
 
 from nbi_plus.infer.samplers import hmc
+from nbi_plus.infer.samplers.gradients import Gradients
+from nbi_plus.infer.samplers.lane import Lane, Places, Tally, Transition
+from nbi_plus.infer.samplers.tuning import Tuning
+from nbi_plus.infer.samplers.whitening import Whitening
+from nbi_plus.problem.random import keyed_normal, keyed_uniform
 
 N_SUPER, N_EACH = 8, 8
 
@@ -86,6 +91,38 @@ def test_objects_are_the_same_alone_and_among_others():
         assert int(alone.n_gradients) == int(among.n_gradients[i])
     pieces = hmc.sample(target.log_prob, z0, seed=3, mean=mean, factor=factor, rows=100)
     assert (pieces.samples - among.samples).abs().max() <= 1e-8
+
+
+def test_a_step_is_a_leapfrog_trajectory_whatever_the_others_do():
+    n, n_chains, n_dim, seed = 5, 6, 3, 7
+    u0, most = normals(1, n, n_chains, n_dim), torch.tensor([64, 7, 7, 1, 2])
+    start = Tuning.start(n, 1.0, u0)
+    tuning = replace(start, log_step=torch.linspace(-2.5, 0.6, n).double())
+    n_leaps = tuning.n_leaps(0.5, most)  # the first term of van der Corput's sequence
+    assert n_leaps.tolist() == [10, 5, 3, 1, 1]
+    gradients = Gradients(lambda z, _: -0.5 * z.square().sum(-1), 1000)
+    index, whitening = torch.arange(n), Whitening.none(u0)
+    places = Places(u0, *gradients(u0, index, whitening))
+    nothing, centres = u0.new_empty(n, n_chains, 0, n_dim + 1), u0.new_full((n, 1, n_dim), math.nan)
+    lane = Lane(index, index, places, whitening, tuning, Tally.zero(n, u0), nothing, index < 0,
+                centres)  # fmt: skip
+    kernel = Transition(gradients, seed, 64, 0.65, 0.025, None, 5)
+    draws = kernel.stretch(lane, 1, range(1, 2), most, adapts=False).draws[:, :, 0]
+
+    p0 = keyed_normal(seed, "hmc 1", index, (1, n_chains, n_dim))[:, 0]
+    u, p = u0.clone(), p0.clone()
+    for i, step in enumerate(tuning.log_step.exp().tolist()):
+        for _ in range(int(n_leaps[i])):
+            p[i] -= 0.5 * step * u[i]
+            u[i] += step * p[i]
+            p[i] -= 0.5 * step * u[i]
+    gain = 0.5 * (u0.square() + p0.square() - u.square() - p.square()).sum(-1)
+    uniform = keyed_uniform(seed, "hmc 1 accept", index, (1, n_chains))[:, 0]
+    moves = uniform.log() < gain
+    assert 0 < moves.sum() < moves.numel()
+    z = torch.where(moves[..., None], u, u0)
+    torch.testing.assert_close(draws[..., :-1], z)
+    torch.testing.assert_close(draws[..., -1], -0.5 * z.square().sum(-1))
 
 
 def test_seeds_and_starts_decide_the_draws():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from nbi_plus import launch
 from nbi_plus.problem.random import (
     generator,
     keyed_normal,
@@ -53,6 +55,17 @@ def test_keyed_numbers_depend_on_their_row_alone():
     assert torch.equal(keyed_uniform(1, "a", rows, (1,))[:, 0], whole[:, 0, 0])
     for other in (keyed_uniform(2, "a", rows, (3, 2)), keyed_uniform(1, "b", rows, (3, 2))):
         assert (other != whole).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (40, 2), (400,)])
+def test_keyed_numbers_are_the_same_however_many_are_made_at_once(monkeypatch, shape):
+    rows = torch.arange(7) * 977
+    whole = keyed_normal(1, "a", rows, shape)
+    small = replace(launch.KINDS["cpu"], random_numbers=64)
+    monkeypatch.setitem(launch.KINDS, "cpu", small)
+    assert torch.equal(keyed_normal(1, "a", rows, shape), whole)
+    assert keyed_uniform(1, "a", rows, (0,)).shape == (7, 0)
+    assert keyed_uniform(1, "a", rows[:0], shape).shape == (0, *shape)
 
 
 @pytest.mark.parametrize("rows", [torch.arange(20_000), torch.arange(20_000) * 2**31])

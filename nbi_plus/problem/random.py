@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from nbi_plus import launch
 
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # the two multipliers of the splitmix64 finaliser
@@ -32,14 +35,14 @@ def generator(seed: int, stage: str, device: torch.device | str = "cpu") -> torc
 
 def _shift(bits: Tensor, n: int) -> Tensor:
     """Shift right without copying the sign bit, which torch's int64 would do."""
-    return (bits >> n) & ((1 << (64 - n)) - 1)
+    return (bits >> n).bitwise_and_((1 << (64 - n)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
     """Scramble 64-bit counters: the splitmix64 finaliser of Steele, Lea and Flood (2014)."""
-    bits = (bits ^ _shift(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift(bits, 27)) * _MIX_2
-    return bits ^ _shift(bits, 31)
+    bits = _shift(bits, 30).bitwise_xor_(bits).mul_(_MIX_1)
+    bits = _shift(bits, 27).bitwise_xor_(bits).mul_(_MIX_2)
+    return _shift(bits, 31).bitwise_xor_(bits)
 
 
 def keyed_uniform(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -65,19 +68,24 @@ def keyed_uniform(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) -
     >>> bool((u[4:6] == keyed_uniform(0, "demo", rows[4:6], (3,))).all())
     True
     """
-    n_each = 1
-    for size in shape:
-        n_each *= size
-    key = _mix(_mix(rows + stage_key(seed, stage)) * _GOLDEN)
-    counter = torch.arange(1, n_each + 1, device=rows.device, dtype=torch.int64)
-    bits = _mix(_mix(key[:, None] + counter * _GOLDEN) ^ key[:, None])
-    uniform = (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+    n_each = math.prod(shape)
+    key = _mix(_mix(rows + stage_key(seed, stage)) * _GOLDEN)[:, None]
+    counter = _GOLDEN * torch.arange(1, n_each + 1, device=rows.device, dtype=torch.int64)
+    uniform = torch.empty(len(rows), n_each, dtype=torch.float64, device=rows.device)
+    most = min(launch.of(rows.device).random_numbers, max(uniform.numel(), 1))
+    n_columns = min(most, max(n_each, 1))
+    n_rows = most // n_columns
+    for own, some in zip(key.split(n_rows), uniform.split(n_rows), strict=True):
+        for counts, made in zip(counter.split(n_columns), some.split(n_columns, 1), strict=True):
+            bits = _mix(_mix(own + counts).bitwise_xor_(own))
+            made.copy_(_shift(bits, 11)).add_(0.5).mul_(2.0**-53)
     return uniform.reshape(len(rows), *shape)
 
 
 def keyed_normal(seed: int, stage: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Draw standard normals for each row; see `keyed_uniform`."""
-    return torch.special.ndtri(keyed_uniform(seed, stage, rows, shape))
+    uniform = keyed_uniform(seed, stage, rows, shape)
+    return torch.special.ndtri(uniform, out=uniform)
 
 
 def paired_keys(keys: Tensor, rows: Tensor) -> Tensor:

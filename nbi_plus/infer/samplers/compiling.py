@@ -41,6 +41,11 @@ class Compiler:
         self._log_prob, self._left = log_prob, after
         self._way: Way | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether compiled code is there and in use."""
+        return self._way is not None and self._left <= 0
+
     def __call__(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return values (b, C) and gradients (b, C, D), or None where plain code is the way."""
         if self._left > 0:

@@ -45,7 +45,8 @@ def nested_r_hat(x: Tensor, n_super: int) -> Tensor:
     if c > n_super:
         within = within + chain_means.var(2)
     if n > 1:
-        within = within + each.var(3).mean(2)
+        off = each - chain_means[:, :, :, None]
+        within = within + off.square().sum(3).mean(2) / (n - 1)
     within = within.mean(1)
     moved = within > 0
     ratio = between / torch.where(moved, within, torch.ones_like(within))
@@ -65,7 +66,7 @@ def chain_ess(x: Tensor) -> Tensor:
     than ``C N log10(C N)`` (Vehtari et al. 2021). 0 where nothing moved.
     """
     half = x.shape[2] // 2
-    split = torch.cat([x[:, :, :half], x[:, :, half : 2 * half]], 1)
+    split = x[:, :, : 2 * half].unflatten(2, (2, half)).flatten(1, 2)
     n_chains, n = split.shape[1:3]
     total = n_chains * n
     means = split.mean(2, keepdim=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbi_plus import launch
 from nbi_plus.infer.samplers.compiling import Compiler, LogProb, differentiate
 from nbi_plus.infer.samplers.whitening import Whitening
 
@@ -41,7 +42,9 @@ class Gradients:
         proposal, but Metropolis' rule stays right, since it looks at the density alone.
         """
         z = whitening.back(u)
-        each = [self._safely(z[i], index[i]) for i in self._launches(*u.shape[:2])]
+        ready = self.compiler is not None and self.compiler.is_ready
+        at_once = self.rows * (launch.of(u.device).compiled_launches if ready else 1)
+        each = [self._safely(z[i], index[i]) for i in _launches(*u.shape[:2], at_once)]
         values, grads = each[0] if len(each) == 1 else map(torch.cat, zip(*each, strict=True))
         if u.device.type == "cpu" and math.isfinite(values.sum() + grads.sum()):
             return values, whitening.gradient(grads)  # to look would mean to wait elsewhere
@@ -52,7 +55,7 @@ class Gradients:
 
     def check(self, z: Tensor, index: Tensor) -> None:
         """Raise what the log-density raises when it does so at the starts of every object."""
-        first_launch = next(self._launches(*z.shape[:2]))
+        first_launch = next(_launches(*z.shape[:2], self.rows))
         try:
             self._differentiate(z[first_launch], index[first_launch])
             return
@@ -60,14 +63,9 @@ class Gradients:
             raise
         except Exception as error:  # noqa: BLE001 - the caller's code
             first = error
-        each = (self._safely(z[i], index[i])[0] for i in self._launches(*z.shape[:2]))
+        each = (self._safely(z[i], index[i])[0] for i in _launches(*z.shape[:2], self.rows))
         if all(bool((values == -math.inf).all()) for values in each):
             raise first
-
-    def _launches(self, n_objects: int, n_chains: int) -> Iterator[slice]:
-        step = max(1, self.rows // n_chains)
-        for start in range(0, n_objects, step):
-            yield slice(start, start + step)
 
     def _safely(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and gradients; rows that make the log-density raise are -inf."""
@@ -91,3 +89,9 @@ class Gradients:
     def _differentiate(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         found = None if self.compiler is None else self.compiler(z, index)
         return differentiate(self.log_prob, z, index) if found is None else found
+
+
+def _launches(n_objects: int, n_chains: int, rows: int) -> Iterator[slice]:
+    step = max(1, rows // n_chains)
+    for start in range(0, n_objects, step):
+        yield slice(start, start + step)

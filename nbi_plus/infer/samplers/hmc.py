@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nbi_plus import launch
 from nbi_plus.arguments import of_kind, seed_of, whole
-from nbi_plus.batched import join, pick
+from nbi_plus.batched import among, join, pick
 from nbi_plus.infer.proposals.base import LatentProposal
 from nbi_plus.infer.samplers.compiling import Compiler
 from nbi_plus.infer.samplers.diagnostics import bulk_ess, folded, nested_r_hat, tail_ess
@@ -250,14 +250,16 @@ class _Goal:
     def judge(self, lane: Lane) -> HmcResult:
         """Return what the chains of a lane have come to, looking at as many as fit a cache."""
         step = max(1, _NUMBERS_JUDGED // max(math.prod(lane.draws.shape[1:]), 1))
-        rows = torch.arange(len(lane), device=lane.index.device).split(step)
-        return join([self._judge(pick(lane, part)) for part in rows])
+        starts = range(0, max(len(lane), 1), step)
+        return join([self._judge(pick(lane, slice(i, i + step))) for i in starts])
 
     def _judge(self, lane: Lane) -> HmcResult:
         config, tally = self.config, lane.tally
-        z = lane.draws[..., :-1]
+        # one parameter after the other in memory: all sums run along chains
+        numbers = lane.draws.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        z = numbers[..., :-1]
         r_hat = torch.maximum(nested_r_hat(z, self.n_super), nested_r_hat(folded(z), self.n_super))
-        energy = nested_r_hat(lane.draws[..., -1:], self.n_super)[:, 0]
+        energy = nested_r_hat(numbers[..., -1:], self.n_super)[:, 0]
         bulk, tail = bulk_ess(z), tail_ess(z)
         wanted = max(self.ess_target, config.ess_per_super * self.n_super)
         n_trials = (tally.n_steps * z.shape[1]).to(z)
@@ -310,7 +312,7 @@ def _run(
     waiting: dict[tuple[int, int], list[Lane]] = {}
     for at, rows in ((0, ~near), (skipped, near)):
         if rows.any():
-            waiting.setdefault((0, at), []).append(pick(lane, rows.nonzero()[:, 0]))
+            waiting.setdefault((0, at), []).append(among(lane, rows))
     while waiting:
         speed, at = min(waiting)
         lane = join(waiting.pop((speed, at)))
@@ -329,9 +331,8 @@ def _run(
                 found = goal.judge(lane)
                 over |= found.converged
                 if over.any():
-                    rows = over.nonzero()[:, 0]
-                    yield pick(lane, rows), pick(found, rows)
-            after = [(at + 1, pick(lane, (~over).nonzero()[:, 0]))]
+                    yield among(lane, over), among(found, over)
+            after = [(at + 1, among(lane, ~over))]
         for then, own in after:
             for more, part in _by_speed(own, config, speed):
                 waiting.setdefault((more, then), []).append(part)
@@ -349,7 +350,7 @@ def _warmed(
     if ready.any():
         ready &= arrived(lane, goal.n_super)
     parts = (ready, ended & ~ready, ~(ended | ready))
-    there, lost, going = (pick(lane, part.nonzero()[:, 0]) for part in parts)
+    there, lost, going = (among(lane, part) for part in parts)
     return there, lost, going
 
 
@@ -362,8 +363,8 @@ def _by_speed(lane: Lane, config: HmcConfig, speed: int) -> Iterator[tuple[int, 
     if speed == _N_LANES - 1 or not slow.any():
         yield speed, lane
         return
-    yield speed, pick(lane, (~slow).nonzero()[:, 0])
-    yield speed + 1, pick(lane, slow.nonzero()[:, 0])
+    yield speed, among(lane, ~slow)
+    yield speed + 1, among(lane, slow)
 
 
 def _check(z0: Tensor, n_super: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
+from operator import neg
 
 import torch
 from torch import Tensor
@@ -165,7 +167,9 @@ class Transition:
         jitters = [_radical_inverse(first + i) for i in range(len(window))]
         plans = None if adapts else _Plan.frozen(lane.tuning, jitters, most)
         jumping = None if self.jumps is None else lane.may_jump.nonzero()[:, 0]
-        found = []
+        n_before = lane.draws.shape[2]
+        draws = lane.draws.new_empty(n, n_chains, n_before + len(window), d + 1)
+        draws[:, :, :n_before] = lane.draws
         for i, t in enumerate(window):
             plan = plans[i] if plans else _Plan.frozen(lane.tuning, jitters[i : i + 1], most)[0]
             lane, trial = self._step(lane, momenta[:, i].to(like), uniforms[:, i].log(), plan)
@@ -174,8 +178,9 @@ class Transition:
                 lane = replace(lane, tuning=tuning)
             if jumping is not None and len(jumping) and (first + i) % self.jump_every == 0:
                 lane = self._jump(lane, jumping, first + i)
-            found.append(torch.cat([lane.z, lane.places.log_prob[..., None]], -1))
-        return replace(lane, draws=torch.cat([lane.draws, torch.stack(found, 2)], 2))
+            draws[:, :, n_before + i, :d] = lane.z
+            draws[:, :, n_before + i, d] = lane.places.log_prob
+        return replace(lane, draws=draws)
 
     def _step(
         self, lane: Lane, momentum: Tensor, log_uniform: Tensor, plan: _Plan
@@ -209,18 +214,18 @@ class Transition:
         p, index = momentum[order], lane.index[order]
         step = lane.tuning.log_step.exp()[order, None, None]
         mean, factor = lane.whitening.mean[order], lane.whitening.factor[order]
-        half, begun = 0.5 * step, 0
-        for n in range(len(counts), 0, -1):
-            if counts[n - 1] == begun:
-                continue
-            here, moving, value, slope = u[:n], p[:n], log_prob[:n], grad[:n]
-            whitening = Whitening(mean[:n], factor[:n])
-            for _ in range(begun, counts[n - 1]):
-                moving += half[:n] * slope
-                here += step[:n] * moving
-                value, slope = self.gradients(here, index[:n], whitening)
-                moving += half[:n] * slope
-            log_prob[:n], grad[:n], begun = value, slope, counts[n - 1]
+        half, n = 0.5 * step, len(counts)
+        p.addcmul_(half, grad)
+        for n_leaps in range(1, counts[0] + 1):
+            u[:n].addcmul_(step[:n], p[:n])
+            value, slope = self.gradients(u[:n], index[:n], Whitening(mean[:n], factor[:n]))
+            moving = bisect_left(counts, -n_leaps, hi=n, key=neg)
+            # two half kicks without a move between them are one
+            p[:moving].addcmul_(step[:moving], slope[:moving])
+            if moving < n:
+                ended = slice(moving, n)
+                p[ended].addcmul_(half[ended], slope[ended])
+                log_prob[ended], grad[ended], n = value[ended], slope[ended], moving
         back = order.argsort()
         return Places(u[back], log_prob[back], grad[back]), p[back]
 
