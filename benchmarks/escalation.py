@@ -351,6 +351,7 @@ def blackjax(options):
         for metric in ("none", "diagonal"):
             for at_once in (1, N_PEER):
                 yield from _peer(problem, options.peer, n_steps, at_once, metric)
+        yield from _peer(large, options.peer, n_steps, 1, "diagonal")
 
 
 def _compiled(problem, config):
