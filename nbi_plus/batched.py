@@ -28,7 +28,8 @@ def pick(value: T, rows: Tensor | slice) -> T:
 
 def among(value: T, chosen: Tensor) -> T:
     """Return the objects that are ``chosen`` (B,), by no copy where all are."""
-    return value if bool(chosen.all()) else pick(value, chosen.nonzero()[:, 0])
+    rows = chosen.nonzero()[:, 0]
+    return value if len(rows) == len(chosen) else pick(value, rows)
 
 
 def join(values: Sequence[T]) -> T:
