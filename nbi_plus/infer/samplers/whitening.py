@@ -54,7 +54,7 @@ class Whitening:
 
     def back(self, u: Tensor) -> Tensor:
         """Undo `to`."""
-        return torch.baddbmm(self.mean, u, self.factor.transpose(1, 2).contiguous())
+        return self.mean + u @ self.factor.transpose(1, 2)
 
     def gradient(self, grad_z: Tensor) -> Tensor:
         """Return the gradient with respect to u, of one with respect to z."""
