@@ -387,11 +387,10 @@ def test_few_simulations_have_no_trend():
     assert (trend(z) == 0).all()
 
 
-def test_a_trend_moves_what_is_sampled_and_its_density(engine, tmp_path):
+def test_a_trend_moves_what_is_sampled_and_its_density():
     """In closed form with an untrained flow: the trend alone puts the data where they belong."""
-    config = LikelihoodConfig(FlowConfig(**TINY), trend=True)
     torch.manual_seed(0)
-    density = Likelihood(1, 1, config).eval()
+    density = Likelihood(1, 1, LikelihoodConfig(FlowConfig(**TINY), trend=True)).eval()
     z = torch.randn((4000, 1), dtype=torch.float64)
     x = 10 * z + 0.1 * torch.randn_like(z)
     density.whiten(z)
@@ -405,14 +404,16 @@ def test_a_trend_moves_what_is_sampled_and_its_density(engine, tmp_path):
     moved = drawn.mean(1) - drawn.mean(1)[0]
     assert (moved - 10 * here[:, 0]).abs().max() < 0.1  # the width
     assert (at - away > 10).all()
-    twin = type(engine).load(_saved(engine, tmp_path))
-    assert twin.model_.network.flow.config.trend
-    points = np.linspace(-1, 1, 5)[:, None]
-    np.testing.assert_array_equal(
-        twin.log_likelihood(points, [0.3]), engine.log_likelihood(points, [0.3])
-    )
 
 
-def _saved(engine, folder):
-    engine.save(folder / "engine.h5")
-    return folder / "engine.h5"
+def test_files_keep_the_trend(engine, tmp_path):
+    assert engine.model_.network.flow.trend.slopes.abs().max() > 0.1
+    engine.save(tmp_path / "e.h5")
+    twin, points = nbi.LikelihoodEngine.load(tmp_path / "e.h5"), np.linspace(-1, 1, 5)[:, None]
+    found = (e.log_likelihood(points, [0.3]) for e in (twin, engine))
+    np.testing.assert_array_equal(*found)
+
+
+def test_densities_of_files_from_before_trends_have_none():
+    config = LikelihoodConfig.of(TINY, [[1, [0.0, 1.0]]], kind="likelihood")
+    assert Likelihood(1, 2, config).trend is None
