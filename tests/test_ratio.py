@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import nbi_plus as nbi
-from nbi_plus.learn import fitting
+from nbi_plus.learn import fitting, training
 from nbi_plus.learn.heads.strata import strata
 from nbi_plus.learn.losses import ContrastLoss, contrast
 from nbi_plus.learn.ratio import Ratio, RatioConfig
@@ -605,3 +605,25 @@ def test_training_that_was_killed_goes_on_where_it_was(tmp_path):
     assert seen == [4, 5]
     grid = np.linspace(-1, 1, 5)[:, None]
     np.testing.assert_allclose(resumed.log_ratio(grid, [0.2]), whole.log_ratio(grid, [0.2]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_epochs", "turned"),
+    [
+        (nbi.RatioEngine, 1, False),
+        (nbi.RatioEngine, 1000, True),
+        (nbi.LikelihoodEngine, 1000, False),
+    ],
+)
+def test_long_trainings_of_ratios_turn_matrices(monkeypatch, kind, n_epochs, turned):
+    """Those of densities of trials do not."""
+    seen = []
+
+    def kept(*given, muon):
+        seen.append(muon)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "FlatOptimizer", kept)
+    with pytest.raises(KeyboardInterrupt):
+        kind(one_trial, PRIOR).fit(n_sims=100, n_epochs=n_epochs, batch_size=50)
+    assert seen == [turned]
