@@ -23,7 +23,7 @@ JOBS = snippets.NAMES | traffic.JOBS
 ITEMS = {
     "unweighted answers": ("unweighted",),
     "launch sizes": ("target_117", "target_1000"),
-    "mixtures": ("mixtures_3", "mixtures_5", "mixtures_10"),
+    "mixtures": ("mixtures_3", "mixtures_5", "mixtures_10", "mixtures_sized"),
     "a lean target": ("gradients", "chains"),
     "compiled gradients": ("gradients_compiled",),
     "the flow in one pass": ("flow", "weighted"),

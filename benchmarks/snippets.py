@@ -192,7 +192,7 @@ def chains():
     return again(lambda: hmc.sample(lambda z, _: -0.5 * (z / scales).square().sum(-1), starts))
 
 
-def mixtures(n_dim):
+def mixtures(n_dim, n_components=4):
     import torch
 
     from nbi_plus.infer.proposals.mixture import MixtureConfig, fit_mixture
@@ -201,7 +201,7 @@ def mixtures(n_dim):
     z = torch.randn(16, 2000, n_dim, dtype=torch.float64, generator=rng)
     z[:, ::2] += 2
     weights, keys = torch.full((16, 2000), 1 / 2000, dtype=torch.float64), torch.arange(16)
-    config = MixtureConfig(n_components=4)
+    config = MixtureConfig(n_components=n_components)
     return again(lambda: fit_mixture(z, weights, keys, config, 0, "fit"))
 
 
@@ -218,6 +218,11 @@ def mixtures_5():
 def mixtures_10():
     """`fit_mixture`: 4 components, 16 objects of 2000 draws, D = 10."""
     return mixtures(10)
+
+
+def mixtures_sized():
+    """`fit_mixture`, which looks for the number of components: 16 objects of 2000 draws, D = 5."""
+    return mixtures(5, None)
 
 
 def flow():
@@ -361,9 +366,9 @@ def ladder_48():
 
 JOBS = (
     unweighted, weighted, target_117, target_1000, gradients, gradients_compiled, chains,
-    mixtures_3, mixtures_5, mixtures_10, flow, rounds_torch, rounds_numpy, rounds_bimodal,
-    rounds_microlensing, rounds_k2_24, ladder_48, epoch, to_a_loss, to_a_low_loss, first_try,
-    imported, imported_by_a_worker, imported_to_sample,
+    mixtures_3, mixtures_5, mixtures_10, mixtures_sized, flow, rounds_torch, rounds_numpy,
+    rounds_bimodal, rounds_microlensing, rounds_k2_24, ladder_48, epoch, to_a_loss, to_a_low_loss,
+    first_try, imported, imported_by_a_worker, imported_to_sample,
 )  # fmt: skip
 NAMES = {job.__name__: job for job in JOBS}
 

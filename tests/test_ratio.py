@@ -25,6 +25,7 @@ from nbi_plus.learn.ratio import Ratio, RatioConfig
 SIGMA = 0.7
 PRIOR = {"mu": norm(0, 1)}
 SMALL = RatioConfig(n_squares=4, n_products=4, hidden=16)
+RIDGED = replace(SMALL, n_ridges=3)
 
 
 def one_trial(theta):
@@ -153,13 +154,45 @@ def test_contrast_refuses_what_is_none(options, words):
 # --- the family -----------------------------------------------------------------------------------
 
 
-def test_ratio_of_pairs_is_the_diagonal_of_all_and_trials_add_up():
-    ratio, (z, features) = head().exact(), some()
+@pytest.mark.parametrize("config", [SMALL, RIDGED, replace(RIDGED, n_strata=5)])
+def test_ratios_are_the_same_of_pairs_of_neighbours_of_all_and_of_sums(config):
+    ratio, (z, features) = head(config=config).exact().eval(), some()
+    if config.n_strata:
+        ratio.centres.copy_(ratio.statistics(features[:5]))
     every = ratio.log_ratios(z, features)
     pairs = ratio.log_prob(z[:, None], features)[:, 0]
     torch.testing.assert_close(pairs, every.diagonal())
-    summed = ratio.natural(z) @ ratio.statistics(features).sum(0)
-    torch.testing.assert_close(summed, every.sum(0))
+    rows = torch.arange(12)
+    neighbours = torch.stack([every[rows, (rows + k) % 12] for k in range(5)], 1)
+    torch.testing.assert_close(ratio.of_next(z, features, 4), neighbours)
+    statistics = ratio.statistics(features)
+    sets = ratio.summed([statistics[:7], statistics[7:], statistics[2:3]])
+    index = torch.tensor([1, 0])  # of two sets of three, one of them shorter than the other
+    wanted = torch.stack([every[7:, :6].sum(0), every[:7, 6:].sum(0)])
+    torch.testing.assert_close(sets.log_prob(z.view(2, 6, 2), index), wanted)
+
+
+def test_ridges_are_no_part_of_a_sum_of_statistics():
+    ratio, (z, features) = head(config=RIDGED).exact(), some()
+    with_ridges = ratio.log_ratios(z, features)
+    with torch.no_grad():
+        ratio.of_z[-1].weight[-3:] = 0.0
+        ratio.of_z[-1].bias[-3:] = 0.0  # no height
+    flat = ratio.log_ratios(z, features)
+    assert (with_ridges - flat).abs().max() > 1e-3
+    m = RIDGED.n_statistics
+    torch.testing.assert_close(
+        ratio.natural(z)[:, :m] @ ratio.statistics(features)[:, :m].sum(0), flat.sum(0)
+    )
+
+
+def test_strata_that_are_not_learned_yet_change_nothing():
+    without = head(config=RIDGED)
+    ratio, (z, features) = head(config=replace(RIDGED, n_strata=5)), some()
+    ratio.load_state_dict(without.state_dict(), strict=False)
+    torch.testing.assert_close(
+        ratio.eval().log_ratios(z, features), without.log_ratios(z, features)
+    )
 
 
 def test_ratio_holds_the_normal_law_however_far_out():
@@ -184,7 +217,7 @@ def test_strata_have_the_means_of_ratios():
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     statistics = torch.stack([x, x.square()], 1)
     natural = torch.tensor([[0.5, 0.0], [-1.0, 0.1], [1.0, -0.5]], dtype=torch.float64)
-    centres, log_shares = strata(statistics, natural, 64)
+    centres, log_shares = strata(statistics, statistics @ natural.T, 64)
     assert log_shares.exp().sum().item() == pytest.approx(1)
     torch.testing.assert_close(log_shares.exp() @ centres, statistics.mean(0), rtol=1e-6, atol=1e-9)
     found = (natural @ centres.T + log_shares).logsumexp(1)
@@ -198,14 +231,14 @@ def test_strata_have_the_means_of_ratios():
 
 
 def test_strata_of_data_that_are_alike_are_as_many():
-    centres, log_shares = strata(torch.ones(40, 3), torch.ones(2, 3), 8)
+    centres, log_shares = strata(torch.ones(40, 3), torch.ones(40, 2), 8)
     assert centres.eq(1).all()
     assert log_shares.exp().sum().item() == pytest.approx(1)
 
 
-def unlevelled(n_strata=64):
+def unlevelled(config=SMALL):
     """A ratio of one feature whose mean over the data is anything, and z and features."""
-    ratio = head(n_context=1, config=replace(SMALL, n_strata=n_strata))
+    ratio = head(n_context=1, config=replace(config, n_strata=64))
     with torch.no_grad():
         ratio.of_z[-1].weight *= 5
     rng = torch.Generator().manual_seed(1)
@@ -216,8 +249,9 @@ def mean_ratios(ratio, z, features):
     return ratio.eval().log_ratios(z[:100], features).exp().mean(0).detach()
 
 
-def test_normalised_ratio_has_mean_one_over_other_data():
-    ratio, z, features = unlevelled()
+@pytest.mark.parametrize("config", [SMALL, RIDGED])
+def test_normalised_ratio_has_mean_one_over_other_data(config):
+    ratio, z, features = unlevelled(config)
     assert (mean_ratios(ratio, z, features) - 1).abs().max() > 0.2
     ratio.normalise(z[:10_000], ratio.statistics(features[:10_000]))
     rest = features[10_000:]
@@ -253,7 +287,7 @@ def test_strata_are_of_many_data_alone(monkeypatch):
 def test_strata_go_through_a_file(tmp_path):
     made = small().fit(n_sims=100, n_epochs=1)
     flow, rng = made.model_.network.flow, torch.Generator().manual_seed(3)
-    width = flow.natural(torch.zeros(1, 1)).shape[1]
+    width = flow.config.n_statistics + flow.config.n_ridges
     flow.config = replace(flow.config, n_strata=8)
     flow.register_buffer("centres", 0.1 * torch.randn(8, width, generator=rng))
     flow.register_buffer("log_shares", torch.full((8,), -math.log(8)))

@@ -24,6 +24,7 @@ from nbi_plus.problem.simulator.simulator import Simulator
 from nbi_plus.torch_state import doors
 
 _N_STRATA = 256
+_N_RIDGES = 32
 
 
 @doors
@@ -182,5 +183,6 @@ class RatioEngine(TrialEngine):
         spec, custom = options.featurizer_spec(wish, problem.conditions, n_dim)
         loss = ContrastLoss(self.n_contrast, self.gamma, self.balance)
         # a factor of x that is free has a mean that is none of the ratio's
-        config = RatioConfig(n_strata=_N_STRATA if np.isfinite(self.gamma) else 0)
+        n_strata = _N_STRATA if np.isfinite(self.gamma) else 0
+        config = RatioConfig(n_strata=n_strata, n_ridges=_N_RIDGES)
         return {"featurizer": spec, "custom": custom, "flow": config, "loss": loss}

@@ -132,7 +132,7 @@ class ContrastLoss:
         k = min(self.n_contrast, n - 1)
         steps = torch.arange(k + 1, device=z.device)
         others = (torch.arange(n, device=z.device)[:, None] + steps) % n
-        ratio = flow.log_ratios(z, features).gather(1, others)
+        ratio = flow.of_next(z, features, k)
         # a row that does not count is no contrast either; infinities would have no gradient
         ratio = torch.where(good[others] | (steps == 0), ratio, _NEVER)
         loss = contrast(ratio[:, :k], ratio[:, 1:], self.gamma)

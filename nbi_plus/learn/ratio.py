@@ -1,11 +1,13 @@
-r"""Ratios: log p(x | z) / p(x) as a learned exponential family, whose trials add up.
+r"""Ratios: log p(x | z) / p(x) as a learned exponential family, and ridges, whose trials add up.
 
-.. math:: \log r(x \mid z) = \eta(z) \cdot t(x) - \log \sum_k w_k \exp(\eta(z) \cdot t_k)
+.. math:: \log r(x \mid z) = f(z, x) - \log \sum_k w_k \exp f(z, x_k), \qquad
+          f(z, x) = \eta(z) \cdot t(x) + \sum_h e_h(z)\, \mathrm{silu}(g_h (a_h(z) + b_h(x)))
 
-Natural parameters of z meet statistics of the data. Those of many exchangeable trials are summed
-once, after which any number of trials costs what one does; and a batch of n pairs has n^2 ratios
-for n of each. The normal law, whose logarithm is a square, is among these families for a few of
-the statistics, and so are tails that were never seen.
+Natural parameters of z meet statistics of the data, which are summed once, however many trials
+there are. The normal law, whose logarithm is a square, is among these families for a few of the
+statistics, and so are tails that were never seen. Where a density begins sharply at a place that
+depends on z, as reaction times do, no few statistics follow it: ridges do, some of them steep. They
+are evaluated for every trial.
 
 The mean ratio of all data is one at every z. Classification learns that roughly, and the slope of
 what is left is multiplied by the number of trials; so it is divided out, over strata of the data.
@@ -14,20 +16,23 @@ what is left is multiplied by the number of trials; so it is divided out, over s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from nbi_plus import launch
 from nbi_plus.arguments import whole
 from nbi_plus.learn.heads.latent import LatentInput, perceptron
 from nbi_plus.learn.heads.strata import strata
 
 _WIDEST = 2**16
 _N_LEVELS = 256  # parameters at which means are tried
-_TOGETHER = 2**15  # rows of data whose ratios are held at once
+_TOGETHER = 2**15  # rows of data, or ridges of them, whose ratios are held at once
+_STEEPEST = 10.0  # gain of the last ridge, where that of the first is one
+_FAR = -1e4  # where a ridge is flat
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class RatioConfig:
         Of the networks of z and of the features of x.
     n_strata : int
         Of the data, over which ratios are normalised; 0 where they are not.
+    n_ridges : int
+        H, which may be 0.
     """
 
     kind: str = "ratio"
@@ -52,13 +59,20 @@ class RatioConfig:
     hidden: int = 64
     n_layers: int = 3
     n_strata: int = 0
+    n_ridges: int = 0
 
     def __post_init__(self) -> None:
         if self.kind != "ratio":
             raise ValueError(f"kind must be 'ratio', but is {self.kind!r}.")
         for name in ("n_squares", "n_products", "hidden", "n_layers"):
             whole(name, getattr(self, name), 1, _WIDEST)
-        whole("n_strata", self.n_strata, 0, _WIDEST)
+        for name in ("n_strata", "n_ridges"):
+            whole(name, getattr(self, name), 0, _WIDEST)
+
+    @property
+    def n_statistics(self) -> int:
+        """M, of the exponential family."""
+        return 2 * self.n_squares + self.n_products + 2
 
 
 class Ratio(LatentInput):
@@ -76,13 +90,20 @@ class Ratio(LatentInput):
     def __init__(self, n_dims: int, n_context: int, config: RatioConfig) -> None:
         super().__init__(n_dims)
         self.config = config
-        k, p, size = config.n_squares, config.n_products, (config.hidden, config.n_layers)
-        self.of_z = perceptron(n_dims, *size, 2 * k + p + 1)
-        self.of_x = perceptron(n_context, *size, k + p + 1)
-        self.straight = nn.Linear(n_context, k)  # squares of what is linear go on beyond the data
+        k, p, h = config.n_squares, config.n_products, config.n_ridges
+        size = config.hidden, config.n_layers
+        self.of_z = perceptron(n_dims, *size, 2 * k + p + 1 + 2 * h)
+        self.of_x = perceptron(n_context, *size, k + p + 1 + h)
+        self.straight = nn.Linear(n_context, k + h)  # what is linear goes on beyond the data
+        if h:
+            self.straight_z = nn.Linear(n_dims, h)
+            gains = torch.logspace(0, math.log10(_STEEPEST), h)
+            self.register_buffer("gains", gains, persistent=False)
         if config.n_strata:  # statistics of nothing: until there are strata all means are one
             even = torch.full((config.n_strata,), -math.log(config.n_strata))
-            self.register_buffer("centres", torch.zeros(config.n_strata, 2 * k + p + 2))
+            nothing = torch.zeros(config.n_strata, config.n_statistics + h)
+            nothing[:, config.n_statistics :] = _FAR
+            self.register_buffer("centres", nothing)
             self.register_buffer("log_shares", even)
 
     @property
@@ -91,39 +112,82 @@ class Ratio(LatentInput):
         return self.config.n_strata > 0
 
     def natural(self, z: Tensor) -> Tensor:
-        """Return the natural parameters (..., M) of z (..., D)."""
-        k, n = self.config.n_squares, self.config.n_products
-        raw, middle, slope, level = self.of_z(self.white(z)).split([k, k, n, 1], -1)
+        """Return the natural parameters (..., M + 2 H) of z (..., D), ridges last."""
+        k, n, h = self.config.n_squares, self.config.n_products, self.config.n_ridges
+        white = self.white(z)
+        raw, middle, slope, level, ridges = self.of_z(white).split([k, k, n, 1, 2 * h], -1)
         scale = F.softplus(raw)
         # the square multiplied out; each part small at first, however many there are
         level = level - 0.5 * middle.square().sum(-1, keepdim=True) / k**0.5
         squares = torch.cat([-0.5 * scale.square(), scale * middle], -1) / k**0.5
         found = torch.cat([squares, slope / n**0.5, level, torch.ones_like(level)], -1)
+        if h:
+            place, height = ridges.split([h, h], -1)
+            place, height = self.gains * (place + self.straight_z(white)), height / self.gains
+            found = torch.cat([found, place, height / h**0.5], -1)
         if self.training or not self.config.n_strata:
             return found
-        at_strata = found @ self.centres.to(self.dtype).T + self.log_shares.to(self.dtype)
-        level = level - at_strata.logsumexp(-1, keepdim=True)
-        return torch.cat([found[..., :-2], level, found[..., -1:]], -1)
+        at_strata = self._every(found, self.centres.to(self.dtype)) + self.log_shares.to(self.dtype)
+        at = self.config.n_statistics - 2
+        level = found[..., at : at + 1] - at_strata.logsumexp(-1, keepdim=True)
+        return torch.cat([found[..., :at], level, found[..., at + 1 :]], -1)
 
     def statistics(self, context: Tensor) -> Tensor:
-        """Return the statistics (..., M) of features (..., F)."""
+        """Return the statistics (..., M + H) of features (..., F), ridges last."""
         context = context.to(self.dtype)
-        k, n = self.config.n_squares, self.config.n_products
-        phi, product, level = self.of_x(context).split([k, n, 1], -1)
-        phi = phi + self.straight(context)
-        return torch.cat([phi.square(), phi, product, torch.ones_like(level), level], -1)
+        k, n, h = self.config.n_squares, self.config.n_products, self.config.n_ridges
+        phi, product, level, place = self.of_x(context).split([k, n, 1, h], -1)
+        straight, slant = self.straight(context).split([k, h], -1)
+        phi = phi + straight
+        found = torch.cat([phi.square(), phi, product, torch.ones_like(level), level], -1)
+        return torch.cat([found, self.gains * (place + slant)], -1) if h else found
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Return the log-ratio (B, S) of z (B, S, D) given features (B, F)."""
         return self.of_trials(z, self.statistics(context)[:, None])
 
     def of_trials(self, z: Tensor, statistics: Tensor) -> Tensor:
-        """Return the log-ratio (...) of z (..., D) and statistics (..., M)."""
-        return (self.natural(z) * statistics).sum(-1)
+        """Return the log-ratio (...) of z (..., D) and statistics (..., M + H)."""
+        m, h = self.config.n_statistics, self.config.n_ridges
+        eta, place, height = self.natural(z).split([m, h, h], -1)
+        family, ridges = statistics.split([m, h], -1)
+        return (eta * family).sum(-1) + (height * F.silu(place + ridges)).sum(-1)
 
     def log_ratios(self, z: Tensor, context: Tensor) -> Tensor:
         """Return the log-ratio (n, m) of every z (m, D) given every row of features (n, F)."""
-        return self.statistics(context) @ self.natural(z).T
+        return self._every(self.natural(z), self.statistics(context)).T
+
+    def of_next(self, z: Tensor, context: Tensor, k: int) -> Tensor:
+        """Return the log-ratio (n, k + 1) of z (n, D), and of the k rows after it, given features.
+
+        They are those (n, F) of the first of these rows; the first row follows the last.
+        """
+        m, h, n = self.config.n_statistics, self.config.n_ridges, len(z)
+        natural, statistics = self.natural(z), self.statistics(context)
+        steps = torch.arange(k + 1, device=z.device)
+        others = (torch.arange(n, device=z.device)[:, None] + steps) % n
+        found = (statistics[:, :m] @ natural[:, :m].T).gather(1, others)
+        if not h:
+            return found
+        ridges = torch.cat([natural, natural[:k]])[:, m:].unfold(0, k + 1, 1)
+        place, height = ridges.split([h, h], 1)
+        return found + (height * F.silu(place + statistics[:, m:, None])).sum(1)
+
+    def _every(self, natural: Tensor, statistics: Tensor) -> Tensor:
+        """Return the log-ratio (..., n) of natural parameters (...) and each statistics (n,)."""
+        m, h = self.config.n_statistics, self.config.n_ridges
+        eta, place, height = natural.split([m, h, h], -1)
+        family, ridges = statistics.split([m, h], -1)
+        found = eta @ family.T
+        if not h:
+            return found
+        return found + (F.silu(place[..., None, :] + ridges) @ height[..., None])[..., 0]
+
+    def _at(self, z: Tensor, statistics: Tensor) -> Iterator[Tensor]:
+        """Yield the log-ratios (n, J) at z (J, D) of some of the data after the other."""
+        natural = self.natural(z)
+        for some in statistics.split(_TOGETHER // max(1, self.config.n_ridges)):
+            yield self._every(natural, some).T
 
     @torch.no_grad()
     def normalise(self, z: Tensor, statistics: Tensor) -> None:
@@ -132,7 +196,7 @@ class Ratio(LatentInput):
         Parameters
         ----------
         z : Tensor, shape (N, D)
-        statistics : Tensor, shape (N, M)
+        statistics : Tensor, shape (N, M + H)
             Of data of these parameters, in random order.
         """
         n_rest, n = len(z) // 4, self.config.n_strata
@@ -141,7 +205,8 @@ class Ratio(LatentInput):
             return
         tried, rest = z[:n_rest][:_N_LEVELS], statistics[:n_rest]
         before = self._off(tried, rest)
-        found = strata(statistics[n_rest:], self.natural(tried), n)
+        learned = statistics[n_rest:]
+        found = strata(learned, torch.cat(list(self._at(tried, learned))), n)
         for buffer, value in zip((self.centres, self.log_shares), found, strict=True):
             buffer.copy_(value)
         if not self._off(tried, rest) < before:
@@ -154,33 +219,63 @@ class Ratio(LatentInput):
 
     def _off(self, z: Tensor, statistics: Tensor) -> float:
         """Return how far mean ratios are from one, rms, at z (n, D) of the first of the data."""
-        natural = self.natural(z)
-        total = torch.full_like(natural[:, 0], -math.inf)
-        for i, some in enumerate(statistics.split(_TOGETHER)):
-            ratio = some @ natural.T
+        total = z.new_full((len(z),), -math.inf, dtype=statistics.dtype)
+        for i, ratio in enumerate(self._at(z, statistics)):
             if not i:  # pairs that belong together
                 ratio.diagonal().fill_(-math.inf)
             total = torch.logaddexp(total, ratio.logsumexp(0))
         return float((total - math.log(len(statistics) - 1)).square().mean().sqrt())
 
     def summed(self, sets: Sequence[Tensor]) -> SummedRatio:
-        """Return the log-ratios of N sets of statistics (T, M)."""
-        return SummedRatio(self, torch.stack([own.sum(0) for own in sets]))
+        """Return the log-ratios of N sets of statistics (T, M + H), which may differ in size."""
+        m = self.config.n_statistics
+        family = torch.stack([own[:, :m].sum(0) for own in sets])
+        counts = torch.tensor([len(own) for own in sets], device=family.device)
+        ridges = nn.utils.rnn.pad_sequence([own[:, m:] for own in sets], batch_first=True)
+        return SummedRatio(self, family, ridges, counts)
 
 
 @dataclass(frozen=True)
 class SummedRatio:
-    """The log-ratios of N sets of trials, whose statistics (N, M) are summed already."""
+    """The log-ratios of N sets of trials.
+
+    Attributes
+    ----------
+    ratio : Ratio
+    family : Tensor, shape (N, M)
+        Sums of their statistics.
+    ridges : Tensor, shape (N, T, H)
+        Where each trial is on the ridges, padded.
+    counts : Tensor of int64, shape (N,)
+        Trials of each set.
+    """
 
     ratio: Ratio
-    statistics: Tensor
+    family: Tensor
+    ridges: Tensor
+    counts: Tensor
 
     @property
     def n_numbers(self) -> int:
-        """Hidden units, statistics and strata of one evaluation."""
-        config = self.ratio.config
-        return config.hidden * config.n_layers + self.statistics.shape[1] + config.n_strata
+        """Hidden units, statistics and strata of one evaluation, and the ridges of its trials."""
+        config, h = self.ratio.config, self.ratio.config.n_ridges
+        family = config.hidden * config.n_layers + config.n_statistics
+        return family + config.n_strata * (1 + h) + self.ridges.shape[1] * h
 
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """Return the sums (b, n) at z (b, n, D)."""
-        return self.ratio.of_trials(z, self.statistics[index][:, None])
+        rows, owner = z.flatten(0, 1), index.repeat_interleave(z.shape[1])
+        hidden = launch.of(z.device).flow_rows * self.ratio.config.hidden
+        at_once = max(1, hidden // self.n_numbers)
+        parts = zip(rows.split(at_once), owner.split(at_once), strict=True)
+        return torch.cat([self._of_rows(*part) for part in parts]).unflatten(0, z.shape[:2])
+
+    def _of_rows(self, z: Tensor, owner: Tensor) -> Tensor:
+        m, h = self.ratio.config.n_statistics, self.ratio.config.n_ridges
+        eta, place, height = self.ratio.natural(z).split([m, h, h], -1)
+        found = (eta * self.family[owner]).sum(-1)
+        if not h:
+            return found
+        each = (F.silu(place[:, None] + self.ridges[owner]) @ height[..., None])[..., 0]
+        real = torch.arange(each.shape[1], device=z.device) < self.counts[owner, None]
+        return found + torch.where(real, each, 0.0).sum(-1)

@@ -16,17 +16,17 @@ _N_AXES = 8
 _LARGEST = 10.0  # a log-ratio: those beyond are outliers, and would have all strata
 
 
-def strata(statistics: Tensor, natural: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def strata(statistics: Tensor, log_ratios: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Return centres (n, M) and log-shares (n,) of statistics of data (N, M), N at least n.
 
     Parameters
     ----------
     statistics : Tensor, shape (N, M)
-    natural : Tensor, shape (J, M)
-        Natural parameters at which means shall be right.
+    log_ratios : Tensor, shape (N, J)
+        Of these data, at parameters where means shall be right.
     n : int
     """
-    places = _places(statistics, natural)
+    places = _places(log_ratios)
     order = count()
 
     def part(rows: Tensor) -> tuple[float, int, int, Tensor]:
@@ -47,9 +47,9 @@ def strata(statistics: Tensor, natural: Tensor, n: int) -> tuple[Tensor, Tensor]
     return torch.stack([statistics[rows].mean(0) for rows in parts]), shares.log()
 
 
-def _places(statistics: Tensor, natural: Tensor) -> Tensor:
-    """Return roots of ratios along their principal axes, (N, A)."""
-    roots = (0.5 * (statistics @ natural.T).clamp(max=_LARGEST)).exp()
+def _places(log_ratios: Tensor) -> Tensor:
+    """Return roots of ratios (N, J) along their principal axes, (N, A)."""
+    roots = (0.5 * log_ratios.clamp(max=_LARGEST)).exp()
     roots = roots - roots.mean(0)
     _, axes = torch.linalg.eigh(roots.T @ roots / len(roots))
     return roots @ axes[:, -_N_AXES:]
