@@ -31,7 +31,7 @@ from nbi_plus.learn.heads.strata import strata
 _WIDEST = 2**16
 _N_LEVELS = 256  # parameters at which means are tried
 _TOGETHER = 2**15  # rows of data, or ridges of them, whose ratios are held at once
-_STEEPEST = 10.0  # gain of the last ridge, where that of the first is one
+_STEEPEST = 3.0  # gain of the last ridge, where that of the first is one
 _FAR = -1e4  # where a ridge is flat
 
 
