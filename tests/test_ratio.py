@@ -302,9 +302,14 @@ def test_strata_go_through_a_file(tmp_path):
     assert (made.log_ratio(theta, x) == again.log_ratio(theta, x)).all()
 
 
-def test_files_from_before_there_were_strata_are_whole():
-    before = RatioConfig(**{k: v for k, v in vars(RatioConfig()).items() if k != "n_strata"})
-    assert not {"centres", "log_shares"} & set(head(config=before).state_dict())
+def test_files_from_before_there_were_strata_and_ridges_are_whole():
+    newer = {"n_strata", "n_ridges"}
+    before = RatioConfig(**{k: v for k, v in vars(RatioConfig()).items() if k not in newer})
+    ratio = head(config=before)
+    assert {name.split(".")[0] for name in ratio.state_dict()} == {
+        "mean", "width", "reach", "of_z", "of_x", "straight",
+    }  # fmt: skip
+    assert ratio.straight.out_features == before.n_squares
 
 
 def test_ratio_that_leaves_a_factor_free_is_not_normalised(monkeypatch):
