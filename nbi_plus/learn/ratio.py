@@ -95,10 +95,10 @@ class Ratio(LatentInput):
         self.of_z = perceptron(n_dims, *size, 2 * k + p + 1 + 2 * h)
         self.of_x = perceptron(n_context, *size, k + p + 1 + h)
         self.straight = nn.Linear(n_context, k + h)  # what is linear goes on beyond the data
+        gains = torch.logspace(0, math.log10(_STEEPEST), h)
+        self.register_buffer("gains", gains, persistent=False)
         if h:
             self.straight_z = nn.Linear(n_dims, h)
-            gains = torch.logspace(0, math.log10(_STEEPEST), h)
-            self.register_buffer("gains", gains, persistent=False)
         if config.n_strata:  # statistics of nothing: until there are strata all means are one
             even = torch.full((config.n_strata,), -math.log(config.n_strata))
             nothing = torch.zeros(config.n_strata, config.n_statistics + h)
@@ -139,8 +139,8 @@ class Ratio(LatentInput):
         phi, product, level, place = self.of_x(context).split([k, n, 1, h], -1)
         straight, slant = self.straight(context).split([k, h], -1)
         phi = phi + straight
-        found = torch.cat([phi.square(), phi, product, torch.ones_like(level), level], -1)
-        return torch.cat([found, self.gains * (place + slant)], -1) if h else found
+        place = self.gains * (place + slant)
+        return torch.cat([phi.square(), phi, product, torch.ones_like(level), level, place], -1)
 
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         """Return the log-ratio (B, S) of z (B, S, D) given features (B, F)."""
