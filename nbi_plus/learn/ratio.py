@@ -5,9 +5,9 @@ r"""Ratios: log p(x | z) / p(x) as a learned exponential family, and ridges, who
 
 Natural parameters of z meet statistics of the data, which are summed once, however many trials
 there are. The normal law, whose logarithm is a square, is among these families for a few of the
-statistics, and so are tails that were never seen. Where a density begins sharply at a place that
-depends on z, as reaction times do, no few statistics follow it: ridges do, some of them steep. They
-are evaluated for every trial.
+statistics, and so are tails that were never seen. Narrow and bent densities, and those that begin
+at a place that depends on z, have no few statistics: ridges follow them. They are evaluated for
+every trial.
 
 The mean ratio of all data is one at every z. Classification learns that roughly, and the slope of
 what is left is multiplied by the number of trials; so it is divided out, over strata of the data.
@@ -169,9 +169,10 @@ class Ratio(LatentInput):
         found = (statistics[:, :m] @ natural[:, :m].T).gather(1, others)
         if not h:
             return found
-        ridges = torch.cat([natural, natural[:k]])[:, m:].unfold(0, k + 1, 1)
-        place, height = ridges.split([h, h], 1)
-        return found + (height * F.silu(place + statistics[:, m:, None])).sum(1)
+        ridges = torch.cat([natural, natural[:k]])[:, m:].T.contiguous()
+        # windows of (2 H, n, k + 1), whose gradient is cheap in this order of the axes
+        place, height = ridges.unfold(1, k + 1, 1).split(h)
+        return found + (height * F.silu(place + statistics[:, m:].T[..., None])).sum(0)
 
     def _every(self, natural: Tensor, statistics: Tensor) -> Tensor:
         """Return the log-ratio (..., n) of natural parameters (...) and each statistics (n,)."""
