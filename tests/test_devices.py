@@ -19,6 +19,7 @@ from nbi_plus.infer.samplers import hmc
 from nbi_plus.infer.samplers.compiling import differentiate
 from nbi_plus.infer.samplers.peaks import PeaksConfig
 from nbi_plus.infer.weights.summary import summarise
+from nbi_plus.learn import fitting
 from nbi_plus.problem.binding import bind_simulator
 from nbi_plus.problem.simulator.simulator import SimulationError
 from nbi_plus.problem.target import Target
@@ -139,6 +140,34 @@ def test_a_fit_on_the_device_is_that_of_the_cpu(online):
         own = fitted(NAME, online=online)
     assert losses(own) == losses(fitted("cpu", online=online))
     assert all(isinstance(weight, OnDevice) for weight in own.model_.network.parameters())
+
+
+def noisy_trial(theta):
+    """Return one number for each row, and which of two it was called."""
+    x = theta[:, :1] + 0.5 * torch.randn_like(theta[:, :1])
+    return torch.cat([x, (torch.rand_like(x) < torch.sigmoid(theta[:, 1:])).to(x.dtype)], 1)
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("kind", [nbi.RatioEngine, nbi.LikelihoodEngine])
+def test_what_trials_say_on_the_device_is_what_they_say_on_the_cpu(monkeypatch, kind, online):
+    monkeypatch.setattr(fitting, "_FEWEST", 600)  # ratios are normalised
+    own = {"discrete": {1: (0, 1)}} if kind is nbi.LikelihoodEngine else {}
+    prior, x = {"a": norm(0, 1), "b": uniform(-1, 2)}, [[0.3, 1.0], [-0.2, 0.0], [0.5, 1.0]]
+    theta = [[0.1, 0.2], [1.5, -0.4]]
+
+    def learned(device):
+        engine = kind(noisy_trial, prior, device=device, **own)
+        engine.fit(n_sims=700, n_epochs=1, batch_size=128, online=online)
+        return engine, losses(engine), engine.summed(theta, x), engine.simulate(theta)
+
+    _, *wanted = learned("cpu")
+    with pretended():
+        engine, *found = learned(NAME)
+    assert all(isinstance(weight, OnDevice) for weight in engine.model_.network.parameters())
+    assert found[0] == wanted[0]
+    for came, expected in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_array_equal(came, expected)
 
 
 EACH_POINT = nbi.GaussianNoise(np.linspace(0.2, 0.4, len(TIMES)))

@@ -43,7 +43,8 @@ def strata(statistics: Tensor, log_ratios: Tensor, n: int) -> tuple[Tensor, Tens
         for some in (rows[low], rows[~low]):
             heapq.heappush(heap, part(some))
     parts = [rows for *_, rows in heap]
-    shares = places.new_tensor([len(rows) / len(places) for rows in parts])
+    sizes = torch.tensor([len(rows) for rows in parts], device=places.device)
+    shares = sizes.to(places.dtype) / len(places)
     return torch.stack([statistics[rows].mean(0) for rows in parts]), shares.log()
 
 
