@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import nbi_plus as nbi
 from nbi_plus.learn import fitting, training
+from nbi_plus.learn import ratio as learned_ratio
 from nbi_plus.learn.heads.strata import strata
 from nbi_plus.learn.losses import ContrastLoss, contrast
 from nbi_plus.learn.ratio import Ratio, RatioConfig
@@ -262,6 +263,23 @@ def test_normalised_ratio_has_mean_one_over_other_data(config):
     torch.testing.assert_close(
         ratio.log_prob(z[:9, None], rest[:9])[:, 0], ratio.log_ratios(z[:9], rest[:9]).diagonal()
     )
+
+
+def test_many_rows_are_normalised_piece_by_piece(monkeypatch):
+    ratio, z, features = unlevelled(RIDGED)
+    ratio.eval().normalise(z, ratio.statistics(features))
+
+    def found():
+        own = z[:64].view(4, 16, 2).clone().requires_grad_(True)
+        value = ratio.log_prob(own, features[:4])
+        return value.detach(), torch.autograd.grad(value.square().sum(), own)[0]
+
+    at_once = found()
+    monkeypatch.setattr(learned_ratio, "_NUMBERS", 64 * 4 * 5)  # five rows
+    for value, expected in zip(found(), at_once, strict=True):
+        torch.testing.assert_close(value, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(ratio.log_prob(z[:64].view(4, 16, 2), features[:4]), at_once[0])
 
 
 def test_strata_that_do_not_serve_are_none():

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
+from torch.utils.checkpoint import checkpoint
 
 from nbi_plus import launch
 from nbi_plus.arguments import whole
@@ -31,6 +32,7 @@ from nbi_plus.learn.heads.strata import strata
 _WIDEST = 2**16
 _N_LEVELS = 256  # parameters at which means are tried
 _TOGETHER = 2**15  # rows of data, or ridges of them, whose ratios are held at once
+_NUMBERS = 2**21  # ridges of strata that are held at once
 _STEEPEST = 3.0  # gain of the last ridge, where that of the first is one
 _FAR = -1e4  # where a ridge is flat
 
@@ -127,9 +129,8 @@ class Ratio(LatentInput):
             found = torch.cat([found, place, height / h**0.5], -1)
         if self.training or not self.config.n_strata:
             return found
-        at_strata = self._every(found, self.centres.to(self.dtype)) + self.log_shares.to(self.dtype)
         at = self.config.n_statistics - 2
-        level = found[..., at : at + 1] - at_strata.logsumexp(-1, keepdim=True)
+        level = found[..., at : at + 1] - self._log_mean(found)[..., None]
         return torch.cat([found[..., :at], level, found[..., at + 1 :]], -1)
 
     def statistics(self, context: Tensor) -> Tensor:
@@ -173,6 +174,17 @@ class Ratio(LatentInput):
         # windows of (2 H, n, k + 1), whose gradient is cheap in this order of the axes
         place, height = ridges.unfold(1, k + 1, 1).split(h)
         return found + (height * F.silu(place + statistics[:, m:].T[..., None])).sum(0)
+
+    def _log_mean(self, natural: Tensor) -> Tensor:
+        """Return the logarithm (...) of the mean ratio over strata of natural parameters (...)."""
+        at_once = max(1, _NUMBERS // (self.config.n_strata * (1 + self.config.n_ridges)))
+        if natural[..., 0].numel() <= at_once:
+            at_strata = self._every(natural, self.centres.to(self.dtype))
+            return (at_strata + self.log_shares.to(self.dtype)).logsumexp(-1)
+        # ridges of all strata for each row: kept for a gradient, they would fill the memory
+        pieces = natural.flatten(0, -2).split(at_once)
+        found = torch.cat([checkpoint(self._log_mean, p, use_reentrant=False) for p in pieces])
+        return found.view(natural.shape[:-1])
 
     def _every(self, natural: Tensor, statistics: Tensor) -> Tensor:
         """Return the log-ratio (..., n) of natural parameters (...) and each statistics (n,)."""
