@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nbi_plus.learn import training
+
 torch.set_num_threads(1)
 
 
@@ -17,6 +19,19 @@ def reference_folder():
     if folder is None:
         pytest.skip("NBI_PLUS_REFERENCE_DATA does not name a folder of reference data")
     return Path(folder)
+
+
+@pytest.fixture
+def turning(monkeypatch):
+    """Return a list that each training, which ends at once, tells whether matrices would turn."""
+    seen = []
+
+    def kept(*given, muon):
+        seen.append(muon)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "FlatOptimizer", kept)
+    return seen
 
 
 @pytest.fixture(scope="session", autouse=True)

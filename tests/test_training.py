@@ -770,17 +770,10 @@ class Matrices(nn.Module):
     ("epochs", "asked", "turned"),
     [(1, None, False), (1, True, True), (500, None, True), (500, False, False)],
 )
-def test_long_trainings_turn_matrices(monkeypatch, epochs, asked, turned):
-    seen = []
-
-    def kept(*given, muon):
-        seen.append(muon)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "FlatOptimizer", kept)
+def test_long_trainings_turn_matrices(turning, epochs, asked, turned):
     with pytest.raises(KeyboardInterrupt):
         run(TrainConfig(n_epochs=epochs, batch_size=320, muon=asked))
-    assert seen == [turned]
+    assert turning == [turned]
 
 
 def test_matrices_are_turned_towards_their_gradient():

@@ -5,9 +5,8 @@ r"""Ratios: log p(x | z) / p(x) as a learned exponential family, and ridges, who
 
 Natural parameters of z meet statistics of the data, which are summed once, however many trials
 there are. The normal law, whose logarithm is a square, is among these families for a few of the
-statistics, and so are tails that were never seen. Narrow and bent densities, and those that begin
-at a place that depends on z, have no few statistics: ridges follow them. They are evaluated for
-every trial.
+statistics, and so are tails that were never seen. Narrow and bent densities have no few statistics:
+ridges follow them. They are evaluated for every trial.
 
 The mean ratio of all data is one at every z. Classification learns that roughly, and the slope of
 what is left is multiplied by the number of trials; so it is divided out, over strata of the data.
@@ -32,7 +31,6 @@ from nbi_plus.learn.heads.strata import strata
 _WIDEST = 2**16
 _N_LEVELS = 256  # parameters at which means are tried
 _TOGETHER = 2**15  # rows of data, or ridges of them, whose ratios are held at once
-_NUMBERS = 2**21  # ridges of strata that are held at once
 _STEEPEST = 3.0  # gain of the last ridge, where that of the first is one
 _FAR = -1e4  # where a ridge is flat
 
@@ -150,13 +148,18 @@ class Ratio(LatentInput):
     def of_trials(self, z: Tensor, statistics: Tensor) -> Tensor:
         """Return the log-ratio (...) of z (..., D) and statistics (..., M + H)."""
         m, h = self.config.n_statistics, self.config.n_ridges
-        eta, place, height = self.natural(z).split([m, h, h], -1)
-        family, ridges = statistics.split([m, h], -1)
-        return (eta * family).sum(-1) + (height * F.silu(place + ridges)).sum(-1)
+        natural = self.natural(z)
+        family, places = statistics.split([m, h], -1)
+        return (natural[..., :m] * family).sum(-1) + self.on_ridges(natural, places)
 
-    def log_ratios(self, z: Tensor, context: Tensor) -> Tensor:
-        """Return the log-ratio (n, m) of every z (m, D) given every row of features (n, F)."""
-        return self._every(self.natural(z), self.statistics(context)).T
+    def on_ridges(self, natural: Tensor, places: Tensor) -> Tensor:
+        """Return the height (...) of natural parameters (..., M + 2 H) at places (..., H)."""
+        m, h = self.config.n_statistics, self.config.n_ridges
+        return (natural[..., m + h :] * F.silu(natural[..., m : m + h] + places)).sum(-1)
+
+    def rows_at_once(self, n_numbers: int, device: torch.device) -> int:
+        """Return how many rows that bear so many numbers each are evaluated at once."""
+        return max(1, launch.of(device).flow_rows * self.config.hidden // n_numbers)
 
     def of_next(self, z: Tensor, context: Tensor, k: int) -> Tensor:
         """Return the log-ratio (n, k + 1) of z (n, D), and of the k rows after it, given features.
@@ -177,7 +180,8 @@ class Ratio(LatentInput):
 
     def _log_mean(self, natural: Tensor) -> Tensor:
         """Return the logarithm (...) of the mean ratio over strata of natural parameters (...)."""
-        at_once = max(1, _NUMBERS // (self.config.n_strata * (1 + self.config.n_ridges)))
+        n_numbers = self.config.n_strata * (1 + self.config.n_ridges)
+        at_once = self.rows_at_once(n_numbers, natural.device)
         if natural[..., 0].numel() <= at_once:
             at_strata = self._every(natural, self.centres.to(self.dtype))
             return (at_strata + self.log_shares.to(self.dtype)).logsumexp(-1)
@@ -189,17 +193,14 @@ class Ratio(LatentInput):
     def _every(self, natural: Tensor, statistics: Tensor) -> Tensor:
         """Return the log-ratio (..., n) of natural parameters (...) and each statistics (n,)."""
         m, h = self.config.n_statistics, self.config.n_ridges
-        eta, place, height = natural.split([m, h, h], -1)
-        family, ridges = statistics.split([m, h], -1)
-        found = eta @ family.T
-        if not h:
-            return found
-        return found + (F.silu(place[..., None, :] + ridges) @ height[..., None])[..., 0]
+        family, places = statistics.split([m, h], -1)
+        return natural[..., :m] @ family.T + self.on_ridges(natural[..., None, :], places)
 
     def _at(self, z: Tensor, statistics: Tensor) -> Iterator[Tensor]:
         """Yield the log-ratios (n, J) at z (J, D) of some of the data after the other."""
         natural = self.natural(z)
-        for some in statistics.split(_TOGETHER // max(1, self.config.n_ridges)):
+        # the first of the data, which belong to z, come together
+        for some in statistics.split(max(_N_LEVELS, _TOGETHER // max(1, self.config.n_ridges))):
             yield self._every(natural, some).T
 
     @torch.no_grad()
@@ -278,17 +279,13 @@ class SummedRatio:
     def log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """Return the sums (b, n) at z (b, n, D)."""
         rows, owner = z.flatten(0, 1), index.repeat_interleave(z.shape[1])
-        hidden = launch.of(z.device).flow_rows * self.ratio.config.hidden
-        at_once = max(1, hidden // self.n_numbers)
+        at_once = self.ratio.rows_at_once(self.n_numbers, z.device)
         parts = zip(rows.split(at_once), owner.split(at_once), strict=True)
         return torch.cat([self._of_rows(*part) for part in parts]).unflatten(0, z.shape[:2])
 
     def _of_rows(self, z: Tensor, owner: Tensor) -> Tensor:
-        m, h = self.ratio.config.n_statistics, self.ratio.config.n_ridges
-        eta, place, height = self.ratio.natural(z).split([m, h, h], -1)
-        found = (eta * self.family[owner]).sum(-1)
-        if not h:
-            return found
-        each = (F.silu(place[:, None] + self.ridges[owner]) @ height[..., None])[..., 0]
+        natural = self.ratio.natural(z)
+        found = (natural[:, : self.family.shape[1]] * self.family[owner]).sum(-1)
+        each = self.ratio.on_ridges(natural[:, None], self.ridges[owner])
         real = torch.arange(each.shape[1], device=z.device) < self.counts[owner, None]
         return found + torch.where(real, each, 0.0).sum(-1)
